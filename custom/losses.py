@@ -1,0 +1,174 @@
+"""The CrossMatch loss as a table of student-teacher pairs (Zhao et al., doi:10.1109/JBHI.2024.3463711).
+
+``L = w_sup L_sup + w_ip L_ip + w_kd ((1 - eta) L_tkd + eta L_dkd)``; each group is the mean over its pairs of a Dice
+loss between a student's softmax and a teacher's pseudo-label. Weights differ between the paper and the two original
+codes; each bundle's config says which it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from monai.losses import DiceCELoss, DiceLoss
+from torch import nn
+
+from .perturbations import paste
+
+__all__ = ["IGNORE_INDEX", "PAIRS", "CrossMatchLoss", "Pair", "mix_teachers", "pseudo_label"]
+
+#: Label of the voxels that a loss leaves out.
+IGNORE_INDEX = 255
+
+
+class Pair(NamedTuple):
+    """A student learns from a teacher.
+
+    ``box`` is the strong view (1 or 2) whose CutMix box was pasted into the teacher. Suffix ``_fw`` is a decoding
+    under weak, ``_fs`` under strong feature dropout.
+    """
+
+    student: str
+    teacher: str
+    box: int | None = None
+
+    @property
+    def name(self) -> str:
+        """How the pair's term is logged, such as ``strong_1_from_weak``."""
+        return f"{self.student}_from_{self.teacher}"
+
+
+PAIRS: dict[str, tuple[Pair, ...]] = {
+    "image_perturbation": (
+        Pair("strong_1", "weak", box=1),
+        Pair("strong_2", "weak", box=2),
+    ),
+    "teacher_distillation": (
+        Pair("weak_fw", "weak"),
+        Pair("weak_fs", "weak"),
+        Pair("strong_2_fw", "weak", box=2),
+        Pair("strong_2_fs", "weak", box=2),
+    ),
+    "decoder_distillation": (
+        Pair("strong_2_fw", "weak_fw", box=2),
+        Pair("strong_2_fs", "weak_fs", box=2),
+    ),
+}
+
+
+@torch.no_grad()
+def pseudo_label(logits: torch.Tensor, threshold: float) -> torch.Tensor:
+    """Turn a teacher's logits into class indices where it is confident.
+
+    Args:
+        logits: BNH[WD].
+        threshold: softmax probability in [0, 1]; a voxel is kept where the largest softmax value reaches it.
+
+    Returns:
+        Class indices, B1H[WD], ``uint8``, :data:`IGNORE_INDEX` where the teacher is not confident.
+    """
+    confidence, label = logits.float().softmax(1).max(1, keepdim=True)
+    return label.to(torch.uint8).masked_fill_(confidence < threshold, IGNORE_INDEX)
+
+
+def mix_teachers(
+    teachers: Mapping[str, torch.Tensor], partners: Mapping[str, torch.Tensor], boxes: Mapping[int, torch.Tensor]
+) -> dict[tuple[str, int | None], torch.Tensor]:
+    """Paste the partners' pseudo-labels into the teachers', wherever :data:`PAIRS` asks for it.
+
+    Args:
+        teachers: pseudo-labels by name, each B1H[WD].
+        partners: the same names for the partner patches.
+        boxes: CutMix mask of each strong view, B1H[WD], by its number.
+
+    Returns:
+        Pseudo-labels by (teacher, box).
+    """
+    wanted = {(pair.teacher, pair.box) for pairs in PAIRS.values() for pair in pairs}
+    return {
+        (name, box): teachers[name] if box is None else paste(boxes[box], teachers[name], partners[name])
+        for name, box in wanted
+    }
+
+
+class CrossMatchLoss(nn.Module):
+    """Supervised loss plus Dice to pseudo-labels, pair by pair.
+
+    Dice has squared terms in the denominator and sums over the batch: MONAI's ``DiceLoss``, whose ``ignore_index``
+    leaves unconfident voxels out of both numerator and denominator.
+
+    Args:
+        weights: ``supervised``, ``image_perturbation`` and ``distillation``, all not negative.
+        eta: share in [0, 1] of decoder distillation within the distillation; the rest is teacher distillation.
+        include_background: whether Dice averages over the background class too.
+        smooth: added to numerator and denominator of Dice.
+
+    Raises:
+        ValueError: when a weight is missing, unknown or negative, or ``eta`` lies outside [0, 1].
+    """
+
+    _weight_names = ("supervised", "image_perturbation", "distillation")
+
+    def __init__(
+        self, weights: Mapping[str, float], eta: float = 0.3, include_background: bool = False, smooth: float = 1e-5
+    ) -> None:
+        super().__init__()
+        if sorted(weights) != sorted(self._weight_names) or any(value < 0 for value in weights.values()):
+            raise ValueError(
+                f"loss_weights must give a number >= 0 for each of {', '.join(self._weight_names)}, "
+                f"got {dict(weights)}."
+            )
+        if not 0 <= eta <= 1:
+            raise ValueError(f"eta must lie in [0, 1], got {eta}.")
+        self.weights = dict(weights)
+        self.eta = eta
+        dice = {
+            "include_background": include_background,
+            "to_onehot_y": True,
+            "softmax": True,
+            "squared_pred": True,
+            "batch": True,
+            "smooth_nr": smooth,
+            "smooth_dr": smooth,
+        }
+        self.supervised = DiceCELoss(**dice, lambda_dice=0.5, lambda_ce=0.5)
+        self.dice = DiceLoss(**dice, ignore_index=IGNORE_INDEX)
+
+    def forward(
+        self,
+        logits: Mapping[str, torch.Tensor],
+        label: torch.Tensor,
+        pseudo_labels: Mapping[tuple[str, int | None], torch.Tensor] | None = None,
+        unsupervised_weight: float = 1.0,
+    ) -> dict[str, torch.Tensor]:
+        """Compute every term and their weighted sum.
+
+        Args:
+            logits: by name, each BNH[WD]: ``labeled`` and every student of :data:`PAIRS`.
+            label: class indices of the labeled patches, B1H[WD].
+            pseudo_labels: result of :func:`mix_teachers`; None when there is no unlabeled data, then the loss is the
+                supervised one.
+            unsupervised_weight: factor in [0, 1] on everything that is learned from unlabeled data.
+
+        Returns:
+            Scalars: ``loss``, ``supervised``, each group and each pair by name.
+        """
+        supervised = self.supervised(logits["labeled"], label)
+        if pseudo_labels is None:
+            return {"loss": supervised, "supervised": supervised}
+        terms = {"supervised": supervised}
+        for group, pairs in PAIRS.items():
+            values = [self.dice(logits[pair.student], pseudo_labels[pair.teacher, pair.box]) for pair in pairs]
+            terms |= {pair.name: value for pair, value in zip(pairs, values, strict=True)}
+            terms[group] = _mean(values)
+        distillation = (1 - self.eta) * terms["teacher_distillation"] + self.eta * terms["decoder_distillation"]
+        unsupervised = (
+            self.weights["image_perturbation"] * terms["image_perturbation"]
+            + self.weights["distillation"] * distillation
+        )
+        return {"loss": self.weights["supervised"] * supervised + unsupervised_weight * unsupervised, **terms}
+
+
+def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
+    return torch.stack(list(values)).mean()

@@ -1,0 +1,107 @@
+"""Our numbers against those of the original implementation, stored in golden files.
+
+``CROSSMATCH_GOLDEN`` may name another folder with files of the same kinds. Every file in the folder must be understood.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from custom.losses import PAIRS, CrossMatchLoss, mix_teachers, pseudo_label
+from custom.networks import VNet
+
+GOLDEN = Path(os.environ.get("CROSSMATCH_GOLDEN") or Path(__file__).parent / "data" / "golden")
+
+# Names of the original code, shared guide on the golden files: blocks one to five go down, six to nine go up.
+ENCODER = ["block_one", "block_two", "block_three", "block_four", "block_five"]
+DECODER = ["block_six", "block_seven", "block_eight", "block_nine"]
+UP = ["block_five_up", "block_six_up", "block_seven_up", "block_eight_up"]
+LOGITS = {
+    "labeled": "labeled",
+    "weak": "unlabeled",
+    "weak_fw": "unlabeled_weak",
+    "weak_fs": "unlabeled_strong",
+    "strong_1": "strong1",
+    "strong_2": "strong2",
+    "strong_2_fw": "strong2_weak",
+    "strong_2_fs": "strong2_strong",
+}
+TERMS = {
+    "supervised": "supervised",
+    "strong_1_from_weak": "image_strong1",
+    "strong_2_from_weak": "image_strong2",
+    "weak_fw_from_weak": "teacher_to_unlabeled_weak",
+    "weak_fs_from_weak": "teacher_to_unlabeled_strong",
+    "strong_2_fw_from_weak": "teacher_to_strong2_weak",
+    "strong_2_fs_from_weak": "teacher_to_strong2_strong",
+    "strong_2_fw_from_weak_fw": "weak_to_strong2_weak",
+    "strong_2_fs_from_weak_fs": "strong_to_strong2_strong",
+    "teacher_distillation": "teacher_distillation",
+    "decoder_distillation": "decoder_distillation",
+    "loss": "total",
+}
+# method of each original code: LA `(L_sup + 0.5 L_ip + K) / 2`, ACDC `(L_sup + 0.5 L_ip + 0.5 K) / 2`
+LOSSES = {
+    "la": {"distillation": 0.5, "include_background": False, "smooth": 1e-5},
+    "acdc": {"distillation": 0.25, "include_background": True, "smooth": 1e-4},
+}
+
+
+def _files(pattern: str) -> list[Path]:
+    return sorted(GOLDEN.glob(pattern))
+
+
+def _rename_vnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    prefixes = {f"{name}.conv.": f"encoder.{i}." for i, name in enumerate(ENCODER)}
+    prefixes |= {f"{name}_dw.conv.": f"down.{i}." for i, name in enumerate(ENCODER[:4])}
+    prefixes |= {f"{name}.conv.": f"up.{i}." for i, name in enumerate(UP)}
+    prefixes |= {f"{name}.conv.": f"decoder.{i}." for i, name in enumerate(DECODER)}
+    prefixes["out_conv."] = "head."
+    renamed = {}
+    for name, value in state.items():
+        old = next(prefix for prefix in prefixes if name.startswith(prefix))
+        renamed[prefixes[old] + name.removeprefix(old)] = value
+    return renamed
+
+
+def test_every_golden_file_is_understood():
+    known = {path.name for path in _files("vnet_*.pt") + _files("unet_*.pt") + _files("loss_*.npz")}
+    assert known, f"no golden files in {GOLDEN}"
+    assert {path.name for path in GOLDEN.iterdir()} == known
+
+
+@pytest.mark.parametrize("path", _files("vnet_*.pt"), ids=lambda path: path.stem)
+def test_vnet_gives_the_logits_of_the_original(path: Path):
+    golden = torch.load(path, weights_only=True)
+    state, image, logits = golden["state_dict"], golden["input"], golden["logits"]
+    base_filters, in_channels = state["block_one.conv.0.weight"].shape[:2]
+    network = VNet(in_channels, out_channels=logits.shape[1], base_filters=base_filters).eval()
+    network.load_state_dict(_rename_vnet(state))
+    with torch.no_grad():
+        difference = (network(image) - logits).abs().max()
+    assert difference <= 1e-5 * (logits.max() - logits.min())
+
+
+@pytest.mark.parametrize("path", _files("loss_*.npz"), ids=lambda path: path.stem)
+def test_every_loss_term_is_that_of_the_original(path: Path):
+    golden = {name: torch.as_tensor(value) for name, value in np.load(path, allow_pickle=False).items()}
+    settings = dict(LOSSES["la" if golden["logits_labeled"].shape[1] == 2 else "acdc"])
+    threshold, eta = golden["threshold"].item(), golden["eta"].item()
+    weights = {"supervised": 0.5, "image_perturbation": 0.25, "distillation": settings.pop("distillation")}
+
+    logits = {ours: golden[f"logits_{theirs}"] for ours, theirs in LOGITS.items()}
+    names = {pair.teacher for pairs in PAIRS.values() for pair in pairs}
+    mix = {"weak": "mix", "weak_fw": "mix_weak", "weak_fs": "mix_strong"}
+    teachers = {name: pseudo_label(logits[name], threshold) for name in names}
+    partners = {name: pseudo_label(golden[f"logits_{mix[name]}"], threshold) for name in names}
+    boxes = {number: golden[f"box{number}"][:, None].bool() for number in (1, 2)}
+
+    loss = CrossMatchLoss(weights, eta, **settings)
+    terms = loss(logits, golden["label"][:, None], mix_teachers(teachers, partners, boxes))
+    for ours, theirs in TERMS.items():
+        assert terms[ours].item() == pytest.approx(golden[f"expected_{theirs}"].item(), abs=1e-6), ours
