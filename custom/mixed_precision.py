@@ -1,0 +1,49 @@
+"""What ``amp: true`` means on each device. MONAI's engines know CUDA only (MONAI 1.6.1, engines/trainer.py)."""
+
+from __future__ import annotations
+
+import logging
+from functools import lru_cache
+
+import torch
+
+__all__ = ["MixedPrecision"]
+
+
+class MixedPrecision:
+    """Autocast and gradient scaling for one device.
+
+    bfloat16 where the hardware computes in it, float16 with loss scaling on older GPUs, float32 elsewhere.
+
+    Args:
+        device: where the network runs.
+        enabled: False for float32.
+    """
+
+    def __init__(self, device: torch.device | str, enabled: bool) -> None:
+        self.device = torch.device(device)
+        self.dtype = _fastest_dtype(self.device) if enabled else torch.float32
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.dtype == torch.float16)
+
+    def autocast(self) -> torch.autocast:
+        """Context in which the network runs."""
+        return torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32)
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Backpropagate, scaled where float16 needs it."""
+        self.scaler.scale(loss).backward()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Update the weights."""
+        self.scaler.step(optimizer)
+        self.scaler.update()
+
+
+@lru_cache  # so that the fallback is reported once per device
+def _fastest_dtype(device: torch.device) -> torch.dtype:
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return torch.bfloat16
+    logging.getLogger(__name__).warning("amp: %s has no fast 16-bit type, computing in float32.", device)
+    return torch.float32

@@ -1,0 +1,123 @@
+"""The CrossMatch training step on MONAI's Ignite engine (Zhao et al., doi:10.1109/JBHI.2024.3463711)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.engines import SupervisedTrainer
+from monai.engines.utils import IterationEvents
+
+from .losses import IGNORE_INDEX, PAIRS, CrossMatchLoss, mix_teachers, pseudo_label
+from .mixed_precision import MixedPrecision
+from .perturbations import CutMix, paste
+
+__all__ = ["CrossMatchTrainer"]
+
+TEACHERS = sorted({pair.teacher for pairs in PAIRS.values() for pair in pairs})
+
+
+class CrossMatchTrainer(SupervisedTrainer):
+    """Train a network on labeled and unlabeled patches.
+
+    A batch is a dictionary of streams, see :class:`custom.data.StreamLoader`: ``labeled`` with ``image`` BCH[WD] and
+    ``label`` B1H[WD], and optionally ``unlabeled`` with ``image`` (the weak view), ``strong_1`` and ``strong_2``. The
+    streams may differ in batch size. Without unlabeled patches, or while ``unsupervised_weight`` is 0, the step is the
+    supervised one.
+
+    The step reads ``engine.state.threshold`` and ``engine.state.unsupervised_weight``, which
+    :class:`custom.handlers.RampUp` writes, and leaves in ``engine.state.output`` a dictionary of detached scalars:
+    every term of the loss, ``confident_share`` (of the voxels, those where the weak view's pseudo-label is kept) and
+    ``threshold``.
+
+    Args:
+        loss_function: the pair table's loss.
+        cutmix: draws the boxes that are pasted into strong views and pseudo-labels.
+        max_iterations: where to stop, in the middle of an epoch if need be; None to finish ``max_epochs``.
+        amp: compute the network in the fastest 16-bit type of the device, see :class:`MixedPrecision`.
+        kwargs: other arguments, see :class:`monai.engines.SupervisedTrainer`. ``network`` must satisfy
+            :class:`custom.networks.PerturbedNetwork` with two feature dropouts, weak and strong.
+    """
+
+    def __init__(
+        self,
+        loss_function: CrossMatchLoss,
+        cutmix: CutMix,
+        max_iterations: int | None = None,
+        amp: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        # Streams of different batch size cannot be decollated, and our scalars need not be.
+        super().__init__(loss_function=loss_function, amp=False, decollate=False, **kwargs)
+        self.cutmix = cutmix
+        self.mixed_precision = MixedPrecision(self.state.device, amp)
+        self.state.threshold = 0.0
+        self.state.unsupervised_weight = 1.0
+        if max_iterations is not None:
+            self.add_event_handler(Events.ITERATION_COMPLETED(once=max_iterations), self.terminate)
+
+    def _iteration(self, engine: CrossMatchTrainer, batchdata: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        self.network.train()
+        self.optimizer.zero_grad(set_to_none=True)
+
+        unlabeled = batchdata.get("unlabeled") if self.state.unsupervised_weight > 0 else None
+        terms = self._supervised_step(batchdata) if unlabeled is None else self._crossmatch_step(batchdata)
+
+        self.mixed_precision.backward(terms["loss"])
+        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
+        self.mixed_precision.step(self.optimizer)
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
+        engine.state.output = {name: value.detach() for name, value in terms.items()}
+        return engine.state.output
+
+    def _supervised_step(self, batchdata: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        image, label = self._to_device(batchdata["labeled"], "image", "label")
+        with self.mixed_precision.autocast():
+            logits = self.inferer(image, self.network)
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        terms = self.loss_function({"labeled": logits.float()}, label)
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        return terms
+
+    def _crossmatch_step(self, batchdata: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        image, label = self._to_device(batchdata["labeled"], "image", "label")
+        weak, *strong = self._to_device(batchdata["unlabeled"], "image", "strong_1", "strong_2")
+
+        boxes = {number: self._sample_boxes(weak) for number in (1, 2)}
+        strong = [paste(boxes[number], view, _partner(view)) for number, view in enumerate(strong, start=1)]
+
+        with self.mixed_precision.autocast():
+            logits = self._predict(image, weak, strong)
+        logits = {name: value.float() for name, value in logits.items()}
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+
+        teachers = {name: pseudo_label(logits[name], self.state.threshold) for name in TEACHERS}
+        partners = {name: _partner(teacher) for name, teacher in teachers.items()}
+        pseudo_labels = mix_teachers(teachers, partners, boxes)
+
+        terms = self.loss_function(logits, label, pseudo_labels, self.state.unsupervised_weight)
+        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        confident_share = (teachers["weak"] != IGNORE_INDEX).float().mean()
+        return {**terms, "confident_share": confident_share, "threshold": torch.tensor(self.state.threshold)}
+
+    def _predict(self, image: torch.Tensor, weak: torch.Tensor, strong: list[torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Decode every view in two passes, so that batch statistics do not mix weak with strong views."""
+        n = len(weak)
+        clean = self.inferer(torch.cat([image, weak]), self.network, num_perturbed=n)
+        perturbed = self.inferer(torch.cat(strong), self.network, num_perturbed=n)
+        names = ["labeled", "weak", "weak_fw", "weak_fs", "strong_1", "strong_2", "strong_2_fw", "strong_2_fs"]
+        parts = [*clean.split([len(image), n, n, n]), *perturbed.split(n)]
+        return dict(zip(names, parts, strict=True))
+
+    def _sample_boxes(self, patches: torch.Tensor) -> torch.Tensor:
+        return self.cutmix.sample(len(patches), patches.shape[2:]).to(patches.device, non_blocking=self.non_blocking)
+
+    def _to_device(self, batch: Mapping[str, torch.Tensor], *names: str) -> list[torch.Tensor]:
+        return [batch[name].to(self.state.device, non_blocking=self.non_blocking, **self.to_kwargs) for name in names]
+
+
+def _partner(batch: torch.Tensor) -> torch.Tensor:
+    """The other patches of the same batch: each patch meets its predecessor."""
+    return batch.roll(1, dims=0)

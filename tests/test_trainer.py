@@ -1,0 +1,130 @@
+import pytest
+import torch
+
+from custom.losses import CrossMatchLoss
+from custom.networks import VNet
+from custom.perturbations import CutMix
+from custom.trainer import CrossMatchTrainer
+
+WEIGHTS = {"supervised": 0.5, "image_perturbation": 0.25, "distillation": 0.5}
+SIZE = (16, 16, 16)
+
+
+def _stream(batch_size: int, *names: str) -> dict[str, torch.Tensor]:
+    stream = {name: torch.randn(batch_size, 1, *SIZE) for name in names}
+    if "label" in stream:
+        stream["label"] = (stream["image"] > 0).float()
+    return stream
+
+
+def _batch(labeled: int = 1, unlabeled: int = 3) -> dict[str, dict[str, torch.Tensor]]:
+    torch.manual_seed(0)
+    return {
+        "labeled": _stream(labeled, "image", "label"),
+        "unlabeled": _stream(unlabeled, "image", "strong_1", "strong_2"),
+    }
+
+
+def _trainer(batches, **arguments) -> CrossMatchTrainer:
+    torch.manual_seed(1)
+    network = arguments.pop("network", None) or VNet(base_filters=2)
+    return CrossMatchTrainer(
+        device="cpu",
+        max_epochs=arguments.pop("max_epochs", 1),
+        train_data_loader=batches,
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
+        loss_function=CrossMatchLoss(WEIGHTS),
+        cutmix=CutMix(),
+        **arguments,
+    )
+
+
+class _Recorder(VNet):
+    """A V-Net that keeps what it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(base_filters=2)
+        self.calls: list[tuple[torch.Tensor, int]] = []
+
+    def forward(self, image, num_perturbed=0):
+        self.calls.append((image.detach().clone(), num_perturbed))
+        return super().forward(image, num_perturbed)
+
+
+def test_streams_may_have_different_batch_sizes():
+    trainer = _trainer([_batch(labeled=1, unlabeled=3)])
+    trainer.run()
+    assert trainer.state.output["loss"].isfinite()
+
+
+def test_a_step_changes_the_weights_and_reports_every_term():
+    trainer = _trainer([_batch()])
+    trainer.state.threshold = 0.6
+    before = [parameter.clone() for parameter in trainer.network.parameters()]
+    trainer.run()
+    changed = [not torch.equal(a, b) for a, b in zip(before, trainer.network.parameters(), strict=True)]
+    output = trainer.state.output
+    assert any(changed)
+    assert {"loss", "supervised", "strong_1_from_weak", "weak_fs_from_weak", "confident_share", "threshold"} <= set(
+        output
+    )
+    assert output["threshold"].item() == pytest.approx(0.6)
+    assert 0 <= output["confident_share"].item() <= 1
+    assert not any(value.requires_grad for value in output.values())
+
+
+def test_weak_and_strong_views_go_through_the_network_in_passes_of_their_own():
+    network, batch = _Recorder(), _batch(labeled=1, unlabeled=2)
+    _trainer([batch], network=network).run()
+    (first, perturbed_first), (second, perturbed_second) = network.calls
+    assert torch.equal(first, torch.cat([batch["labeled"]["image"], batch["unlabeled"]["image"]]))
+    assert (len(second), perturbed_first, perturbed_second) == (4, 2, 2)
+
+
+def test_strong_views_are_cutmixed_with_the_partner_s_same_view():
+    network, batch = _Recorder(), _batch(unlabeled=2)
+    trainer = _trainer([batch], network=network)
+    trainer.cutmix = CutMix(prob=1.0)
+    trainer.run()
+    strong = network.calls[1][0].split(2)
+    for number, mixed in enumerate(strong, start=1):
+        own = batch["unlabeled"][f"strong_{number}"]
+        partner = own.flip(0)  # of two patches, the other one
+        assert torch.all((mixed == own) | (mixed == partner))
+        assert (mixed == partner).any()
+        assert (mixed == own).any()
+
+
+def test_without_unlabeled_data_the_step_is_supervised():
+    network = _Recorder()
+    trainer = _trainer([{"labeled": _batch(labeled=2)["labeled"]}], network=network)
+    trainer.run()
+    assert [perturbed for _, perturbed in network.calls] == [0]
+    assert sorted(trainer.state.output) == ["loss", "supervised"]
+
+
+def test_zero_unsupervised_weight_saves_the_unlabeled_passes():
+    network = _Recorder()
+    trainer = _trainer([_batch(labeled=2)], network=network)
+    trainer.state.unsupervised_weight = 0.0
+    trainer.run()
+    assert len(network.calls) == 1
+
+
+@pytest.mark.parametrize(("max_iterations", "expected"), [(4, 4), (3, 3), (None, 6), (9, 6)])
+def test_training_stops_at_max_iterations_even_within_an_epoch(max_iterations, expected):
+    trainer = _trainer([_batch(1, 2)] * 2, max_epochs=3, max_iterations=max_iterations)
+    trainer.run()
+    assert trainer.state.iteration == expected
+
+
+def test_16_bit_training_gives_about_the_same_loss():
+    losses = []
+    for amp in (False, True):
+        trainer = _trainer([_batch()], amp=amp)
+        trainer.mixed_precision.dtype = torch.bfloat16 if amp else torch.float32  # also where it is not fast
+        trainer.run()
+        losses.append(trainer.state.output["loss"].item())
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert losses[0] != losses[1]
