@@ -1,0 +1,77 @@
+"""Refuse settings that nothing reads.
+
+MONAI's ``run`` accepts any ``--name value`` and stores it as a new top-level key, so ``--etaa 0.9`` would train with
+the default ``eta`` and say nothing.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow
+
+from .errors import UserError, show_user_errors_plainly
+
+__all__ = ["refuse_unknown_keys"]
+
+
+def refuse_unknown_keys() -> None:
+    """Check the top-level keys of the config that is being run; call it first, from ``initialize``.
+
+    A key is known when one of the bundle's own config files has it, or when something in the config refers to it (so
+    that a user's overlay may bring helpers of its own). Also lets user errors end the program plainly from here on.
+
+    Raises:
+        UserError: names every unknown key with the nearest known one.
+    """
+    show_user_errors_plainly()
+    workflow = _running_workflow()
+    config = workflow.parser.get()
+    known = _keys_of_files(workflow.config_root_path) | _referenced_keys(config)
+    unknown = [key for key in config if key not in known and key != ConfigParser.meta_key]
+    if unknown:
+        raise UserError("unknown setting, nothing was run:", [_describe(key, known) for key in unknown])
+
+
+def _describe(key: str, known: set[str]) -> str:
+    nearest = difflib.get_close_matches(key, sorted(known), n=1)
+    return f"--{key}" + (f": did you mean --{nearest[0]}?" if nearest else " is not a key of this bundle's configs.")
+
+
+def _running_workflow() -> ConfigWorkflow:
+    """Find the workflow that is instantiating us; MONAI hands its components no reference to it."""
+    frame = sys._getframe()
+    while frame is not None:
+        caller = frame.f_locals.get("self")
+        if isinstance(caller, ConfigWorkflow):
+            return caller
+        frame = frame.f_back
+    raise RuntimeError("refuse_unknown_keys must be called from a MONAI bundle config.")
+
+
+def _keys_of_files(folder: Path) -> set[str]:
+    return {
+        re.split("#|::", key)[0].lstrip("+")
+        for path in folder.glob("*.yaml")
+        for key in ConfigParser.load_config_file(path)
+    }
+
+
+def _referenced_keys(config: Any) -> set[str]:
+    return {key for text in _strings(config) for key in re.findall(r"[@%](\w+)", text)}
+
+
+def _strings(node: Any) -> Iterator[str]:
+    if isinstance(node, str):
+        yield node
+    elif isinstance(node, dict):
+        for value in node.values():
+            yield from _strings(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _strings(value)

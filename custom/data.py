@@ -1,0 +1,315 @@
+"""Data lists, and the labeled and unlabeled streams of a step.
+
+A data list is a JSON file in Decathlon form with two more lists::
+
+    {"name": ..., "modality": {...}, "labels": {"0": "background", ...},
+     "training": [{"image": path, "label": path}], "unlabeled": [{"image": path}],
+     "validation": [{"image": path, "label": path}], "test": [{"image": path, "label": path}]}
+
+Paths are relative to the JSON file. Everything is read and checked before the first iteration, so that a broken file
+does not end a run hours later.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.data import MetaTensor, load_decathlon_datalist
+from monai.data.utils import affine_to_spacing
+from monai.transforms import LoadImage
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from .errors import UserError
+
+__all__ = ["LISTS", "StreamLoader", "default_evaluation_list", "find_images", "load_datalist"]
+
+LISTS = ("training", "unlabeled", "validation", "test")
+IMAGE_ENDINGS = (".nii", ".nii.gz")
+#: Largest difference in mm between the affines of an image and its label; NIfTI stores them in float32.
+AFFINE_TOLERANCE = 1e-3
+
+Case = dict[str, str]
+logger = logging.getLogger(__name__)
+
+
+class StreamLoader:
+    """Draw from a labeled and an unlabeled loader side by side.
+
+    Args:
+        labeled: yields dictionaries with ``image`` and ``label``.
+        unlabeled: yields dictionaries with ``image``, ``strong_1`` and ``strong_2``; None to train supervised.
+
+    An epoch ends with the shorter of the two; give both the same number of batches, by their samplers.
+    """
+
+    def __init__(self, labeled: DataLoader, unlabeled: DataLoader | None = None) -> None:
+        self.loaders = {"labeled": labeled}
+        if unlabeled is None:
+            logger.warning("The unlabeled list is empty: training is supervised, on the labeled cases alone.")
+        else:
+            self.loaders["unlabeled"] = unlabeled
+
+    def __len__(self) -> int:
+        return min(len(loader) for loader in self.loaders.values())
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for batches in zip(*self.loaders.values(), strict=False):
+            yield dict(zip(self.loaders, batches, strict=True))
+
+
+def load_datalist(
+    path: str,
+    lists: Sequence[str],
+    in_channels: int,
+    num_classes: int,
+    patch_size: Sequence[int],
+    spacing: Sequence[float] | None = None,
+    patient_pattern: str | None = None,
+) -> dict[str, list[Case]]:
+    """Read a data list, and every voxel of the named lists, and check them.
+
+    Unlabeled cases keep their image only: a label that a list gives them is never opened.
+
+    Args:
+        path: the JSON file.
+        lists: names out of :data:`LISTS` whose files are read; the others are checked for overlap by name alone.
+        in_channels: channels that every image must have.
+        num_classes: labels must lie in 0 .. num_classes - 1.
+        patch_size: voxels per axis; smaller volumes are reported once, since they will be padded.
+        spacing: mm per axis to which volumes will be resampled before patches are drawn; None for their own.
+        patient_pattern: regular expression that finds the patient in a file name; the patient may be in one list only.
+            None when every file is a patient of its own.
+
+    Returns:
+        Cases by list, with absolute paths; a list that the file does not have is empty.
+
+    Raises:
+        UserError: lists everything that is wrong with the file and the cases.
+    """
+    cases = _read_lists(Path(path))
+    problems = _overlaps(cases, patient_pattern)
+    if "training" in lists and not cases["training"]:
+        problems.append("the list 'training' is empty; at least one labeled case is needed.")
+    if "training" not in lists and not any(cases[name] for name in lists):
+        problems.append(f"nothing to read: the list {' or '.join(map(repr, lists))} is empty.")
+    rule = _Rule(in_channels, num_classes, tuple(patch_size), spacing)
+    problems += _check_cases([case for name in lists for case in cases[name]], rule)
+    if problems:
+        raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)
+    return cases
+
+
+def default_evaluation_list(path: str) -> str:
+    """Name the list to evaluate: ``test`` where the data list has one, else ``validation``."""
+    return "test" if _read_lists(Path(path))["test"] else "validation"
+
+
+def find_images(
+    source: str | Sequence[str], in_channels: int, patch_size: Sequence[int], datalist: str | None = None
+) -> list[Case]:
+    """List the images to segment, read and check them. Labels are neither needed nor opened.
+
+    Args:
+        source: a folder of NIfTI files (its subfolder ``images`` if there is one), a file, or a list of files.
+        in_channels: channels that every image must have.
+        patch_size: voxels per axis of the network's window.
+        datalist: take the images of this data list's ``validation`` and ``test`` lists instead.
+
+    Raises:
+        UserError: when there is nothing to segment, two images would give the same prediction file, or a file is
+            missing, unreadable or of the wrong kind.
+    """
+    if datalist is not None:
+        lists = _read_lists(Path(datalist))
+        files = [Path(case["image"]) for name in ("validation", "test") for case in lists[name]]
+    else:
+        files = _expand(source)
+    if not files:
+        where = datalist or source
+        raise UserError(f"{where}: no image to segment; expected files ending in {' or '.join(IMAGE_ENDINGS)}.")
+    cases = [{"image": str(file)} for file in files]
+    problems = [
+        f"{', '.join(map(str, same))}: the predictions would have the same name; segment them one at a time."
+        for same in _groups(files, key=_case_name)
+    ]
+    problems += _check_cases(cases, _Rule(in_channels, 0, tuple(patch_size)))
+    if problems:
+        raise UserError(f"{len(problems)} problem(s), nothing was segmented:", problems)
+    return cases
+
+
+def _expand(source: str | Sequence[str]) -> list[Path]:
+    if not isinstance(source, str):
+        return [Path(file) for file in source]
+    folder = Path(source)
+    if not folder.exists():
+        raise UserError(f"{source}: no such file or folder; give --dataset_dir a folder of NIfTI files.")
+    if folder.is_file():
+        return [folder]
+    folder = folder / "images" if (folder / "images").is_dir() else folder
+    return sorted(file for file in folder.iterdir() if file.name.endswith(IMAGE_ENDINGS))
+
+
+def _case_name(file: Path) -> str:
+    return file.name.removesuffix(".gz").removesuffix(".nii")
+
+
+def _groups(items: Iterable[Any], key: Any) -> list[list[Any]]:
+    """Collect the items that share a key with another one."""
+    found = defaultdict(list)
+    for item in items:
+        found[key(item)].append(item)
+    return [same for same in found.values() if len(same) > 1]
+
+
+def _read_lists(path: Path) -> dict[str, list[Case]]:
+    if not path.is_file():
+        raise UserError(f"{path}: no such data list; set --dataset_dir or --datalist.")
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file ({error}).") from error
+    if not isinstance(content, dict) or not any(name in content for name in LISTS):
+        raise UserError(f"{path}: expected a JSON object with the lists {', '.join(LISTS)}.")
+    problems = [
+        f"{name}[{i}] must be an object with {' and '.join(_keys(name))}, found {json.dumps(case)}."
+        for name in LISTS
+        for i, case in enumerate(content.get(name, []))
+        if not isinstance(case, dict) or not all(isinstance(case.get(key), str) for key in _keys(name))
+    ]
+    if problems:
+        raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)
+    return {name: _absolute_paths(path, name) if content.get(name) else [] for name in LISTS}
+
+
+def _keys(name: str) -> tuple[str, ...]:
+    return ("image",) if name == "unlabeled" else ("image", "label")
+
+
+def _absolute_paths(path: Path, name: str) -> list[Case]:
+    cases = load_decathlon_datalist(str(path), is_segmentation=True, data_list_key=name, base_dir=path.parent)
+    return [{key: os.path.abspath(case[key]) for key in _keys(name)} for case in cases]
+
+
+def _overlaps(cases: Mapping[str, Sequence[Case]], patient_pattern: str | None) -> list[str]:
+    """Say which image or patient stands in more than one place."""
+    entries = [(name, case["image"]) for name in LISTS for case in cases[name]]
+    problems = []
+    for same in _groups(entries, key=lambda entry: os.path.realpath(entry[1])):
+        problems.append(f"{same[0][1]} stands in {_places(same)}; a case may be listed once only.")
+    if patient_pattern is not None:
+        places = {(_patient(image, patient_pattern), name) for name, image in entries}
+        for same in _groups(sorted(places), key=lambda place: place[0]):
+            lists = " and ".join(repr(name) for _, name in same)
+            problems.append(f"{same[0][0]} is in {lists}; all scans of a patient must be in one list.")
+    return problems
+
+
+def _places(entries: Sequence[tuple[str, str]]) -> str:
+    return " and ".join(repr(name) for name, _ in entries)
+
+
+def _patient(image: str, pattern: str) -> str:
+    name = os.path.basename(image)
+    match = re.search(pattern, name)
+    return match.group() if match else name
+
+
+class _Rule(NamedTuple):
+    """What a case must be like."""
+
+    in_channels: int
+    num_classes: int
+    patch_size: tuple[int, ...]
+    spacing: Sequence[float] | None = None
+
+
+class _Finding(NamedTuple):
+    """What is wrong with a case, and whether patches will have to be padded."""
+
+    problems: list[str]
+    is_small: bool
+
+
+def _check_cases(cases: Sequence[Case], rule: _Rule) -> list[str]:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # unzipping, the slow part, runs outside Python's lock
+        results = tqdm(pool.map(lambda case: _check_case(case, rule), cases), "Checking", len(cases), unit="case")
+        findings = list(results)
+    small = [case["image"] for case, finding in zip(cases, findings, strict=True) if finding.is_small]
+    if small:
+        logger.warning(
+            "%d of %d volumes are smaller than patch_size %s and will be padded: %s",
+            *(len(small), len(cases), list(rule.patch_size), ", ".join(map(os.path.basename, small))),
+        )
+    return [problem for finding in findings for problem in finding.problems]
+
+
+def _check_case(case: Case, rule: _Rule) -> _Finding:
+    image, problems = _read(case["image"])
+    if image is None:
+        return _Finding(problems, False)
+    problems += _image_problems(case["image"], image, rule)
+    if "label" in case:
+        label, unreadable = _read(case["label"])
+        problems += unreadable if label is None else _label_problems(case, image, label, rule)
+    return _Finding(problems, not problems and _is_small(image, rule))
+
+
+def _read(path: str) -> tuple[MetaTensor | None, list[str]]:
+    if not os.path.isfile(path):
+        return None, [f"{path}: no such file."]
+    try:
+        return LoadImage(ensure_channel_first=True)(path), []
+    except Exception as error:  # every reader fails in its own way; the cause is quoted
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        return None, [f"{path}: cannot be read, probably truncated or not an image ({reason})."]
+
+
+def _image_problems(path: str, image: MetaTensor, rule: _Rule) -> list[str]:
+    problems = []
+    if image.ndim - 1 != len(rule.patch_size):
+        return [f"{path}: expected {len(rule.patch_size)} dimensions, found shape {_shape(image)}."]
+    if image.shape[0] != rule.in_channels:
+        problems.append(f"{path}: expected {rule.in_channels} channel(s), found {image.shape[0]}.")
+    bad = int((~torch.isfinite(image.as_tensor())).sum())
+    if bad:
+        problems.append(f"{path}: {bad} voxel(s) are NaN or infinite.")
+    return problems
+
+
+def _label_problems(case: Case, image: MetaTensor, label: MetaTensor, rule: _Rule) -> list[str]:
+    path = case["label"]
+    if label.shape[1:] != image.shape[1:] or label.shape[0] != 1:
+        return [f"{path}: shape {_shape(label)} differs from its image's {_shape(image)}."]
+    problems = []
+    difference = float((label.affine - image.affine).abs().max())
+    if difference > AFFINE_TOLERANCE:
+        problems.append(f"{path}: affine differs from its image's by up to {difference:.4g} mm.")
+    values = np.unique(label.numpy())
+    wrong = [value for value in values.tolist() if value not in range(rule.num_classes)]
+    if wrong:
+        found = ", ".join(f"{value:g}" for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
+        problems.append(f"{path}: labels must be whole numbers from 0 to {rule.num_classes - 1}, found {found}.")
+    return problems
+
+
+def _shape(image: MetaTensor) -> tuple[int, ...]:
+    return tuple(image.shape[1:] if image.shape[0] == 1 else (*image.shape[1:], image.shape[0]))
+
+
+def _is_small(image: MetaTensor, rule: _Rule) -> bool:
+    size = np.asarray(image.shape[1:], dtype=float)
+    if rule.spacing is not None:
+        size = np.round(size * affine_to_spacing(image.affine, len(size)).numpy() / np.asarray(rule.spacing))
+    return bool((size < np.asarray(rule.patch_size)).any())

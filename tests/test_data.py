@@ -1,0 +1,297 @@
+"""Bad data is refused before the first iteration, in words that help."""
+
+import builtins
+import gzip
+import json
+import logging
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from custom.data import StreamLoader, default_evaluation_list, find_images, load_datalist
+from custom.errors import UserError
+
+
+def _load(datalist: Path, **changes):
+    settings = {
+        "lists": ["training", "unlabeled", "validation"],
+        "in_channels": 1,
+        "num_classes": 2,
+        "patch_size": [16, 16, 16],
+    }
+    return load_datalist(str(datalist), **(settings | changes))
+
+
+def _volume(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    image = nib.load(path)
+    return np.asarray(image.dataobj).copy(), image.affine
+
+
+def _rewrite(path: Path, how, affine=None) -> None:
+    volume, own = _volume(path)
+    nib.save(nib.Nifti1Image(how(volume), own if affine is None else affine), path)
+
+
+def _set(value, index=(3, 3, 3)):
+    def change(volume):
+        volume[index] = value
+        return volume
+
+    return change
+
+
+@pytest.fixture
+def files(own_dataset) -> dict[str, Path]:
+    """Files of the first labeled case, and an unlabeled one."""
+    content = json.loads(own_dataset.read_text())
+    return {
+        "image": own_dataset.parent / content["training"][0]["image"],
+        "label": own_dataset.parent / content["training"][0]["label"],
+        "unlabeled": own_dataset.parent / content["unlabeled"][0]["image"],
+    }
+
+
+def test_lists_come_with_absolute_paths_that_exist(own_dataset):
+    cases = _load(own_dataset)
+    assert {name: len(items) for name, items in cases.items()} == {
+        "training": 2,
+        "unlabeled": 2,
+        "validation": 1,
+        "test": 0,
+    }
+    assert all(
+        Path(path).is_absolute() and Path(path).is_file() for case in cases["training"] for path in case.values()
+    )
+
+
+def test_no_label_file_of_an_unlabeled_case_is_ever_opened(own_dataset, edit, monkeypatch):
+    trap = own_dataset.parent / "labels" / "trap.nii.gz"
+    trap.write_bytes(b"not a volume")
+    edit(own_dataset, lambda content: content["unlabeled"][0].update(label="labels/trap.nii.gz"))
+    opened = []
+    real_open = builtins.open
+    monkeypatch.setattr(builtins, "open", lambda path, *a, **k: opened.append(str(path)) or real_open(path, *a, **k))
+    cases = _load(own_dataset)
+    assert all(set(case) == {"image"} for case in cases["unlabeled"])
+    assert opened  # the spy works
+    assert not any("trap" in path for path in opened)
+
+
+def test_missing_data_list_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"nowhere.json: no such data list; set --dataset_dir or --datalist"):
+        _load(tmp_path / "nowhere.json")
+
+
+def test_data_list_that_is_not_json_is_named(own_dataset):
+    own_dataset.write_text('{"training": [')
+    with pytest.raises(UserError, match=r"synthetic.json: not a JSON file"):
+        _load(own_dataset)
+
+
+@pytest.mark.parametrize("content", ["[]", "{}"])
+def test_data_list_without_lists_is_refused(own_dataset, content):
+    own_dataset.write_text(content)
+    with pytest.raises(UserError, match="expected a JSON object with the lists training, unlabeled, validation, test"):
+        _load(own_dataset)
+
+
+def test_case_without_a_label_in_the_training_list_is_refused(own_dataset, edit):
+    edit(own_dataset, lambda content: content["training"][1].pop("label"))
+    with pytest.raises(UserError, match=r"training\[1\] must be an object with image and label"):
+        _load(own_dataset)
+
+
+def test_empty_training_list_is_refused(own_dataset, edit):
+    edit(own_dataset, lambda content: content.update(training=[]))
+    with pytest.raises(UserError, match="the list 'training' is empty; at least one labeled case is needed"):
+        _load(own_dataset)
+
+
+def test_empty_list_to_evaluate_is_refused(own_dataset):
+    with pytest.raises(UserError, match="the list 'test' is empty"):
+        _load(own_dataset, lists=["test"])
+
+
+def test_missing_file_is_named(own_dataset, files):
+    files["image"].unlink()
+    with pytest.raises(UserError, match=f"{files['image'].name}: no such file"):
+        _load(own_dataset)
+
+
+def test_truncated_nifti_is_named(own_dataset, files):
+    content = files["unlabeled"].read_bytes()
+    files["unlabeled"].write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=f"{files['unlabeled'].name}: cannot be read, probably truncated"):
+        _load(own_dataset)
+
+
+def test_truncated_voxels_behind_a_whole_header_are_noticed(own_dataset, files):
+    raw = gzip.decompress(files["unlabeled"].read_bytes())
+    files["unlabeled"].write_bytes(gzip.compress(raw[: len(raw) // 2]))
+    with pytest.raises(UserError, match=f"{files['unlabeled'].name}: cannot be read, probably truncated"):
+        _load(own_dataset)
+
+
+def test_file_that_is_no_image_is_named(own_dataset, files):
+    files["label"].write_text("hello")
+    with pytest.raises(UserError, match=f"{files['label'].name}: cannot be read"):
+        _load(own_dataset)
+
+
+def test_label_of_another_shape_is_refused(own_dataset, files):
+    _rewrite(files["label"], lambda volume: volume[:, :, 1:])
+    with pytest.raises(UserError, match=r"shape \(16, 16, 15\) differs from its image's \(16, 16, 16\)"):
+        _load(own_dataset)
+
+
+def test_label_of_another_affine_is_refused(own_dataset, files):
+    affine = nib.load(files["label"]).affine.copy()
+    affine[0, 3] += 5
+    _rewrite(files["label"], lambda volume: volume, affine)
+    with pytest.raises(UserError, match="affine differs from its image's by up to 5 mm"):
+        _load(own_dataset)
+
+
+def test_label_value_outside_the_declared_ones_is_refused(own_dataset, files):
+    _rewrite(files["label"], _set(255))
+    with pytest.raises(UserError, match="labels must be whole numbers from 0 to 1, found 255"):
+        _load(own_dataset)
+
+
+def test_label_that_is_no_whole_number_is_refused(own_dataset, files):
+    _rewrite(files["label"], lambda volume: _set(0.5)(volume.astype(np.float32)))
+    with pytest.raises(UserError, match=r"labels must be whole numbers from 0 to 1, found 0\.5"):
+        _load(own_dataset)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_voxels_that_are_not_finite_are_counted(own_dataset, files, value):
+    _rewrite(files["image"], _set(value))
+    with pytest.raises(UserError, match=r"1 voxel\(s\) are NaN or infinite"):
+        _load(own_dataset)
+
+
+def test_wrong_dimension_is_refused(own_dataset, files):
+    _rewrite(files["unlabeled"], lambda volume: volume[:, :, 0])
+    with pytest.raises(UserError, match=r"expected 3 dimensions, found shape \(16, 16\)"):
+        _load(own_dataset)
+
+
+def test_wrong_channel_count_is_refused(own_dataset, files):
+    _rewrite(files["unlabeled"], lambda volume: np.stack([volume, volume], -1))
+    with pytest.raises(UserError, match=r"expected 1 channel\(s\), found 2"):
+        _load(own_dataset)
+
+
+def test_case_in_two_lists_is_refused(own_dataset, edit):
+    edit(own_dataset, lambda content: content["unlabeled"].append({"image": content["validation"][0]["image"]}))
+    with pytest.raises(UserError, match="stands in 'unlabeled' and 'validation'; a case may be listed once only"):
+        _load(own_dataset)
+
+
+def test_case_in_two_lists_under_another_spelling_is_refused(own_dataset, edit):
+    edit(
+        own_dataset,
+        lambda content: content.update(
+            test=[{**content["training"][0], "image": "./labels/../images/case_000.nii.gz"}]
+        ),
+    )
+    with pytest.raises(UserError, match="stands in 'training' and 'test'"):
+        _load(own_dataset)
+
+
+def test_patient_in_two_lists_is_refused(own_dataset):
+    with pytest.raises(UserError, match="case_00 is in 'training' and 'unlabeled' and 'validation'"):
+        _load(own_dataset, patient_pattern=r"case_\d\d")
+
+
+def test_patient_may_have_several_scans_in_one_list(own_dataset, edit):
+    edit(own_dataset, lambda content: content.update(unlabeled=[], validation=[]))
+    assert len(_load(own_dataset, patient_pattern=r"case_\d\d")["training"]) == 2
+
+
+def test_all_problems_are_listed_together(own_dataset, files):
+    files["image"].unlink()
+    _rewrite(files["unlabeled"], _set(np.nan))
+    with pytest.raises(UserError, match=r"(?s)2 problem\(s\), nothing was run:.*no such file.*NaN"):
+        _load(own_dataset)
+
+
+def test_volumes_smaller_than_the_patch_are_reported_once(own_dataset, caplog):
+    with caplog.at_level(logging.WARNING):
+        _load(own_dataset, patch_size=[32, 16, 16])
+    (message,) = caplog.messages
+    assert message.startswith("5 of 5 volumes are smaller than patch_size [32, 16, 16] and will be padded: case_000")
+
+
+def test_size_is_judged_on_the_training_grid(own_dataset, caplog):
+    with caplog.at_level(logging.WARNING):
+        _load(own_dataset, spacing=[0.625] * 3, patch_size=[32, 32, 32])  # the volumes have 16 voxels of 1.25 mm
+    assert not caplog.messages
+
+
+def test_evaluation_takes_the_test_list_where_there_is_one(own_dataset, edit):
+    assert default_evaluation_list(str(own_dataset)) == "validation"
+    edit(own_dataset, lambda content: content.update(test=content.pop("validation")))
+    assert default_evaluation_list(str(own_dataset)) == "test"
+
+
+def _find(source, **changes):
+    return find_images(source, **({"in_channels": 1, "patch_size": [16, 16, 16]} | changes))
+
+
+def test_images_are_found_in_a_folder_a_data_set_a_file_and_a_list(own_dataset):
+    root = own_dataset.parent
+    in_folder = _find(str(root / "images"))
+    assert len(in_folder) == 5
+    assert _find(str(root)) == in_folder
+    assert _find(in_folder[0]["image"]) == in_folder[:1]
+    assert _find([case["image"] for case in in_folder[:2]]) == in_folder[:2]
+
+
+def test_images_of_a_data_list_are_its_validation_and_test_images(own_dataset):
+    (case,) = _find("unused", datalist=str(own_dataset))
+    assert Path(case["image"]).name == "case_004.nii.gz"
+
+
+def test_missing_input_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such file or folder; give --dataset_dir a folder of NIfTI files"):
+        _find(str(tmp_path / "nowhere"))
+
+
+def test_folder_without_images_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"no image to segment; expected files ending in \.nii or \.nii\.gz"):
+        _find(str(tmp_path))
+
+
+def test_images_whose_predictions_would_overwrite_each_other_are_refused(own_dataset):
+    image = own_dataset.parent / "images" / "case_000.nii.gz"
+    twin = own_dataset.parent / "case_000.nii"
+    nib.save(nib.load(image), twin)
+    with pytest.raises(UserError, match="the predictions would have the same name"):
+        _find([str(image), str(twin)])
+
+
+def test_broken_input_is_refused_before_anything_is_segmented(own_dataset, files):
+    _rewrite(files["image"], _set(np.nan))
+    with pytest.raises(UserError, match=r"(?s)1 problem\(s\), nothing was segmented:.*NaN or infinite"):
+        _find(str(own_dataset.parent))
+
+
+def test_streams_are_drawn_side_by_side():
+    loader = StreamLoader(
+        [{"image": torch.tensor(i)} for i in range(3)], [{"image": torch.tensor(-i)} for i in range(2)]
+    )
+    batches = list(loader)
+    assert len(loader) == len(batches) == 2
+    assert [(int(b["labeled"]["image"]), int(b["unlabeled"]["image"])) for b in batches] == [(0, 0), (1, -1)]
+
+
+def test_without_an_unlabeled_list_training_says_that_it_is_supervised(caplog):
+    with caplog.at_level(logging.WARNING):
+        loader = StreamLoader([{"image": torch.tensor(0)}], None)
+    assert "unlabeled list is empty: training is supervised" in caplog.text
+    assert [sorted(batch) for batch in loader] == [["labeled"]]
