@@ -56,7 +56,8 @@ class CrossMatchTrainer(SupervisedTrainer):
         self.state.threshold = 0.0
         self.state.unsupervised_weight = 1.0
         if max_iterations is not None:
-            self.add_event_handler(Events.ITERATION_COMPLETED(once=max_iterations), self.terminate)
+            # A lambda, since terminate() would take the engine for its argument `skip_completed`.
+            self.add_event_handler(Events.ITERATION_COMPLETED(once=max_iterations), lambda engine: engine.terminate())
 
     def _iteration(self, engine: CrossMatchTrainer, batchdata: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         self.network.train()

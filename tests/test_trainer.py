@@ -1,5 +1,6 @@
 import pytest
 import torch
+from ignite.engine import Events
 
 from custom.losses import CrossMatchLoss
 from custom.networks import VNet
@@ -115,8 +116,11 @@ def test_zero_unsupervised_weight_saves_the_unlabeled_passes():
 @pytest.mark.parametrize(("max_iterations", "expected"), [(4, 4), (3, 3), (None, 6), (9, 6)])
 def test_training_stops_at_max_iterations_even_within_an_epoch(max_iterations, expected):
     trainer = _trainer([_batch(1, 2)] * 2, max_epochs=3, max_iterations=max_iterations)
+    completed = []
+    trainer.add_event_handler(Events.COMPLETED, completed.append)
     trainer.run()
     assert trainer.state.iteration == expected
+    assert completed == [trainer]  # what waits for the end, such as batch-norm recalibration, runs
 
 
 def test_16_bit_training_gives_about_the_same_loss():
