@@ -43,7 +43,7 @@ class MixedPrecision:
 def _fastest_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    if device.type == "cpu" and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    if device.type == "cpu" and torch.cpu._is_avx512_bf16_supported():
         return torch.bfloat16
     logging.getLogger(__name__).warning("amp: %s has no fast 16-bit type, computing in float32.", device)
     return torch.float32
