@@ -6,6 +6,8 @@ volumes, segments those to NIfTI and draws them. Each step is the command that a
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import subprocess
 import sys
@@ -26,8 +28,8 @@ COUNTS = {"training": 4, "unlabeled": 12, "test": 8}
 #: Settings of a network and a schedule that a laptop's CPU gets through in minutes.
 NETWORK = {"patch_size": [48, 48, 32], "stride": [16, 16, 16], "base_filters": 8}
 SCHEDULE = {
-    "max_iterations": 160,
-    "unsupervised_weight": {"start": 0.0, "end": 1.0, "delay": 60, "rampup_iterations": 40},
+    "max_iterations": 450,
+    "unsupervised_weight": {"start": 0.0, "end": 1.0, "delay": 330, "rampup_iterations": 40},
     "batch_norm_recalibration": 20,
     "learning_rate": 2.0e-3,
     "num_workers": 1,
@@ -66,8 +68,8 @@ def demo(output: str = "demo", **unknown: Any) -> None:
 
 def _run(run_id: str, configs: list[str], overrides: dict[str, Any]) -> None:
     """Run one section of the bundle, as from a shell."""
-    files = [str(BUNDLE / "configs" / f"{name}.yaml") for name in configs]
-    command = ["-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
+    files = [os.path.relpath(BUNDLE / "configs" / f"{name}.yaml") for name in configs]
+    command = ["-m", "monai.bundle", "run", run_id, "--config_file", json.dumps(files)]
     for name, value in overrides.items():
         command += [f"--{name}", str(value)]
     print(f"\n$ python {shlex.join(command)}", flush=True)

@@ -71,7 +71,7 @@ def make_case(rng: np.random.Generator, size: Sequence[int]) -> tuple[np.ndarray
         neighbours |= _blob(rng, size, place, radius=rng.uniform(0.06, 0.1) * scale)
     for _ in range(2):
         neighbours |= _tube(rng, size, radius=0.05 * scale)
-    image = 0.3 * _smooth_noise(rng, size, sigma=3)
+    image = 0.25 * _smooth_noise(rng, size, sigma=3)
     image[neighbours] += rng.uniform(0.8, 1.1)
     image[organ] = 1 + 0.1 * image[organ]
     image = ndimage.gaussian_filter(image, 1.0) * np.exp(0.3 * _smooth_noise(rng, size, sigma=scale / 3))

@@ -143,6 +143,14 @@ def test_training_on_a_tiny_set_learns_within_a_minute(run_bundle, tmp_path):
     assert evaluator.state.metrics["val_mean_dice"] > 0.7
 
 
+def test_volumes_smaller_than_the_patch_are_padded(run_bundle, own_dataset, tmp_path):
+    settings = {"datalist": str(own_dataset), "patch_size": [32, 16, 32], "stride": [16, 16, 16]}
+    run_bundle("training", ["train"], **settings)
+    run_bundle("inference", ["inference"], **settings)
+    (pred,) = (tmp_path / "eval").glob("*_seg.nii.gz")
+    assert nib.load(pred).shape == (16, 16, 16)
+
+
 @pytest.mark.parametrize("batches", [0, 3])
 def test_last_validation_is_the_score_of_the_saved_weights(batches, run_bundle, own_dataset, tmp_path):
     settings = {"datalist": str(own_dataset), "max_iterations": 4, "val_interval": 4, "spacing": [1.5, 1.5, 1.5]}
