@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import logging
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -23,8 +22,6 @@ from .errors import UserError
 from .metrics import case_metrics
 
 __all__ = ["BatchNormRecalibration", "CaseTable", "ProgressBar", "RampUp", "WeightsCheckpointLoader"]
-
-logger = logging.getLogger(__name__)
 
 
 class RampUp:
