@@ -59,6 +59,10 @@ class StreamLoader:
             logger.warning("The unlabeled list is empty: training is supervised, on the labeled cases alone.")
         else:
             self.loaders["unlabeled"] = unlabeled
+            if getattr(unlabeled, "batch_size", None) == 1:
+                logger.warning(
+                    "unlabeled_batch_size is 1: CutMix finds no partner patch and does nothing; use 2 or more."
+                )
 
     def __len__(self) -> int:
         return min(len(loader) for loader in self.loaders.values())

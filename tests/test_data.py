@@ -295,3 +295,11 @@ def test_without_an_unlabeled_list_training_says_that_it_is_supervised(caplog):
         loader = StreamLoader([{"image": torch.tensor(0)}], None)
     assert "unlabeled list is empty: training is supervised" in caplog.text
     assert [sorted(batch) for batch in loader] == [["labeled"]]
+
+
+@pytest.mark.parametrize(("batch_size", "warns"), [(1, True), (2, False)])
+def test_a_single_unlabeled_patch_per_batch_warns_that_cutmix_does_nothing(batch_size, warns, caplog):
+    labeled, unlabeled = (torch.utils.data.DataLoader(range(2), batch_size=size) for size in (1, batch_size))
+    with caplog.at_level(logging.WARNING):
+        StreamLoader(labeled, unlabeled)
+    assert ("CutMix finds no partner patch" in caplog.text) == warns
