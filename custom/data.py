@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from .errors import UserError
 
-__all__ = ["LISTS", "StreamLoader", "default_evaluation_list", "find_images", "load_datalist"]
+__all__ = ["LISTS", "StreamLoader", "case_name", "default_evaluation_list", "find_images", "load_datalist"]
 
 LISTS = ("training", "unlabeled", "validation", "test")
 IMAGE_ENDINGS = (".nii", ".nii.gz")
@@ -120,14 +120,19 @@ def default_evaluation_list(path: str) -> str:
 
 
 def find_images(
-    source: str | Sequence[str], in_channels: int, patch_size: Sequence[int], datalist: str | None = None
+    source: str | Sequence[str],
+    in_channels: int,
+    patch_size: Sequence[int],
+    spacing: Sequence[float] | None = None,
+    datalist: str | None = None,
 ) -> list[Case]:
     """List the images to segment, read and check them. Labels are neither needed nor opened.
 
     Args:
         source: a folder of NIfTI files (its subfolder ``images`` if there is one), a file, or a list of files.
         in_channels: channels that every image must have.
-        patch_size: voxels per axis of the network's window.
+        patch_size: voxels per axis of the network's window; smaller volumes are reported once.
+        spacing: mm per axis to which volumes will be resampled first; None for their own.
         datalist: take the images of this data list's ``validation`` and ``test`` lists instead.
 
     Raises:
@@ -145,9 +150,9 @@ def find_images(
     cases = [{"image": str(file)} for file in files]
     problems = [
         f"{', '.join(map(str, same))}: the predictions would have the same name; segment them one at a time."
-        for same in _groups(files, key=_case_name)
+        for same in _groups(files, key=case_name)
     ]
-    problems += _check_cases(cases, _Rule(in_channels, 0, tuple(patch_size)))
+    problems += _check_cases(cases, _Rule(in_channels, 0, tuple(patch_size), spacing))
     if problems:
         raise UserError(f"{len(problems)} problem(s), nothing was segmented:", problems)
     return cases
@@ -165,8 +170,9 @@ def _expand(source: str | Sequence[str]) -> list[Path]:
     return sorted(file for file in folder.iterdir() if file.name.endswith(IMAGE_ENDINGS))
 
 
-def _case_name(file: Path) -> str:
-    return file.name.removesuffix(".gz").removesuffix(".nii")
+def case_name(file: str | Path) -> str:
+    """Name a case by its file, without folder and ending."""
+    return Path(file).name.removesuffix(".gz").removesuffix(".nii")
 
 
 def _groups(items: Iterable[Any], key: Any) -> list[list[Any]]:

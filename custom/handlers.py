@@ -18,6 +18,7 @@ from monai.networks.utils import eval_mode
 from torch import nn
 from tqdm import tqdm
 
+from .data import case_name
 from .errors import UserError
 from .metrics import case_metrics
 
@@ -229,7 +230,7 @@ class CaseTable:
             self.rows += self._case_rows(output["pred"], output["label"])
 
     def _case_rows(self, pred: torch.Tensor, label: torch.Tensor) -> list[dict[str, str | float]]:
-        case = Path(label.meta["filename_or_obj"]).name.removesuffix(".gz").removesuffix(".nii")
+        case = case_name(label.meta["filename_or_obj"])
         spacing = affine_to_spacing(label.affine, label.ndim - 1).tolist()
         known = None if np.allclose(spacing, 1) else spacing  # a header without spacing reads 1
         rows = []

@@ -9,6 +9,8 @@ from typing import NamedTuple
 import nibabel as nib
 import numpy as np
 
+from .data import case_name
+
 __all__ = ["CaseFiles", "save_overlays"]
 
 
@@ -42,7 +44,7 @@ def save_overlays(cases: Sequence[CaseFiles], path: str | Path) -> Path:
         aspect = nib.load(files.image).header.get_zooms()[1] / nib.load(files.image).header.get_zooms()[0]
         for axis, mask in zip(row, (None, label, pred), strict=True):
             _draw(axis, image[:, :, z], None if mask is None else mask[:, :, z], aspect)
-        row[0].set_ylabel(f"{files.image.name.split('.')[0]}, slice {z}")
+        row[0].set_ylabel(f"{case_name(files.image)}, slice {z}")
     for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
         axis.set_title(title)
     path = Path(path)

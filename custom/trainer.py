@@ -69,8 +69,8 @@ class CrossMatchTrainer(SupervisedTrainer):
         self.mixed_precision.backward(terms["loss"])
         engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.mixed_precision.step(self.optimizer)
-        engine.fire_event(IterationEvents.MODEL_COMPLETED)
         engine.state.output = {name: value.detach() for name, value in terms.items()}
+        engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
     def _supervised_step(self, batchdata: Mapping[str, Any]) -> dict[str, torch.Tensor]:
