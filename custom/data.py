@@ -17,7 +17,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,12 +27,20 @@ import torch
 from monai.data import MetaTensor, load_decathlon_datalist
 from monai.data.utils import affine_to_spacing
 from monai.transforms import LoadImage
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .errors import UserError
 
-__all__ = ["LISTS", "StreamLoader", "case_name", "default_evaluation_list", "find_images", "load_datalist"]
+__all__ = [
+    "LISTS",
+    "SampleDataset",
+    "StreamLoader",
+    "case_name",
+    "default_evaluation_list",
+    "find_images",
+    "load_datalist",
+]
 
 LISTS = ("training", "unlabeled", "validation", "test")
 IMAGE_ENDINGS = (".nii", ".nii.gz")
@@ -41,6 +49,39 @@ AFFINE_TOLERANCE = 1e-3
 
 Case = dict[str, str]
 logger = logging.getLogger(__name__)
+
+
+class SampleDataset(Dataset):
+    """Samples drawn from volumes that are read once: whole volumes, or their slices.
+
+    Args:
+        volumes: dictionaries of arrays, CH[WD], such as a ``CacheDataset``, in which a volume lies as it was read.
+        transform: random views of a sample.
+        slice_axis: spatial axis along which a volume is cut into slices, each a sample of its own, from the first to
+            the last slice of the first to the last volume; None when the volume is the sample.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Mapping[str, torch.Tensor]],
+        transform: Callable[[dict[str, torch.Tensor]], dict[str, Any]],
+        slice_axis: int | None = None,
+    ) -> None:
+        self.volumes = volumes
+        self.transform = transform
+        self.slice_axis = slice_axis
+        depths = [1] * len(volumes) if slice_axis is None else [v["image"].shape[slice_axis + 1] for v in volumes]
+        self.places = [(volume, k) for volume, depth in enumerate(depths) for k in range(depth)]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        volume, k = self.places[index]
+        sample = dict(self.volumes[volume])
+        if self.slice_axis is not None:
+            sample = {key: array.select(self.slice_axis + 1, k) for key, array in sample.items()}
+        return self.transform(sample)
 
 
 class StreamLoader:
@@ -77,8 +118,8 @@ def load_datalist(
     lists: Sequence[str],
     in_channels: int,
     num_classes: int,
-    patch_size: Sequence[int],
-    spacing: Sequence[float] | None = None,
+    dimensions: int,
+    pad_to: Mapping[str, Any] | None = None,
     patient_pattern: str | None = None,
 ) -> dict[str, list[Case]]:
     """Read a data list, and every voxel of the named lists, and check them.
@@ -90,8 +131,9 @@ def load_datalist(
         lists: names out of :data:`LISTS` whose files are read; the others are checked for overlap by name alone.
         in_channels: channels that every image must have.
         num_classes: labels must lie in 0 .. num_classes - 1.
-        patch_size: voxels per axis; smaller volumes are reported once, since they will be padded.
-        spacing: mm per axis to which volumes will be resampled before patches are drawn; None for their own.
+        dimensions: spatial axes that every file must have.
+        pad_to: ``size`` in voxels per axis and ``spacing`` in mm, to which volumes are resampled first, or None for their
+            own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
         patient_pattern: regular expression that finds the patient in a file name; the patient may be in one list only.
             None when every file is a patient of its own.
 
@@ -107,7 +149,7 @@ def load_datalist(
         problems.append("the list 'training' is empty; at least one labeled case is needed.")
     if "training" not in lists and not any(cases[name] for name in lists):
         problems.append(f"nothing to read: the list {' or '.join(map(repr, lists))} is empty.")
-    rule = _Rule(in_channels, num_classes, tuple(patch_size), spacing)
+    rule = _Rule(in_channels, num_classes, dimensions, pad_to)
     problems += _check_cases([case for name in lists for case in cases[name]], rule)
     if problems:
         raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)
@@ -122,8 +164,9 @@ def default_evaluation_list(path: str) -> str:
 def find_images(
     source: str | Sequence[str],
     in_channels: int,
-    patch_size: Sequence[int],
-    spacing: Sequence[float] | None = None,
+    dimensions: int,
+    pad_to: Mapping[str, Any] | None = None,
+    series: bool = False,
     datalist: str | None = None,
 ) -> list[Case]:
     """List the images to segment, read and check them. Labels are neither needed nor opened.
@@ -131,8 +174,10 @@ def find_images(
     Args:
         source: a folder of NIfTI files (its subfolder ``images`` if there is one), a file, or a list of files.
         in_channels: channels that every image must have.
-        patch_size: voxels per axis of the network's window; smaller volumes are reported once.
-        spacing: mm per axis to which volumes will be resampled first; None for their own.
+        dimensions: spatial axes that every image must have.
+        pad_to: ``size`` in voxels per axis and ``spacing`` in mm, to which volumes are resampled first, or None for their
+            own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
+        series: whether an image may have a time axis behind its spatial ones, instead of channels.
         datalist: take the images of this data list's ``validation`` and ``test`` lists instead.
 
     Raises:
@@ -152,7 +197,7 @@ def find_images(
         f"{', '.join(map(str, same))}: the predictions would have the same name; segment them one at a time."
         for same in _groups(files, key=case_name)
     ]
-    problems += _check_cases(cases, _Rule(in_channels, 0, tuple(patch_size), spacing))
+    problems += _check_cases(cases, _Rule(in_channels, 0, dimensions, pad_to, series))
     if problems:
         raise UserError(f"{len(problems)} problem(s), nothing was segmented:", problems)
     return cases
@@ -241,8 +286,9 @@ class _Rule(NamedTuple):
 
     in_channels: int
     num_classes: int
-    patch_size: tuple[int, ...]
-    spacing: Sequence[float] | None = None
+    dimensions: int
+    pad_to: Mapping[str, Any] | None
+    series: bool = False
 
 
 class _Finding(NamedTuple):
@@ -259,8 +305,8 @@ def _check_cases(cases: Sequence[Case], rule: _Rule) -> list[str]:
     small = [case["image"] for case, finding in zip(cases, findings, strict=True) if finding.is_small]
     if small:
         logger.warning(
-            "%d of %d volumes are smaller than patch_size %s and will be padded: %s",
-            *(len(small), len(cases), list(rule.patch_size), ", ".join(map(os.path.basename, small))),
+            "%d of %d volumes are smaller than the patch, %s voxels, and will be padded: %s",
+            *(len(small), len(cases), list(rule.pad_to['size']), ", ".join(map(os.path.basename, small))),
         )
     return [problem for finding in findings for problem in finding.problems]
 
@@ -288,10 +334,12 @@ def _read(path: str) -> tuple[MetaTensor | None, list[str]]:
 
 def _image_problems(path: str, image: MetaTensor, rule: _Rule) -> list[str]:
     problems = []
-    if image.ndim - 1 != len(rule.patch_size):
-        return [f"{path}: expected {len(rule.patch_size)} dimensions, found shape {_shape(image)}."]
-    if image.shape[0] != rule.in_channels:
-        problems.append(f"{path}: expected {rule.in_channels} channel(s), found {image.shape[0]}.")
+    if image.ndim - 1 != rule.dimensions:
+        return [f"{path}: expected {rule.dimensions} dimensions, found shape {_shape(image)}."]
+    if image.shape[0] != rule.in_channels and not rule.series:
+        hint = "; save the frames of a series as files of their own" if rule.in_channels == 1 else ""
+        found = f"found {image.shape[0]} (shape {_shape(image)})"
+        problems.append(f"{path}: expected {rule.in_channels} channel(s), {found}{hint}.")
     bad = int((~torch.isfinite(image.as_tensor())).sum())
     if bad:
         problems.append(f"{path}: {bad} voxel(s) are NaN or infinite.")
@@ -319,7 +367,9 @@ def _shape(image: MetaTensor) -> tuple[int, ...]:
 
 
 def _is_small(image: MetaTensor, rule: _Rule) -> bool:
+    if rule.pad_to is None:
+        return False
     size = np.asarray(image.shape[1:], dtype=float)
-    if rule.spacing is not None:
-        size = np.round(size * affine_to_spacing(image.affine, len(size)).numpy() / np.asarray(rule.spacing))
-    return bool((size < np.asarray(rule.patch_size)).any())
+    if rule.pad_to["spacing"] is not None:
+        size = np.round(size * affine_to_spacing(image.affine, len(size)).numpy() / np.asarray(rule.pad_to["spacing"]))
+    return bool((size < np.asarray(rule.pad_to["size"])).any())

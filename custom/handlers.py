@@ -1,28 +1,23 @@
-"""Ignite handlers that MONAI and Ignite lack."""
+"""Ignite handlers that MONAI and Ignite lack; those that write tables are in :mod:`custom.tables`."""
 
 from __future__ import annotations
 
-import csv
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from ignite.engine import Engine, Events
-from monai.data.utils import affine_to_spacing
 from monai.handlers import CheckpointLoader
 from monai.networks.utils import eval_mode
 from torch import nn
 from tqdm import tqdm
 
-from .data import case_name
 from .errors import UserError
-from .metrics import case_metrics
 
-__all__ = ["BatchNormRecalibration", "CaseTable", "ProgressBar", "RampUp", "WeightsCheckpointLoader"]
+__all__ = ["BatchNormRecalibration", "ProgressBar", "RampUp", "WeightsCheckpointLoader"]
 
 
 class RampUp:
@@ -204,81 +199,3 @@ def _differences(expected: Mapping[str, torch.Tensor], found: Any) -> list[str]:
 
 def _shape_text(value: Any) -> str:
     return "nothing" if value is None else str(tuple(getattr(value, "shape", ())))
-
-
-class CaseTable:
-    """Write a CSV with one row per case and class, and the mean per class and over all; print it as a table.
-
-    Args:
-        path: the CSV file. It is written when the evaluation is complete.
-        class_names: foreground classes, in the order of their labels.
-    """
-
-    def __init__(self, path: str, class_names: Sequence[str]) -> None:
-        self.path = Path(path)
-        self.class_names = tuple(class_names)
-        self.rows: list[dict[str, str | float]] = []
-
-    def attach(self, engine: Engine) -> None:
-        """Collect cases at each iteration of an evaluator whose ``pred`` and ``label`` are one-hot, NH[WD]."""
-        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
-
-    def _collect(self, engine: Engine) -> None:
-        for output in engine.state.output:
-            self.rows += self._case_rows(output["pred"], output["label"])
-
-    def _case_rows(self, pred: torch.Tensor, label: torch.Tensor) -> list[dict[str, str | float]]:
-        case = case_name(label.meta["filename_or_obj"])
-        spacing = affine_to_spacing(label.affine, label.ndim - 1).tolist()
-        known = None if np.allclose(spacing, 1) else spacing  # a header without spacing reads 1
-        rows = []
-        for index, name in enumerate(self.class_names, start=1):
-            found, true = pred[index].as_tensor().cpu(), label[index].as_tensor().cpu()
-            row = {"case": case, "class": name, **case_metrics(found, true, known)}
-            rows.append({**row, "empty_prediction": int(not found.any())})
-        return rows
-
-    def _finish(self, engine: Engine) -> None:
-        columns = list(dict.fromkeys(column for row in self.rows for column in row))
-        means = self._means(columns[2:])
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "w", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            writer.writeheader()
-            writer.writerows(_rounded(row) for row in [*self.rows, *means])
-        print("\n" + _format_table(columns, [*self.rows, *means]) + f"\n\nMetrics: {self.path}")
-
-    def _means(self, columns: Sequence[str]) -> list[dict[str, str | float]]:
-        groups = {name: [row for row in self.rows if row["class"] == name] for name in self.class_names}
-        if len(groups) > 1:
-            groups["all"] = self.rows
-        return [{"case": "mean", "class": name, **_mean(rows, columns)} for name, rows in groups.items()]
-
-
-def _mean(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> dict[str, float]:
-    means = {}
-    for column in columns:
-        values = [row[column] for row in rows if column in row]
-        if values:
-            # Empty predictions are counted, everything else is averaged.
-            means[column] = sum(values) if column == "empty_prediction" else sum(values) / len(values)
-    return means
-
-
-def _rounded(row: Mapping[str, str | float]) -> dict[str, str | float]:
-    return {name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()}
-
-
-def _format_table(columns: Sequence[str], rows: Sequence[Mapping[str, str | float]]) -> str:
-    cells = [[_format(row.get(column, "")) for column in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [columns, *cells]
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def _format(value: str | float) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)

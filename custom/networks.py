@@ -5,19 +5,23 @@ the decoder sees its features clean and under channel dropout. :class:`Perturbed
 supplies ``encode`` and ``decode``.
 
 V-Net: Milletari et al., 3DV 2016, doi:10.1109/3DV.2016.79, in the batch-norm variant that the semi-supervised
-literature has used since UA-MT (Yu et al., MICCAI 2019, doi:10.1007/978-3-030-32245-8_67).
+literature has used since UA-MT (Yu et al., MICCAI 2019, doi:10.1007/978-3-030-32245-8_67). U-Net: Ronneberger et al.,
+MICCAI 2015, doi:10.1007/978-3-319-24574-4_28, in the variant that the same literature has used on ACDC since SSL4MIS
+(github.com/HiLab-git/SSL4MIS). SegResNet, a stock network of MONAI, shows how any other backbone is brought in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
+from monai.networks.nets import SegResNet
 from torch import nn
 
 from .perturbations import FeatureDropout
 
-__all__ = ["PerturbedNetwork", "VNet"]
+__all__ = ["PerturbedNetwork", "PerturbedSegResNet", "UNet", "VNet"]
 
 
 class PerturbedNetwork(nn.Module):
@@ -122,6 +126,103 @@ class VNet(PerturbedNetwork):
             x = stage(up(x) + features[level])
             level -= 1
         return self.head(x)
+
+
+class UNet(PerturbedNetwork):
+    """2D U-Net with batch norm and LeakyReLU; 1.81 M parameters at the default width.
+
+    Up-sampling is a 1x1 convolution followed by bilinear interpolation, corners aligned.
+
+    Args:
+        in_channels: channels of the image.
+        out_channels: number of classes N, background included.
+        base_filters: channels at full resolution; doubled at each of the four down-samplings.
+        dropout: probability in [0, 1) of dropping an activation in training, per resolution, finest first.
+        feature_dropout: see :class:`PerturbedNetwork`.
+
+    Raises:
+        ValueError: when ``dropout`` does not have five entries.
+    """
+
+    #: Spatial sizes must be multiples of this: four down-samplings by two.
+    divisor = 16
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        out_channels: int = 4,
+        base_filters: int = 16,
+        dropout: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
+        feature_dropout: Sequence[float] = (0.25, 0.75),
+    ) -> None:
+        super().__init__(feature_dropout)
+        if len(dropout) != 5:
+            raise ValueError(f"dropout must give five probabilities, one per resolution, got {list(dropout)}.")
+        widths = [base_filters * 2**level for level in range(5)]
+        inputs = [in_channels, *widths[:-1]]
+        self.encoder = nn.ModuleList(_double_convolution(inputs[i], widths[i], dropout[i]) for i in range(5))
+        self.down = nn.MaxPool2d(2)
+        self.reduce = nn.ModuleList(nn.Conv2d(widths[i + 1], widths[i], 1) for i in reversed(range(4)))
+        self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
+        self.decoder = nn.ModuleList(_double_convolution(2 * widths[i], widths[i], 0.0) for i in reversed(range(4)))
+        self.head = nn.Conv2d(widths[0], out_channels, kernel_size=3, padding=1)
+
+    def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Turn an image, BCHW with H and W multiples of 16, into five feature maps, finest first.
+
+        Raises:
+            ValueError: when a spatial size is not a multiple of 16.
+        """
+        if not torch.jit.is_scripting():
+            _check_sizes(image.shape[2:], self.divisor)
+        features: list[torch.Tensor] = []
+        for stage in self.encoder:
+            features.append(stage(image if len(features) == 0 else self.down(features[-1])))
+        return features
+
+    def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Turn five feature maps into logits, BNHW."""
+        x = features[-1]
+        level = len(features) - 2
+        for reduce, stage in zip(self.reduce, self.decoder):  # noqa: B905 - TorchScript's zip takes no keyword
+            x = stage(torch.cat([features[level], self.up(reduce(x))], dim=1))
+            level -= 1
+        return self.head(x)
+
+
+class PerturbedSegResNet(PerturbedNetwork):
+    """MONAI's ``SegResNet`` (Myronenko, BrainLes 2018, doi:10.1007/978-3-030-11726-9_28) as a CrossMatch network.
+
+    Args:
+        spatial_dims: 2 or 3.
+        base_filters: channels at full resolution.
+        feature_dropout: see :class:`PerturbedNetwork`.
+        kwargs: other arguments, see :class:`monai.networks.nets.SegResNet`.
+    """
+
+    def __init__(
+        self, spatial_dims: int, base_filters: int = 8, feature_dropout: Sequence[float] = (0.25, 0.75), **kwargs: Any
+    ) -> None:
+        super().__init__(feature_dropout)
+        self.backbone = SegResNet(spatial_dims=spatial_dims, init_filters=base_filters, **kwargs)
+
+    def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
+        """Turn an image, BCH[WD], into four feature maps, finest first."""
+        return self.backbone.encode(image)[1]
+
+    def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
+        """Turn the feature maps into logits, BNH[WD]."""
+        coarse_to_fine = features[::-1]
+        return self.backbone.decode(coarse_to_fine[0], coarse_to_fine)
+
+
+def _double_convolution(in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:
+    """Two blocks of 3x3 convolution, batch norm and LeakyReLU, with dropout between them."""
+    layers: list[nn.Module] = []
+    for channels in (in_channels, out_channels):
+        convolution = nn.Conv2d(channels, out_channels, 3, padding=1)
+        layers += [convolution, nn.BatchNorm2d(out_channels), nn.LeakyReLU(inplace=True)]
+    return nn.Sequential(*layers[:3], nn.Dropout(dropout), *layers[3:])
 
 
 def _stage(in_channels: int, out_channels: int, depth: int) -> nn.Sequential:

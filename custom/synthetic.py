@@ -1,23 +1,26 @@
 """Synthetic volumes for the demo and the tests: an organ that one can learn to find, but not by thresholding alone.
 
 A bright blob with a wavy surface lies among neighbours of the same brightness, which are smaller or tubular, on a
-textured background; everything is blurred, shaded by a bias field and noisy.
+textured background; everything is blurred, shaded by a bias field and noisy. For the short-axis bundle there are hearts
+that beat, whose ejection fractions are known in closed form.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-__all__ = ["SPACING", "make_case", "write_dataset"]
+__all__ = ["HEART_SPACING", "SPACING", "make_case", "make_heart", "write_dataset", "write_hearts"]
 
 #: mm per axis of the written volumes.
 SPACING = (1.25, 1.25, 1.25)
+#: mm per axis of the written short-axis volumes.
+HEART_SPACING = (1.4, 1.4, 8.0)
 
 
 def write_dataset(
@@ -39,25 +42,80 @@ def write_dataset(
     Returns:
         Path of the data list.
     """
-    folder = Path(folder)
-    content: dict = {
-        "name": "Synthetic blobs",
-        "modality": {"0": "synthetic"},
-        "labels": {"0": "background", "1": "organ"},
-    }
-    numbers = iter(range(sum(counts.values())))
-    for list_name, count in counts.items():
-        cases = []
-        for number in (next(numbers) for _ in range(count)):
-            image, label = make_case(np.random.default_rng([seed, number]), size)
-            case = {"image": _save(folder, "images", number, image)}
-            if list_name != "unlabeled":
-                case["label"] = _save(folder, "labels", number, label)
-            cases.append(case)
-        content[list_name] = cases
-    path = folder / name
-    path.write_text(json.dumps(content, indent=1) + "\n")
-    return path
+
+    def cases(number: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        yield f"case_{number:03d}", *make_case(np.random.default_rng([seed, number]), size)
+
+    return _write(Path(folder) / name, ["background", "organ"], counts, cases, SPACING)
+
+
+def write_hearts(
+    folder: str | Path,
+    counts: dict[str, int],
+    size: Sequence[int] = (64, 56, 6),
+    seed: int = 0,
+    name: str = "synthetic.json",
+) -> Path:
+    """Write a dataset folder as :func:`write_dataset`, with short-axis hearts; ``counts`` are patients.
+
+    A patient has two volumes, named as in ACDC: ``patient001_frame01`` at the end of diastole, ``..._frame02`` of systole.
+    """
+
+    def cases(number: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        image, label, _ = make_heart(np.random.default_rng([seed, number]), size, frames=2)
+        for frame in range(2):
+            yield f"patient{number + 1:03d}_frame{frame + 1:02d}", image[..., frame], label[..., frame]
+
+    names = ["background", "right ventricle", "myocardium", "left ventricle"]
+    return _write(Path(folder) / name, names, counts, cases, HEART_SPACING)
+
+
+def make_heart(
+    rng: np.random.Generator, size: Sequence[int], frames: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    """Draw a beating heart in short axis, from the end of diastole to the end of systole and back.
+
+    The ventricles are ellipsoids that contract in plane, so a cavity's volume goes with its radius squared; the
+    myocardium around the left one keeps its volume.
+
+    Args:
+        rng: draws place, size, contraction and noise.
+        size: voxels per axis, HWD.
+        frames: T, at least 2.
+
+    Returns:
+        Image, HWDT, float32; label, HWDT, uint8: 1 right ventricle, 2 myocardium, 3 left ventricle; and the ejection
+        fraction of each ventricle in [0, 1], by class name.
+    """
+    scale = min(size[:2])
+    center = np.array([0.42 * size[0], 0.5 * size[1]]) + rng.uniform(-0.04, 0.04, 2) * scale
+    left, right = rng.uniform(0.13, 0.16) * scale, rng.uniform(0.11, 0.13) * scale
+    wall = 1.5 * left
+    contraction = {"left_ventricle": rng.uniform(0.2, 0.35), "right_ventricle": rng.uniform(0.15, 0.3)}
+    images, labels = [], []
+    texture = 0.15 * _smooth_noise(rng, size, sigma=3)
+    for frame in range(frames):
+        beat = np.sin(np.pi * frame / frames) if frames > 2 else frame  # 0 at the end of diastole, 1 of systole
+        inner = left * (1 - contraction["left_ventricle"] * beat)
+        outer = np.sqrt(wall**2 - left**2 + inner**2)
+        label = np.zeros(size, np.uint8)
+        free = right * (1 - contraction["right_ventricle"] * beat)
+        label[_ellipsoid(size, center + [wall + right, 0], free)] = 1
+        label[_ellipsoid(size, center, outer)] = 2
+        label[_ellipsoid(size, center, inner)] = 3
+        brightness = np.array([0.25, 1.0, 0.4, 1.0])[label]
+        image = ndimage.gaussian_filter(brightness + texture, [0.7, 0.7, 0]) + rng.normal(0, 0.08, size)
+        images.append(100 * image + 200)
+        labels.append(label)
+    fractions = {name: 1 - (1 - share) ** 2 for name, share in contraction.items()}
+    return np.stack(images, -1).astype(np.float32), np.stack(labels, -1), fractions
+
+
+def _ellipsoid(size: Sequence[int], center: Sequence[float], radius: float) -> np.ndarray:
+    """Round in plane; 90 % of the slices are its long axis."""
+    x, y, z = _grid(size)
+    long_axis = 0.45 * size[2]
+    return ((x - center[0]) ** 2 + (y - center[1]) ** 2) / radius**2 + ((z - (size[2] - 1) / 2) / long_axis) ** 2 < 1
 
 
 def make_case(rng: np.random.Generator, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
@@ -107,10 +165,37 @@ def _smooth_noise(rng: np.random.Generator, size: Sequence[int], sigma: float) -
     return noise / noise.std()
 
 
-def _save(folder: Path, kind: str, number: int, volume: np.ndarray) -> str:
-    path = folder / kind / f"case_{number:03d}.nii.gz"
+def _write(
+    path: Path,
+    labels: Sequence[str],
+    counts: dict[str, int],
+    cases: Callable[[int], Iterable[tuple[str, np.ndarray, np.ndarray]]],
+    spacing: Sequence[float],
+) -> Path:
+    """Write a data list and its files; ``cases`` gives name, image and label of each scan of a numbered patient."""
+    content: dict = {
+        "name": "Synthetic",
+        "modality": {"0": "synthetic"},
+        "labels": {str(index): label for index, label in enumerate(labels)},
+    }
+    numbers = iter(range(sum(counts.values())))
+    for list_name, count in counts.items():
+        content[list_name] = []
+        for number in (next(numbers) for _ in range(count)):
+            for name, image, label in cases(number):
+                case = {"image": _save(path.parent / "images" / name, image, spacing)}
+                if list_name != "unlabeled":
+                    case["label"] = _save(path.parent / "labels" / name, label, spacing)
+                content[list_name].append(case)
+    path.write_text(json.dumps(content, indent=1) + "\n")
+    return path
+
+
+def _save(stem: Path, volume: np.ndarray, spacing: Sequence[float]) -> str:
+    """Write a volume with its centre at the origin; return its path relative to the dataset folder."""
+    path = stem.with_name(stem.name + ".nii.gz")
     path.parent.mkdir(parents=True, exist_ok=True)
-    affine = np.diag([*SPACING, 1.0])
-    affine[:3, 3] = -np.asarray(volume.shape) / 2 * SPACING
+    affine = np.diag([*spacing, 1.0])
+    affine[:3, 3] = -np.asarray(volume.shape[:3]) / 2 * spacing
     nib.save(nib.Nifti1Image(volume, affine), path)
-    return f"{kind}/{path.name}"
+    return f"{path.parent.name}/{path.name}"

@@ -1,24 +1,21 @@
-"""Small synthetic data sets and a way to run the bundle on them."""
+"""Small synthetic data sets and a way to run the bundles on them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from custom.synthetic import write_dataset
+from custom.synthetic import write_dataset, write_hearts
 
 ROOT = Path(__file__).resolve().parent.parent
-BUNDLE = ROOT / "bundles" / "crossmatch_la"
 
-#: The smallest settings that still go through every part of the bundle.
+#: The smallest settings that still go through every part of a bundle.
 TINY = {
-    "patch_size": [16, 16, 16],
-    "stride": [16, 16, 16],
     "base_filters": 2,
     "max_iterations": 3,
     "val_interval": 2,
@@ -26,19 +23,70 @@ TINY = {
     "device": "$torch.device('cpu')",
     "amp": False,
 }
+#: Keys that inference does not have.
+TRAINING_ONLY = ("max_iterations", "val_interval", "batch_size")
+
+
+class Bundle(NamedTuple):
+    """A bundle under test."""
+
+    name: str
+    tiny: dict[str, Any]
+    write: Callable[..., Path]
+    size: tuple[int, int, int]
+
+    @property
+    def folder(self) -> Path:
+        """The bundle's own folder."""
+        return ROOT / "bundles" / self.name
+
+    @property
+    def configs(self) -> Path:
+        """Where its configs are."""
+        return self.folder / "configs"
+
+    def settings(self, run_id: str, **changes: Any) -> dict[str, Any]:
+        """Tiny settings that the section ``run_id`` knows; a change to ``...`` takes a setting away."""
+        settings = self.tiny | changes
+        left_out = TRAINING_ONLY if run_id == "inference" else ()
+        return {key: value for key, value in settings.items() if value is not ... and key not in left_out}
+
+
+BUNDLES = {
+    "crossmatch_la": Bundle(
+        "crossmatch_la", TINY | {"patch_size": [16, 16, 16], "stride": [16, 16, 16]}, write_dataset, (24, 24, 20)
+    ),
+    "crossmatch_acdc": Bundle(
+        "crossmatch_acdc", TINY | {"patch_size": [16, 16], "batch_size": 2}, write_hearts, (24, 20, 3)
+    ),
+}
+LEFT_ATRIUM = pytest.mark.parametrize("bundle", ["crossmatch_la"], indirect=True)
+SHORT_AXIS = pytest.mark.parametrize("bundle", ["crossmatch_acdc"], indirect=True)
+
+
+@pytest.fixture(scope="session", params=list(BUNDLES))
+def bundle(request: pytest.FixtureRequest) -> Bundle:
+    """Every bundle in turn."""
+    return BUNDLES[request.param]
 
 
 @pytest.fixture(scope="session")
-def tiny_dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tiny_dataset(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Data list of a data set that no test may change."""
     counts = {"training": 2, "unlabeled": 3, "validation": 2, "test": 2}
-    return write_dataset(tmp_path_factory.mktemp("tiny"), counts, size=(24, 24, 20))
+    return bundle.write(tmp_path_factory.mktemp("tiny"), counts, size=bundle.size)
 
 
 @pytest.fixture
 def own_dataset(tmp_path: Path) -> Path:
-    """Data list of a data set that a test may break."""
+    """Data list of a set of volumes that a test may break."""
     return write_dataset(tmp_path / "own", {"training": 2, "unlabeled": 2, "validation": 1}, size=(16, 16, 16))
+
+
+@pytest.fixture
+def own_hearts(tmp_path: Path) -> Path:
+    """Data list of a set of short-axis volumes, two per patient, that a test may break."""
+    return write_hearts(tmp_path / "hearts", {"training": 2, "unlabeled": 2, "validation": 1}, size=(24, 20, 3))
 
 
 @pytest.fixture
@@ -54,16 +102,13 @@ def edit() -> Callable[[Path, Callable[[dict], Any]], None]:
 
 
 @pytest.fixture
-def run_bundle(tmp_path: Path) -> Callable[..., ConfigWorkflow]:
-    """Run a section of the left-atrium bundle in this process, with tiny settings and outputs in ``tmp_path``."""
+def run_bundle(bundle: Bundle, tmp_path: Path) -> Callable[..., ConfigWorkflow]:
+    """Run a section of the bundle in this process, with tiny settings and outputs in ``tmp_path``."""
 
-    def run(run_id: str, configs: list[str], folder: Path | str = BUNDLE / "configs", **overrides: Any):
+    def run(run_id: str, configs: list[str], folder: Path | str | None = None, **overrides: Any) -> ConfigWorkflow:
         places = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
-        files = [str(Path(folder) / f"{name}.yaml") for name in configs]
-        settings = places | TINY | overrides
-        if run_id == "inference":
-            settings = {key: settings[key] for key in settings if key not in ("max_iterations", "val_interval")}
-        workflow = ConfigWorkflow(files, run_id=run_id, **{k: v for k, v in settings.items() if v is not ...})
+        files = [str(Path(folder or bundle.configs) / f"{name}.yaml") for name in configs]
+        workflow = ConfigWorkflow(files, run_id=run_id, **bundle.settings(run_id, **places | overrides))
         workflow.initialize()
         workflow.run()
         workflow.finalize()

@@ -1,4 +1,4 @@
-"""Every config of the bundle runs on synthetic volumes, from wherever it is started."""
+"""Every config of every bundle runs on synthetic volumes, from wherever it is started."""
 
 import csv
 import json
@@ -11,10 +11,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import BUNDLE, ROOT, TINY
+from conftest import BUNDLES, LEFT_ATRIUM, ROOT, SHORT_AXIS, Bundle
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from custom.synthetic import write_dataset
+from custom.synthetic import make_heart, write_dataset
 
 INTERFACE = [
     "bundle_root",
@@ -29,6 +29,7 @@ INTERFACE = [
     "batch_size",
     "num_workers",
     "cache_rate",
+    "class_names",
     "max_iterations",
     "val_interval",
     "learning_rate",
@@ -37,12 +38,16 @@ INTERFACE = [
     "threshold",
     "feature_dropout",
 ]
-CONFIGS = BUNDLE / "configs"
 PLACES = {  # where the run is started, and how the configs are named from there
-    "repository root": (ROOT, "bundles/crossmatch_la/configs"),
-    "bundle folder": (BUNDLE, "configs"),
-    "another folder": (None, CONFIGS),
+    "repository root": lambda bundle: (ROOT, f"bundles/{bundle.name}/configs"),
+    "bundle folder": lambda bundle: (bundle.folder, "configs"),
+    "another folder": lambda bundle: (None, bundle.configs),
 }
+MARKER = "# ==== the method: from here on all bundles are the same"
+
+
+def _cases(datalist: Path, name: str) -> list[dict[str, str]]:
+    return json.loads(datalist.read_text())[name]
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -58,30 +63,33 @@ def trained(run_bundle, tiny_dataset, tmp_path) -> Path:
 
 
 @pytest.mark.parametrize("place", PLACES)
-def test_training_evaluating_and_inference_run_from_the(place, run_bundle, tiny_dataset, tmp_path, monkeypatch):
-    start, folder = PLACES[place]
+def test_training_evaluating_and_inference_run_from_the(place, bundle, run_bundle, tiny_dataset, tmp_path, monkeypatch):
+    start, folder = PLACES[place](bundle)
     monkeypatch.chdir(start or tmp_path)
     run_bundle("training", ["train"], folder, datalist=str(tiny_dataset))
     assert (tmp_path / "models" / "model.pt").is_file()
 
     run_bundle("evaluating", ["train", "evaluate"], folder, datalist=str(tiny_dataset))
     rows = _rows(tmp_path / "eval" / "metrics.csv")
-    assert [row["case"] for row in rows] == ["case_007", "case_008", "mean"]  # the test list
+    tested = [Path(case["image"]).name.removesuffix(".nii.gz") for case in _cases(tiny_dataset, "test")]
+    assert list(dict.fromkeys(row["case"] for row in rows)) == [*tested, "mean"]
     assert {"dice", "jaccard", "hd95", "asd", "hd95_mm", "asd_mm"} <= set(rows[0])
+    assert set(_config(bundle, "train")["class_names"]) <= {row["class"] for row in rows}
 
     run_bundle("inference", ["inference"], folder, dataset_dir=str(tiny_dataset.parent))
     predictions = sorted((tmp_path / "eval").glob("*_seg.nii.gz"))
-    assert len(predictions) == 9
+    images = sorted((tiny_dataset.parent / "images").iterdir())
+    assert len(predictions) == len(images) >= 9
+    assert len(_rows(tmp_path / "eval" / "volumes.csv")) == len(images)
 
 
 def test_training_leaves_flat_weights_of_the_last_iteration(trained):
     state = torch.load(trained, weights_only=True)
-    network = ConfigParser(_config("train"))["network_def"]
-    assert network["_target_"] == "custom.networks.VNet"
     assert "head.weight" in state
     assert all(isinstance(value, torch.Tensor) for value in state.values())
 
 
+@LEFT_ATRIUM
 def test_predictions_lie_on_the_grid_of_their_images(trained, run_bundle, tmp_path):
     scans = tmp_path / "scans"
     scans.mkdir()
@@ -102,6 +110,7 @@ def test_predictions_lie_on_the_grid_of_their_images(trained, run_bundle, tmp_pa
         assert set(np.unique(np.asarray(pred.dataobj))) <= {0, 1}
 
 
+@LEFT_ATRIUM
 def test_a_list_of_files_can_be_segmented(trained, run_bundle, tiny_dataset, tmp_path):
     files = sorted(str(path) for path in (tiny_dataset.parent / "images").iterdir())[:2]
     run_bundle("inference", ["inference"], files=files)
@@ -109,20 +118,22 @@ def test_a_list_of_files_can_be_segmented(trained, run_bundle, tiny_dataset, tmp
 
 
 def test_quick_overlay_fits_every_config(run_bundle, tiny_dataset, tmp_path):
-    run_bundle("training", ["train", "quick"], datalist=str(tiny_dataset), spacing=...)
-    run_bundle("evaluating", ["train", "quick", "evaluate"], datalist=str(tiny_dataset), spacing=...)
-    run_bundle("inference", ["inference", "quick"], datalist=str(tiny_dataset), spacing=...)
-    assert len(list((tmp_path / "eval").glob("*_seg.nii.gz"))) == 4  # validation and test
+    run_bundle("training", ["train", "quick"], datalist=str(tiny_dataset))
+    run_bundle("evaluating", ["train", "quick", "evaluate"], datalist=str(tiny_dataset))
+    run_bundle("inference", ["inference", "quick"], datalist=str(tiny_dataset))
+    listed = _cases(tiny_dataset, "validation") + _cases(tiny_dataset, "test")
+    assert len(list((tmp_path / "eval").glob("*_seg.nii.gz"))) == len(listed)
 
 
-def test_training_without_unlabeled_cases_is_supervised(run_bundle, own_dataset, edit, tmp_path):
-    edit(own_dataset, lambda content: content.update(unlabeled=[], validation=[]))
-    workflow = run_bundle("training", ["train"], datalist=str(own_dataset))
+def test_training_without_unlabeled_cases_is_supervised(run_bundle, bundle, edit, tmp_path):
+    datalist = bundle.write(tmp_path / "own", {"training": 2}, size=bundle.size)
+    workflow = run_bundle("training", ["train"], datalist=str(datalist))
     trainer = workflow.parser.get_parsed_content("train::trainer")
     assert sorted(trainer.state.output) == ["loss", "supervised"]
     assert (tmp_path / "models" / "model.pt").is_file()
 
 
+@LEFT_ATRIUM
 def test_training_on_a_tiny_set_learns_within_a_minute(run_bundle, tmp_path):
     counts = {"training": 4, "unlabeled": 6, "validation": 4}
     datalist = write_dataset(tmp_path / "learn", counts, size=(32, 32, 32))
@@ -143,6 +154,7 @@ def test_training_on_a_tiny_set_learns_within_a_minute(run_bundle, tmp_path):
     assert evaluator.state.metrics["val_mean_dice"] > 0.7
 
 
+@LEFT_ATRIUM
 def test_volumes_smaller_than_the_patch_are_padded(run_bundle, own_dataset, tmp_path):
     settings = {"datalist": str(own_dataset), "patch_size": [32, 16, 32], "stride": [16, 16, 16]}
     run_bundle("training", ["train"], **settings)
@@ -151,6 +163,7 @@ def test_volumes_smaller_than_the_patch_are_padded(run_bundle, own_dataset, tmp_
     assert nib.load(pred).shape == (16, 16, 16)
 
 
+@LEFT_ATRIUM
 @pytest.mark.parametrize("batches", [0, 3])
 def test_last_validation_is_the_score_of_the_saved_weights(batches, run_bundle, own_dataset, tmp_path):
     settings = {"datalist": str(own_dataset), "max_iterations": 4, "val_interval": 4, "spacing": [1.5, 1.5, 1.5]}
@@ -162,6 +175,7 @@ def test_last_validation_is_the_score_of_the_saved_weights(batches, run_bundle, 
     assert 0 < mean < 1
 
 
+@LEFT_ATRIUM
 def test_same_seed_gives_the_same_weights(run_bundle, tiny_dataset, tmp_path):
     states = []
     for name in ("first", "second"):
@@ -170,30 +184,124 @@ def test_same_seed_gives_the_same_weights(run_bundle, tiny_dataset, tmp_path):
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
 
-def _command_line(run_id: list[str], cwd: Path, **overrides) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "monai.bundle", "run", *run_id, "--config_file", str(CONFIGS / "train.yaml")]
-    for name, value in (TINY | overrides).items():
+@SHORT_AXIS
+@pytest.mark.parametrize("shape", [(96, 100, 1), (40, 30, 5, 3), (130, 512, 2, 2)], ids=str)
+def test_volumes_and_series_of_any_size_keep_their_geometry(shape, trained, run_bundle, tmp_path):
+    affine = np.array([[0.0, -1.4, 0, 5], [1.3, 0, 0, 6], [0, 0, 8, 7], [0, 0, 0, 1]])
+    (tmp_path / "scans").mkdir()
+    noise = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+    nib.save(nib.Nifti1Image(noise, affine), tmp_path / "scans" / "scan.nii.gz")
+    run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "scans"))
+    pred = nib.load(tmp_path / "eval" / "scan_seg.nii.gz")
+    assert pred.shape == shape
+    np.testing.assert_allclose(pred.affine, affine, atol=1e-5)
+    assert len(_rows(tmp_path / "eval" / "volumes.csv")) == (shape[3] if len(shape) == 4 else 1)
+
+
+@SHORT_AXIS
+def test_frames_of_a_series_are_segmented_as_volumes_of_their_own(trained, run_bundle, tmp_path):
+    image, _, _ = make_heart(np.random.default_rng(0), (32, 24, 4), frames=3)
+    affine = np.diag([1.4, 1.4, 8, 1])
+    (tmp_path / "scans").mkdir()
+    nib.save(nib.Nifti1Image(image, affine), tmp_path / "scans" / "series.nii.gz")
+    for frame in range(3):
+        nib.save(nib.Nifti1Image(image[..., frame], affine), tmp_path / "scans" / f"frame{frame}.nii.gz")
+    run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "scans"))
+    series, *frames = (
+        np.asarray(nib.load(tmp_path / "eval" / f"{name}_seg.nii.gz").dataobj)
+        for name in ("series", "frame0", "frame1", "frame2")
+    )
+    np.testing.assert_array_equal(series, np.stack(frames, -1))
+
+
+class ByIntensity(torch.nn.Conv2d):
+    """Give each pixel the class k whose intensity k / 3 is nearest: logits -(x - c)^2 without their common x^2."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 4, kernel_size=1)
+        c = torch.arange(4) / 3
+        self.load_state_dict({"weight": 200 * c[:, None, None, None], "bias": -100 * c**2})
+
+
+@SHORT_AXIS
+def test_inference_measures_the_ejection_fraction_of_a_beating_heart(run_bundle, tmp_path):
+    _, label, fractions = make_heart(np.random.default_rng(1), (96, 96, 10), frames=12)
+    (tmp_path / "scans").mkdir()
+    nib.save(nib.Nifti1Image(label.astype(np.float32), np.diag([1.4, 1.4, 8, 1])), tmp_path / "scans" / "cine.nii.gz")
+    torch.save(ByIntensity().state_dict(), tmp_path / "model.pt")
+    run_bundle(
+        "inference",
+        ["inference"],
+        dataset_dir=str(tmp_path / "scans"),
+        ckpt_path=str(tmp_path / "model.pt"),
+        patch_size=[96, 96],
+        network_def={"_target_": "test_bundles.ByIntensity"},
+    )
+    rows = _rows(tmp_path / "eval" / "ejection_fraction.csv")
+    assert [row["ventricle"] for row in rows] == ["left_ventricle", "right_ventricle"]
+    for row in rows:
+        assert float(row["ejection_fraction_percent"]) == pytest.approx(100 * fractions[row["ventricle"]], abs=1)
+
+
+@pytest.mark.parametrize("backbone", ["custom.networks.PerturbedSegResNet"])
+def test_another_backbone_is_chosen_by_network_def_alone(backbone, bundle, run_bundle, tiny_dataset, tmp_path):
+    definition = {
+        "_target_": backbone,
+        "spatial_dims": len(bundle.tiny["patch_size"]),
+        "in_channels": "@in_channels",
+        "out_channels": "@num_classes",
+        "base_filters": 8,
+        "feature_dropout": "@feature_dropout",
+    }
+    workflow = run_bundle(
+        "training", ["train"], datalist=str(tiny_dataset), network_def=definition, max_iterations=1, val_interval=1
+    )
+    output = workflow.parser.get_parsed_content("train::trainer").state.output
+    assert all(torch.isfinite(value) for value in output.values())
+    assert {"strong_1_from_weak", "strong_2_fs_from_weak_fs"} <= set(output)
+    assert any(name.startswith("backbone.") for name in torch.load(tmp_path / "models" / "model.pt", weights_only=True))
+
+
+@SHORT_AXIS
+def test_an_epoch_takes_every_unlabeled_slice_once_and_reads_volumes_once(run_bundle, tiny_dataset, monkeypatch):
+    reads = []
+    load = nib.load
+    monkeypatch.setattr(nib, "load", lambda path, *args, **kwargs: reads.append(str(path)) or load(path, *args, **kwargs))
+    workflow = run_bundle("training", ["train"], datalist=str(tiny_dataset), max_iterations=20, val_interval=20)
+    trainer, samples = (workflow.parser.get_parsed_content(name) for name in ("train::trainer", "unlabeled::samples"))
+    assert len(samples) == 3 * 2 * 3  # patients, volumes, slices
+    assert trainer.state.epoch_length == 9  # two slices per iteration
+    unlabeled = [case["image"] for case in _cases(tiny_dataset, "unlabeled")]
+    counts = {sum(path.endswith(image) for path in reads) for image in unlabeled}
+    assert counts == {2}  # once to check, once to train
+
+
+def _command_line(bundle: Bundle, run_id: list[str], cwd: Path, **overrides) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "monai.bundle", "run", *run_id]
+    command += ["--config_file", str(bundle.configs / "train.yaml")]
+    for name, value in bundle.settings("training", **overrides).items():
         command += [f"--{name}", str(value)]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("run_id", [["training"], []], ids=["run training", "run"])
-def test_command_line_trains(run_id, tiny_dataset, tmp_path):
+def test_command_line_trains(run_id, bundle, tiny_dataset, tmp_path):
     places = {"ckpt_dir": tmp_path / "models", "output_dir": tmp_path / "eval", "datalist": tiny_dataset}
-    done = _command_line(run_id, tmp_path, **places)
+    done = _command_line(bundle, run_id, tmp_path, **places)
     assert done.returncode == 0, done.stderr
     assert "Training: 100%" in done.stderr
     assert (tmp_path / "models" / "model.pt").is_file()
 
 
-def test_command_line_refuses_bad_data_in_one_message_and_writes_nothing(own_dataset, edit, tmp_path):
+@LEFT_ATRIUM
+def test_command_line_refuses_bad_data_in_one_message_and_writes_nothing(bundle, own_dataset, edit, tmp_path):
     weights = tmp_path / "models" / "model.pt"
     weights.parent.mkdir()
     weights.write_bytes(b"precious")
     edit(own_dataset, lambda content: content.update(training=[], unlabeled=[{"image": "images/absent.nii.gz"}]))
     places = {"ckpt_dir": weights.parent, "output_dir": tmp_path / "eval", "datalist": own_dataset}
-    done = _command_line(["training"], tmp_path, **places)
+    done = _command_line(bundle, ["training"], tmp_path, **places)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "error: " in done.stderr
@@ -204,40 +312,78 @@ def test_command_line_refuses_bad_data_in_one_message_and_writes_nothing(own_dat
     assert not (tmp_path / "eval").exists()
 
 
-def test_command_line_refuses_an_unknown_setting(tiny_dataset, tmp_path):
-    done = _command_line(["training"], tmp_path, datalist=tiny_dataset, ckpt_dir=tmp_path / "models", etaa=0.9)
+@LEFT_ATRIUM
+def test_command_line_refuses_an_unknown_setting(bundle, tiny_dataset, tmp_path):
+    done = _command_line(bundle, ["training"], tmp_path, datalist=tiny_dataset, ckpt_dir=tmp_path / "models", etaa=0.9)
     assert done.returncode == 1
     assert "--etaa: did you mean --eta?" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "models").exists()
 
 
-def _config(name: str) -> dict:
-    return ConfigParser.load_config_file(CONFIGS / f"{name}.yaml")
+def _config(bundle: Bundle, name: str) -> dict:
+    return ConfigParser.load_config_file(bundle.configs / f"{name}.yaml")
 
 
-def test_train_config_has_the_interface_keys():
-    assert set(INTERFACE) <= set(_config("train"))
+def test_train_config_has_the_interface_keys(bundle):
+    assert set(INTERFACE) <= set(_config(bundle, "train"))
 
 
-def test_defaults_are_the_paper_s_protocol():
-    config = _config("train")
+@pytest.mark.parametrize("name", ["train", "inference"])
+def test_all_bundles_have_the_same_method(name):
+    tails = {}
+    for bundle in BUNDLES.values():
+        head, marker, tail = (bundle.configs / f"{name}.yaml").read_text().partition(MARKER)
+        assert head, bundle.name
+        assert marker, bundle.name
+        tails[bundle.name] = tail
+    assert len(set(tails.values())) == 1, f"{name}.yaml differs after the marker line between {', '.join(tails)}"
+
+
+def _defaults(bundle: Bundle) -> ConfigParser:
+    parser = ConfigParser(_config(bundle, "train"))
+    parser["bundle_root"] = str(bundle.folder)
+    return parser
+
+
+@LEFT_ATRIUM
+def test_left_atrium_defaults_are_the_paper_s_protocol(bundle):
+    config = _config(bundle, "train")
+    assert config["network_def"]["_target_"] == "custom.networks.VNet"
     assert config["patch_size"] == [112, 112, 80]
     assert config["stride"] == [18, 18, 4]
     assert (config["batch_size"], config["max_iterations"], config["learning_rate"]) == (2, 14000, 1e-3)
     assert (config["eta"], config["feature_dropout"], config["weight_decay"]) == (0.3, [0.25, 0.75], 1e-4)
-    parser = ConfigParser(config)
-    parser["bundle_root"] = str(BUNDLE)
+    parser = _defaults(bundle)
     assert parser.get_parsed_content("schedule_iterations") == 17000
     assert parser.get_parsed_content("datalist").endswith("/labeled_8.json")
 
 
-def test_inference_uses_the_network_and_the_numbers_of_training():
-    train, inference = _config("train"), _config("inference")
-    shared = ["network_def", "bundle_root", "_code_path", "class_names", "in_channels", "num_classes", "spacing"]
-    shared += ["patch_size", "stride", "base_filters", "feature_dropout", "memory_format", "ckpt_dir", "device", "amp"]
-    assert {key: inference[key] for key in shared} == {key: train[key] for key in shared}
-    assert inference["inferer"] == train["validate"]["inferer"]
+@SHORT_AXIS
+def test_short_axis_defaults_are_the_paper_s_protocol(bundle):
+    config = _config(bundle, "train")
+    assert config["patch_size"] == [256, 256]
+    assert (config["batch_size"], config["max_iterations"], config["learning_rate"]) == (12, 29100, 1e-2)
+    assert (config["eta"], config["feature_dropout"], config["weight_decay"]) == (0.3, [0.25, 0.75], 1e-4)
+    assert config["threshold"] == 0.95
+    parser = _defaults(bundle)
+    network, optimizer = (parser.get_parsed_content(name) for name in ("network_def", "optimizer"))
+    assert sum(parameter.numel() for parameter in network.parameters()) == 1_813_764
+    assert (optimizer.defaults["momentum"], optimizer.defaults["nesterov"]) == (0.9, True)
+    assert parser.get_parsed_content("stride") == [256, 256]
+    assert parser.get_parsed_content("datalist").endswith("/labeled_7.json")
+
+
+def test_inference_uses_the_network_and_the_numbers_of_training(bundle):
+    train, inference = _config(bundle, "train"), _config(bundle, "inference")
+    only_inference = {"dataset_dir", "files", "datalist", "output_dir", "ckpt_path", "series", "densities", "ventricles"}
+    tail = ["checks", "network", "preprocessing", "dataset", "dataloader", "inferer", "postprocessing", "handlers"]
+    tail += ["evaluator", "initialize", "inference", "run", "imports", "read_inference"]
+    shared = set(inference) - only_inference - set(tail)
+    assert {"network_def", "class_names", "patch_size", "stride", "base_filters", "memory_format"} <= shared
+    assert {key: inference[key] for key in shared - {"ckpt_path"}} == {key: train[key] for key in shared}
+    inferer = {key: value for key, value in inference["inferer"].items() if key != "series"}
+    assert inferer == train["validate"]["inferer"]
     image_only = [step | ({"keys": "image"} if "label" in step["keys"] else {}) for step in train["read_evaluation"]]
     assert [{k: v for k, v in step.items() if k != "allow_missing_keys"} for step in image_only] == (
         inference["read_inference"]
@@ -245,25 +391,26 @@ def test_inference_uses_the_network_and_the_numbers_of_training():
 
 
 @pytest.mark.parametrize(("kind", "files"), [("train", ["train"]), ("infer", ["inference"])])
-def test_monai_finds_every_required_property(kind, files, tiny_dataset, trained, tmp_path):
-    settings = TINY | {"datalist": str(tiny_dataset), "dataset_dir": str(tiny_dataset.parent)}
-    if kind == "infer":
-        settings = {key: settings[key] for key in settings if key not in ("max_iterations", "val_interval")}
+def test_monai_finds_every_required_property(kind, files, bundle, tiny_dataset, trained, tmp_path):
+    run_id = {"train": "training", "infer": "inference"}[kind]
     places = {"ckpt_dir": str(trained.parent), "output_dir": str(tmp_path / "eval")}
-    paths = [str(CONFIGS / f"{name}.yaml") for name in files]
-    workflow = ConfigWorkflow(paths, workflow_type=kind, **settings, **places)
+    data = {"datalist": str(tiny_dataset), "dataset_dir": str(tiny_dataset.parent)}
+    paths = [str(bundle.configs / f"{name}.yaml") for name in files]
+    workflow = ConfigWorkflow(paths, workflow_type=kind, **bundle.settings(run_id, **data | places))
     workflow.initialize()
     assert workflow.check_properties() == []
 
 
-def test_metadata_tells_the_version_and_its_change():
-    metadata = json.loads((CONFIGS / "metadata.json").read_text())
+def test_metadata_tells_the_version_and_its_change(bundle):
+    metadata = json.loads((bundle.configs / "metadata.json").read_text())
+    config = _config(bundle, "train")
     assert metadata["version"] in metadata["changelog"]
-    outputs = metadata["network_data_format"]["outputs"]["pred"]
-    assert outputs["num_channels"] == len(outputs["channel_def"]) == 1 + len(_config("train")["class_names"])
-    assert metadata["network_data_format"]["inputs"]["image"]["spatial_shape"] == _config("train")["patch_size"]
+    image = metadata["network_data_format"]["inputs"]["image"]
+    pred = metadata["network_data_format"]["outputs"]["pred"]
+    assert pred["num_channels"] == len(pred["channel_def"]) == 1 + len(config["class_names"])
+    assert image["spatial_shape"] == pred["spatial_shape"] == config["patch_size"]
 
 
-def test_licences_and_card_are_there():
+def test_licences_and_card_are_there(bundle):
     for name in ("LICENSE", "docs/README.md", "docs/data_license.txt"):
-        assert (BUNDLE / name).read_text().strip()
+        assert (bundle.folder / name).read_text().strip()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from custom.data import StreamLoader, default_evaluation_list, find_images, load_datalist
+from custom.data import SampleDataset, StreamLoader, default_evaluation_list, find_images, load_datalist
 from custom.errors import UserError
 
 
@@ -20,7 +20,8 @@ def _load(datalist: Path, **changes):
         "lists": ["training", "unlabeled", "validation"],
         "in_channels": 1,
         "num_classes": 2,
-        "patch_size": [16, 16, 16],
+        "dimensions": 3,
+        "pad_to": {"size": [16, 16, 16], "spacing": None},
     }
     return load_datalist(str(datalist), **(settings | changes))
 
@@ -222,14 +223,14 @@ def test_all_problems_are_listed_together(own_dataset, files):
 
 def test_volumes_smaller_than_the_patch_are_reported_once(own_dataset, caplog):
     with caplog.at_level(logging.WARNING):
-        _load(own_dataset, patch_size=[32, 16, 16])
+        _load(own_dataset, pad_to={"size": [32, 16, 16], "spacing": None})
     (message,) = caplog.messages
-    assert message.startswith("5 of 5 volumes are smaller than patch_size [32, 16, 16] and will be padded: case_000")
+    assert message.startswith("5 of 5 volumes are smaller than the patch, [32, 16, 16] voxels, and will be padded: case_000")
 
 
 def test_size_is_judged_on_the_training_grid(own_dataset, caplog):
     with caplog.at_level(logging.WARNING):
-        _load(own_dataset, spacing=[0.625] * 3, patch_size=[32, 32, 32])  # the volumes have 16 voxels of 1.25 mm
+        _load(own_dataset, pad_to={"size": [32, 32, 32], "spacing": [0.625] * 3})  # the volumes have 16 voxels of 1.25 mm
     assert not caplog.messages
 
 
@@ -240,7 +241,7 @@ def test_evaluation_takes_the_test_list_where_there_is_one(own_dataset, edit):
 
 
 def _find(source, **changes):
-    return find_images(source, **({"in_channels": 1, "patch_size": [16, 16, 16]} | changes))
+    return find_images(source, **({"in_channels": 1, "dimensions": 3} | changes))
 
 
 def test_images_are_found_in_a_folder_a_data_set_a_file_and_a_list(own_dataset):
@@ -303,3 +304,93 @@ def test_a_single_unlabeled_patch_per_batch_warns_that_cutmix_does_nothing(batch
     with caplog.at_level(logging.WARNING):
         StreamLoader(labeled, unlabeled)
     assert ("CutMix finds no partner patch" in caplog.text) == warns
+
+
+def _volumes(depths: list[int]) -> list[dict[str, torch.Tensor]]:
+    """Volumes whose voxels say where they come from: 10 * volume + slice."""
+    columns = [10 * number + torch.arange(depth).float() for number, depth in enumerate(depths)]
+    return [{"image": c.expand(1, 4, 4, -1), "label": c.expand(1, 4, 4, -1)} for c in columns]
+
+
+def test_every_slice_of_every_volume_is_a_sample():
+    samples = SampleDataset(_volumes([3, 1, 2]), transform=lambda sample: sample, slice_axis=2)
+    assert [sample["image"][0, 0, 0].item() for sample in samples] == [0, 1, 2, 10, 20, 21]
+    assert {tuple(sample["label"].shape) for sample in samples} == {(1, 4, 4)}
+
+
+def test_volumes_are_samples_where_nothing_is_sliced():
+    samples = SampleDataset(_volumes([3, 1]), transform=lambda sample: sample)
+    assert [sample["image"].shape[-1] for sample in samples] == [3, 1]
+
+
+def test_a_pass_over_the_slices_takes_each_once():
+    samples = SampleDataset(_volumes([3, 1, 2]), transform=lambda sample: sample, slice_axis=2)
+    loader = torch.utils.data.DataLoader(samples, batch_size=2, shuffle=True)
+    drawn = torch.cat([batch["image"][:, 0, 0, 0] for batch in loader])
+    assert sorted(drawn.tolist()) == [0, 1, 2, 10, 20, 21]
+
+
+def _load_hearts(datalist: Path):
+    return _load(datalist, num_classes=4, pad_to=None, patient_pattern=r"patient\d+")
+
+
+def _first(datalist: Path, key: str = "image") -> Path:
+    return datalist.parent / json.loads(datalist.read_text())["training"][0][key]
+
+
+def test_short_axis_volumes_pass(own_hearts):
+    assert {name: len(cases) for name, cases in _load_hearts(own_hearts).items()} == {
+        "training": 4,
+        "unlabeled": 4,
+        "validation": 2,
+        "test": 0,
+    }
+
+
+def test_a_patient_with_frames_in_two_lists_is_refused(own_hearts, edit):
+    edit(own_hearts, lambda content: content["validation"].append(content["training"].pop()))
+    with pytest.raises(UserError, match=r"patient002 is in 'training' and 'validation'; all scans of a patient must be"):
+        _load_hearts(own_hearts)
+
+
+def test_a_single_slice_file_is_refused(own_hearts):
+    _rewrite(_first(own_hearts), lambda volume: volume[:, :, 0])
+    with pytest.raises(UserError, match=r"frame01.nii.gz: expected 3 dimensions, found shape \(24, 20\)"):
+        _load_hearts(own_hearts)
+
+
+def test_a_series_is_refused_for_training(own_hearts):
+    _rewrite(_first(own_hearts), lambda volume: np.stack([volume] * 5, -1))
+    with pytest.raises(UserError, match=r"1 channel\(s\), found 5 \(shape \(24, 20, 3, 5\)\); save the frames of a series"):
+        _load_hearts(own_hearts)
+
+
+def test_a_label_with_another_number_of_slices_is_refused(own_hearts):
+    _rewrite(_first(own_hearts, "label"), lambda volume: volume[:, :, :2])
+    with pytest.raises(UserError, match=r"shape \(24, 20, 2\) differs from its image's \(24, 20, 3\)"):
+        _load_hearts(own_hearts)
+
+
+def test_a_volume_whose_last_slice_is_cut_short_is_refused(own_hearts):
+    path = _first(own_hearts)
+    whole = gzip.decompress(path.read_bytes())
+    path.write_bytes(gzip.compress(whole[: -24 * 10 * 4]))  # half of the last slice's pixels, float32
+    with pytest.raises(UserError, match=r"frame01.nii.gz: cannot be read, probably truncated"):
+        _load_hearts(own_hearts)
+
+
+def test_slices_in_files_of_their_own_are_refused(own_hearts, edit):
+    edit(own_hearts, lambda content: content["training"][0].update(image=["slice1.nii.gz", "slice2.nii.gz"]))
+    with pytest.raises(UserError, match=r"training\[0\] must be an object with image and label, found"):
+        _load_hearts(own_hearts)
+
+
+def test_a_series_can_be_segmented_where_it_is_asked_for(own_hearts):
+    series = _first(own_hearts)
+    _rewrite(series, lambda volume: np.stack([volume] * 5, -1))
+    assert len(_find(str(series), series=True)) == 1
+    with pytest.raises(UserError, match="save the frames of a series"):
+        _find(str(series))
+    _rewrite(series, lambda volume: volume[:, :, 0, 0])
+    with pytest.raises(UserError, match="expected 3 dimensions"):
+        _find(str(series), series=True)

@@ -1,14 +1,12 @@
-import csv
 import math
 
 import pytest
 import torch
 from ignite.engine import Engine, Events
-from monai.data import MetaTensor
 from monai.networks.nets import BasicUNet
 
 from custom.errors import UserError
-from custom.handlers import BatchNormRecalibration, CaseTable, ProgressBar, RampUp, WeightsCheckpointLoader
+from custom.handlers import BatchNormRecalibration, ProgressBar, RampUp, WeightsCheckpointLoader
 from custom.networks import VNet
 
 ORIGINAL = {"start": 0.75 * math.log(2), "end": math.log(2), "rampup_iterations": 17000}
@@ -110,43 +108,6 @@ def test_recalibration_of_zero_batches_changes_nothing():
         torch.manual_seed(1)
         engine.run(_batches())
     assert all(torch.equal(a, b) for a, b in zip(network.buffers(), twin.buffers(), strict=True))
-
-
-def _one_hot(label: torch.Tensor, name: str, spacing: float) -> MetaTensor:
-    one_hot = torch.nn.functional.one_hot(label, 3).movedim(-1, 0).float()
-    affine = torch.diag(torch.tensor([spacing] * 3 + [1.0]))
-    return MetaTensor(one_hot, affine=affine, meta={"filename_or_obj": f"somewhere/{name}.nii.gz"})
-
-
-def _evaluate(tmp_path, spacing):
-    label = torch.zeros(4, 4, 4, dtype=torch.long)
-    label[1, 1, 1], label[2, 2, 2] = 1, 2
-    missed = label.clone()
-    missed[2, 2, 2] = 0
-    outputs = [[{"pred": _one_hot(pred, name, spacing), "label": _one_hot(label, name, spacing)}]
-               for name, pred in (("a", label), ("b", missed))]  # fmt: skip
-    engine = Engine(lambda engine, output: output)
-    CaseTable(str(tmp_path / "new" / "metrics.csv"), ["one", "two"]).attach(engine)
-    engine.run(outputs)
-    with open(tmp_path / "new" / "metrics.csv", newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def test_table_has_a_row_per_case_and_class_and_the_means(tmp_path, capsys):
-    rows = _evaluate(tmp_path, spacing=2.0)
-    assert [(row["case"], row["class"]) for row in rows] == [
-        *(("a", "one"), ("a", "two"), ("b", "one"), ("b", "two")),
-        *(("mean", "one"), ("mean", "two"), ("mean", "all")),
-    ]
-    assert [float(row["dice"]) for row in rows] == [1, 1, 1, 0, 1, 0.5, 0.75]
-    assert float(rows[3]["hd95"]) == pytest.approx(math.sqrt(48), abs=1e-4)
-    assert float(rows[3]["hd95_mm"]) == pytest.approx(2 * math.sqrt(48), abs=1e-4)
-    assert [row["empty_prediction"] for row in rows] == ["0", "0", "0", "1", "0", "1", "1"]
-    assert "metrics.csv" in capsys.readouterr().out
-
-
-def test_table_has_no_millimetres_without_a_spacing(tmp_path):
-    assert "hd95_mm" not in _evaluate(tmp_path, spacing=1.0)[0]
 
 
 def test_progress_bar_shows_the_scalars(capsys):

@@ -48,3 +48,26 @@ def test_a_stride_that_does_not_fit_the_window_is_refused(stride):
 def test_an_image_smaller_than_the_window_keeps_its_size():
     probs = SlidingWindowProbabilities((8, 8), (4, 4))(torch.rand(1, 1, 5, 8), lambda x: torch.cat([x, x], 1))
     assert probs.shape == (1, 2, 5, 8)
+
+
+def _threshold(images: torch.Tensor) -> torch.Tensor:
+    """Logits of a 2D network that tells bright from dark."""
+    assert images.ndim == 4
+    return torch.cat([0.5 - images, images - 0.5], 1)
+
+
+@pytest.mark.parametrize("axis", [0, 2])
+def test_a_2d_network_segments_a_volume_slice_by_slice(axis):
+    volume = torch.rand(2, 1, 5, 6, 7)
+    size = [n for i, n in enumerate((5, 6, 7)) if i != axis]
+    probs = SlidingWindowProbabilities(size, size, sw_batch_size=3, slice_axis=axis)(volume, _threshold)
+    assert probs.shape == (2, 2, 5, 6, 7)
+    torch.testing.assert_close(probs[:, 1:], torch.sigmoid(2 * volume - 1))
+
+
+def test_frames_of_a_series_are_segmented_one_by_one():
+    series = torch.rand(1, 4, 6, 6, 3)
+    inferer = SlidingWindowProbabilities((6, 6), (6, 6), slice_axis=2, series=True)
+    probs = inferer(series, _threshold)
+    assert probs.shape == (1, 4 * 2, 6, 6, 3)
+    torch.testing.assert_close(probs[:, 1::2], torch.sigmoid(2 * series - 1))

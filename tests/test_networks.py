@@ -1,57 +1,85 @@
 import pytest
 import torch
 
-from custom.networks import PerturbedNetwork, VNet
+from custom.networks import PerturbedNetwork, PerturbedSegResNet, UNet, VNet
+
+
+#: Every backbone, small, with its number of spatial axes.
+BACKBONES = {
+    "VNet": (lambda: VNet(base_filters=2), 3),
+    "UNet": (lambda: UNet(out_channels=2, base_filters=2), 2),
+    "SegResNet 2D": (lambda: PerturbedSegResNet(2, base_filters=8, in_channels=1, out_channels=2), 2),
+    "SegResNet 3D": (lambda: PerturbedSegResNet(3, base_filters=8, in_channels=1, out_channels=2), 3),
+}
+
+
+@pytest.fixture(params=list(BACKBONES))
+def backbone(request) -> tuple[PerturbedNetwork, int]:
+    torch.manual_seed(0)
+    build, spatial_dims = BACKBONES[request.param]
+    return build(), spatial_dims
 
 
 @pytest.fixture
-def network() -> VNet:
-    torch.manual_seed(0)
-    return VNet(base_filters=2)
+def network(backbone) -> PerturbedNetwork:
+    return backbone[0]
 
 
-def test_vnet_has_the_published_number_of_parameters():
+@pytest.fixture
+def image(backbone) -> torch.Tensor:
+    """Three images."""
+    return torch.randn(3, 1, *[16] * backbone[1])
+
+
+def test_vnet_and_unet_have_the_published_number_of_parameters():
     assert sum(p.numel() for p in VNet().parameters()) == 9_448_866
+    assert sum(p.numel() for p in UNet().parameters()) == 1_813_764
 
 
-def test_eval_mode_is_deterministic(network):
-    image = torch.randn(2, 1, 16, 16, 16)
+def test_eval_mode_is_deterministic(network, image):
     network.eval()
     assert torch.equal(network(image, num_perturbed=1), network(image, num_perturbed=1))
 
 
-def test_eval_mode_turns_feature_dropout_off(network):
-    image = torch.randn(2, 1, 16, 16, 16)
-    clean, weak, strong = network.eval()(image, num_perturbed=2).split(2)
+def test_eval_mode_turns_feature_dropout_off(network, image):
+    clean, weak, strong = network.eval()(image, num_perturbed=3).split(3)
     torch.testing.assert_close(weak, clean)
     torch.testing.assert_close(strong, clean)
 
 
-def test_perturbed_decodings_follow_the_clean_ones_and_differ_from_them(network):
-    image = torch.randn(3, 1, 16, 16, 16)
+def test_perturbed_decodings_follow_the_clean_ones_and_differ_from_them(network, image):
     logits = network.train()(image, num_perturbed=2)
     clean, weak, strong = logits.split([3, 2, 2])
-    assert logits.shape == (7, 2, 16, 16, 16)
+    assert logits.shape == (7, 2, *image.shape[2:])
     assert not torch.allclose(clean[1:], weak)
     assert not torch.allclose(weak, strong)
 
 
-def test_only_the_last_images_are_perturbed(network):
+def test_only_the_last_images_are_perturbed(network, image):
     seen = []
     network.feature_dropout[0].register_forward_hook(lambda module, inputs, output: seen.extend(inputs[0]))
-    network(torch.randn(3, 1, 16, 16, 16), num_perturbed=1)
+    network(image, num_perturbed=1)
     assert {len(level) for level in seen} == {1}
-    assert len(seen) == 5  # every feature map is dropped
+    assert len(seen) == len(network.encode(image)) >= 4  # every feature map is dropped
 
 
-@pytest.mark.parametrize("size", [(16, 16, 8), (20, 16, 16)])
-def test_a_size_that_cannot_be_halved_four_times_is_refused(network, size):
+def test_every_weight_learns(network, image):
+    network.train()(image, num_perturbed=3).square().mean().backward()
+    assert [name for name, parameter in network.named_parameters() if parameter.grad is None] == []
+
+
+@pytest.mark.parametrize(("build", "size"), [(VNet, (16, 16, 8)), (VNet, (20, 16, 16)), (UNet, (16, 24))])
+def test_a_size_that_cannot_be_halved_four_times_is_refused(build, size):
     with pytest.raises(ValueError, match="multiple of 16"):
-        network(torch.randn(1, 1, *size))
+        build(base_filters=2)(torch.randn(1, 1, *size))
 
 
-def test_network_can_be_scripted(network):
-    image = torch.randn(1, 1, 16, 16, 16)
+def test_unet_needs_a_dropout_for_every_resolution():
+    with pytest.raises(ValueError, match=r"five probabilities, one per resolution, got \[0.1, 0.2\]"):
+        UNet(dropout=[0.1, 0.2])
+
+
+def test_network_can_be_scripted(network, image):
     torch.testing.assert_close(torch.jit.script(network.eval())(image), network(image))
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from custom.losses import PAIRS, CrossMatchLoss, mix_teachers, pseudo_label
-from custom.networks import VNet
+from custom.networks import UNet, VNet
 
 GOLDEN = Path(os.environ.get("CROSSMATCH_GOLDEN") or Path(__file__).parent / "data" / "golden")
 
@@ -62,6 +62,19 @@ def _rename_vnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     prefixes |= {f"{name}.conv.": f"up.{i}." for i, name in enumerate(UP)}
     prefixes |= {f"{name}.conv.": f"decoder.{i}." for i, name in enumerate(DECODER)}
     prefixes["out_conv."] = "head."
+    return _rename(state, prefixes)
+
+
+def _rename_unet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    prefixes = {"encoder.in_conv.conv_conv.": "encoder.0.", "decoder.out_conv.": "head."}
+    for i in range(1, 5):
+        prefixes[f"encoder.down{i}.maxpool_conv.1.conv_conv."] = f"encoder.{i}."
+        prefixes[f"decoder.up{i}.conv1x1."] = f"reduce.{i - 1}."
+        prefixes[f"decoder.up{i}.conv.conv_conv."] = f"decoder.{i - 1}."
+    return _rename(state, prefixes)
+
+
+def _rename(state: dict[str, torch.Tensor], prefixes: dict[str, str]) -> dict[str, torch.Tensor]:
     renamed = {}
     for name, value in state.items():
         old = next(prefix for prefix in prefixes if name.startswith(prefix))
@@ -75,13 +88,22 @@ def test_every_golden_file_is_understood():
     assert {path.name for path in GOLDEN.iterdir() if path.suffix in (".pt", ".npz")} == known
 
 
-@pytest.mark.parametrize("path", _files("*vnet*.pt"), ids=lambda path: path.stem)
-def test_vnet_gives_the_logits_of_the_original(path: Path):
+NETWORKS = {  # class, names, and the original's name of the first convolution
+    "vnet": (VNet, _rename_vnet, "block_one.conv.0.weight"),
+    "unet": (UNet, _rename_unet, "encoder.in_conv.conv_conv.0.weight"),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "path"), [(kind, path) for kind in NETWORKS for path in _files(f"*{kind}*.pt")], ids=lambda value: getattr(value, "stem", value)
+)
+def test_network_gives_the_logits_of_the_original(kind: str, path: Path):
+    build, rename, first = NETWORKS[kind]
     golden = torch.load(path, weights_only=True)
     state, image, logits = golden["state_dict"], golden["input"], golden["logits"]
-    base_filters, in_channels = state["block_one.conv.0.weight"].shape[:2]
-    network = VNet(in_channels, out_channels=logits.shape[1], base_filters=base_filters).eval()
-    network.load_state_dict(_rename_vnet(state))
+    base_filters, in_channels = state[first].shape[:2]
+    network = build(in_channels, out_channels=logits.shape[1], base_filters=base_filters).eval()
+    network.load_state_dict(rename(state))
     with torch.no_grad():
         difference = (network(image) - logits).abs().max()
     assert difference <= 1e-5 * (logits.max() - logits.min())

@@ -1,0 +1,220 @@
+"""Handlers that write a CSV about every case and print it as a table."""
+
+from __future__ import annotations
+
+import csv
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from ignite.engine import Engine, Events
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+
+from .data import case_name
+from .metrics import case_metrics
+
+__all__ = ["CaseTable", "VolumeTable"]
+
+Row = dict[str, str | float]
+#: Name of the rows over all classes.
+ALL = "all"
+logger = logging.getLogger(__name__)
+
+
+class CaseTable:
+    """Score every case and class, and average per class and over all.
+
+    Args:
+        path: the CSV file. It is written when the evaluation is complete.
+        class_names: foreground classes, in the order of their labels.
+        phases: regular expression by name of a heart phase, searched in the case's name; the first that is found
+            fills the column ``phase``, and each phase gets means of its own. Empty for no such column.
+    """
+
+    def __init__(self, path: str, class_names: Sequence[str], phases: Mapping[str, str] | None = None) -> None:
+        self.path = Path(path)
+        self.class_names = tuple(class_names)
+        self.phases = dict(phases or {})
+        self.rows: list[Row] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Collect cases at each iteration of an evaluator whose ``pred`` and ``label`` are one-hot, NH[WD]."""
+        engine.add_event_handler(Events.STARTED, lambda _: self.rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _collect(self, engine: Engine) -> None:
+        for output in engine.state.output:
+            rows = self._case_rows(output["pred"], output["label"])
+            self.rows += rows if len(rows) == 1 else [*rows, {**_names(rows[0]), "class": ALL, **_mean(rows)}]
+
+    def _case_rows(self, pred: MetaTensor, label: MetaTensor) -> list[Row]:
+        case = case_name(label.meta["filename_or_obj"])
+        names = {"case": case} | ({"phase": self._phase(case)} if self.phases else {})
+        spacing = affine_to_spacing(label.affine, label.ndim - 1).tolist()
+        known = None if np.allclose(spacing[:2], 1) else spacing  # a header that lost its spacing reads 1 in plane
+        rows = []
+        for index, name in enumerate(self.class_names, start=1):
+            found, true = pred[index].as_tensor().cpu(), label[index].as_tensor().cpu()
+            row = {**names, "class": name, **case_metrics(found, true, known)}
+            rows.append({**row, "empty_prediction": int(not found.any())})
+        return rows
+
+    def _phase(self, case: str) -> str:
+        return next((name for name, pattern in self.phases.items() if re.search(pattern, case)), "")
+
+    def _finish(self, engine: Engine) -> None:
+        rows = [*self.rows, *self._means()]
+        write_csv(self.path, rows)
+        print("\n" + format_table(rows) + f"\n\nMetrics: {self.path}")
+
+    def _means(self) -> list[Row]:
+        means = []
+        found = [phase for phase in self.phases if any(row["phase"] == phase for row in self.rows)]
+        for phase in [*found, None]:
+            for name in dict.fromkeys(row["class"] for row in self.rows):
+                rows = [row for row in self.rows if row["class"] == name and phase in (None, row.get("phase"))]
+                names = {"case": "mean"} | ({"phase": phase or ""} if self.phases else {})
+                means.append({**names, "class": name, **_mean(rows)})
+        return means
+
+
+class VolumeTable:
+    """Measure what was segmented: volumes per frame, and the ejection fraction of a series.
+
+    Args:
+        folder: where ``volumes.csv`` and, if there is a series, ``ejection_fraction.csv`` are written at the end.
+        class_names: foreground classes, in the order of their labels.
+        densities: g/ml by class whose mass is wanted too.
+        ventricles: classes whose ejection fraction is wanted: (EDV - ESV) / EDV, where EDV is the largest and ESV the
+            smallest volume of that class over the frames.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        class_names: Sequence[str],
+        densities: Mapping[str, float] | None = None,
+        ventricles: Sequence[str] = (),
+    ) -> None:
+        unknown = {*(densities or {}), *ventricles} - set(class_names)
+        if unknown:
+            raise ValueError(f"densities and ventricles must name classes of {list(class_names)}, got {unknown}.")
+        self.folder = Path(folder)
+        self.class_names = tuple(class_names)
+        self.densities = dict(densities or {})
+        self.ventricles = tuple(ventricles)
+        self.volumes: list[Row] = []
+        self.functions: list[Row] = []
+        self.without_spacing: list[str] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Measure at each iteration of an evaluator whose ``pred`` holds class indices, THWD for T frames."""
+        for rows in (self.volumes, self.functions, self.without_spacing):
+            engine.add_event_handler(Events.STARTED, lambda _, rows=rows: rows.clear())
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.COMPLETED, self._finish)
+
+    def _collect(self, engine: Engine) -> None:
+        for output in engine.state.output:
+            pred = output["pred"]
+            case = case_name(pred.meta["filename_or_obj"])
+            frames = [self._frame_row(case, number, labels) for number, labels in enumerate(pred, start=1)]
+            self.volumes += frames
+            if len(frames) > 1:
+                self.functions += [ejection_fraction(frames, name) for name in self.ventricles]
+            if np.allclose(affine_to_spacing(pred.affine)[:2], 1):
+                self.without_spacing.append(case)
+
+    def _frame_row(self, case: str, number: int, labels: MetaTensor) -> Row:
+        voxel = float(np.abs(np.linalg.det(np.asarray(labels.affine)[:3, :3]))) / 1000  # mm3 to ml
+        counts = torch.bincount(labels.as_tensor().flatten().long(), minlength=len(self.class_names) + 1).tolist()
+        row: Row = {"case": case, "frame": number}
+        for name, count in zip(self.class_names, counts[1:], strict=True):
+            row[f"{name}_ml"] = count * voxel
+            if name in self.densities:
+                row[f"{name}_g"] = count * voxel * self.densities[name]
+        return row
+
+    def _finish(self, engine: Engine) -> None:
+        for name, rows in {"volumes": self.volumes, "ejection_fraction": self.functions}.items():
+            if rows:
+                write_csv(self.folder / f"{name}.csv", rows)
+                print("\n" + format_table(rows) + f"\n\nMeasures: {self.folder / name}.csv")
+        if self.without_spacing:
+            logger.warning(
+                "Pixels of exactly 1 mm, as if the spacing was lost; volumes are wrong by that factor: %s",
+                ", ".join(self.without_spacing),
+            )
+
+
+def ejection_fraction(frames: Sequence[Row], name: str) -> Row:
+    """Find the largest and the smallest volume of a ventricle over the frames of a case.
+
+    Args:
+        frames: rows of one case with ``case``, ``frame`` and the volume ``NAME_ml``.
+        name: the ventricle.
+
+    Returns:
+        Volumes in ml and their frames; the ejection fraction in percent, ``nan`` for a ventricle of no volume.
+    """
+    column = f"{name}_ml"
+    diastole, systole = (extreme(frames, key=lambda row: row[column]) for extreme in (max, min))
+    stroke = diastole[column] - systole[column]
+    return {
+        "case": frames[0]["case"],
+        "ventricle": name,
+        "end_diastolic_frame": diastole["frame"],
+        "end_diastolic_ml": diastole[column],
+        "end_systolic_frame": systole["frame"],
+        "end_systolic_ml": systole[column],
+        "stroke_ml": stroke,
+        "ejection_fraction_percent": 100 * stroke / diastole[column] if diastole[column] else float("nan"),
+    }
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows, whose columns may differ, with four decimals."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w", newline="") as file:
+        writer = csv.DictWriter(file, _columns(rows))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
+
+
+def format_table(rows: Sequence[Row]) -> str:
+    """Align rows, whose columns may differ, for a terminal."""
+    columns = _columns(rows)
+    cells = [[_format(row.get(column, "")) for column in columns] for row in rows]
+    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
+    lines = [
+        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [columns, *cells]
+    ]
+    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _format(value: str | float) -> str:
+    return f"{value:.3f}" if isinstance(value, float) else str(value)
+
+
+def _columns(rows: Sequence[Row]) -> list[str]:
+    return list(dict.fromkeys(column for row in rows for column in row))
+
+
+def _names(row: Row) -> Row:
+    return {name: row[name] for name in ("case", "phase") if name in row}
+
+
+def _mean(rows: Sequence[Row]) -> dict[str, float]:
+    means = {}
+    for column in _columns(rows):
+        values = [row[column] for row in rows if not isinstance(row.get(column, ""), str)]
+        if values:
+            # Empty predictions are counted, everything else is averaged.
+            means[column] = sum(values) if column == "empty_prediction" else sum(values) / len(values)
+    return means

@@ -1,0 +1,115 @@
+import csv
+import math
+
+import numpy as np
+import pytest
+import torch
+from ignite.engine import Engine
+from monai.data import MetaTensor
+
+from custom.synthetic import HEART_SPACING, make_heart
+from custom.tables import CaseTable, VolumeTable
+
+VENTRICLES = {"right_ventricle": 1, "left_ventricle": 3}
+
+
+def _rows(path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _one_hot(label: torch.Tensor, name: str, spacing: float) -> MetaTensor:
+    one_hot = torch.nn.functional.one_hot(label, 3).movedim(-1, 0).float()
+    affine = torch.diag(torch.tensor([spacing] * 3 + [1.0]))
+    return MetaTensor(one_hot, affine=affine, meta={"filename_or_obj": f"somewhere/{name}.nii.gz"})
+
+
+def _evaluate(tmp_path, spacing, names=("a", "b"), **settings):
+    label = torch.zeros(4, 4, 4, dtype=torch.long)
+    label[1, 1, 1], label[2, 2, 2] = 1, 2
+    missed = label.clone()
+    missed[2, 2, 2] = 0
+    outputs = [[{"pred": _one_hot(pred, name, spacing), "label": _one_hot(label, name, spacing)}]
+               for name, pred in zip(names, (label, missed), strict=True)]  # fmt: skip
+    engine = Engine(lambda engine, output: output)
+    CaseTable(str(tmp_path / "new" / "metrics.csv"), ["one", "two"], **settings).attach(engine)
+    engine.run(outputs)
+    return _rows(tmp_path / "new" / "metrics.csv")
+
+
+def test_table_has_a_row_per_case_and_class_and_the_means(tmp_path, capsys):
+    rows = _evaluate(tmp_path, spacing=2.0)
+    assert [(row["case"], row["class"]) for row in rows] == [
+        *(("a", "one"), ("a", "two"), ("a", "all"), ("b", "one"), ("b", "two"), ("b", "all")),
+        *(("mean", "one"), ("mean", "two"), ("mean", "all")),
+    ]
+    assert [float(row["dice"]) for row in rows] == [1, 1, 1, 1, 0, 0.5, 1, 0.5, 0.75]
+    assert float(rows[4]["hd95"]) == pytest.approx(math.sqrt(48), abs=1e-4)
+    assert float(rows[4]["hd95_mm"]) == pytest.approx(2 * math.sqrt(48), abs=1e-4)
+    assert [row["empty_prediction"] for row in rows] == ["0", "0", "0", "0", "1", "1", "0", "1", "1"]
+    assert "metrics.csv" in capsys.readouterr().out
+
+
+def test_table_has_no_millimetres_without_a_spacing(tmp_path):
+    assert "hd95_mm" not in _evaluate(tmp_path, spacing=1.0)[0]
+
+
+def test_phases_are_told_apart_and_averaged_apart(tmp_path):
+    names = ("patient001_frame01", "patient001_frame12")
+    rows = _evaluate(tmp_path, 2.0, names, phases={"ED": "_frame01", "ES": r"_frame(?!01)\d+"})
+    assert [row["phase"] for row in rows[:6]] == ["ED"] * 3 + ["ES"] * 3
+    means = {(row["phase"], row["class"]): float(row["dice"]) for row in rows if row["case"] == "mean"}
+    assert means["ED", "all"] == 1
+    assert means["ES", "all"] == 0.5
+    assert means["", "all"] == 0.75
+
+
+def _measure(folder, labels: np.ndarray, spacing=HEART_SPACING, **settings) -> None:
+    pred = MetaTensor(np.moveaxis(labels, -1, 0), affine=np.diag([*spacing, 1.0]))
+    pred.meta["filename_or_obj"] = "somewhere/beating.nii.gz"
+    engine = Engine(lambda engine, output: output)
+    names = ["right_ventricle", "myocardium", "left_ventricle"]
+    VolumeTable(str(folder), names, **settings).attach(engine)
+    engine.run([[{"pred": pred}]])
+
+
+def test_volumes_are_in_millilitres_and_grams(tmp_path):
+    labels = np.zeros((10, 10, 5, 1), np.uint8)
+    labels[:5, :4, 0], labels[5:, :2, 1] = 2, 3
+    _measure(tmp_path, labels, spacing=(2.0, 2.0, 10.0), densities={"myocardium": 1.05})
+    (row,) = _rows(tmp_path / "volumes.csv")
+    assert row["case"] == "beating"
+    assert float(row["myocardium_ml"]) == pytest.approx(20 * 0.04)
+    assert float(row["myocardium_g"]) == pytest.approx(20 * 0.04 * 1.05)
+    assert float(row["left_ventricle_ml"]) == pytest.approx(10 * 0.04)
+    assert float(row["right_ventricle_ml"]) == 0
+    assert not (tmp_path / "ejection_fraction.csv").exists()  # one frame
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_ejection_fraction_of_a_beating_heart_is_the_analytic_one(seed, tmp_path):
+    _, labels, fractions = make_heart(np.random.default_rng(seed), (96, 96, 10), frames=12)
+    _measure(tmp_path, labels, ventricles=list(VENTRICLES))
+    assert len(_rows(tmp_path / "volumes.csv")) == 12
+    for row in _rows(tmp_path / "ejection_fraction.csv"):
+        assert (row["end_diastolic_frame"], row["end_systolic_frame"]) == ("1", "7")
+        assert float(row["ejection_fraction_percent"]) == pytest.approx(100 * fractions[row["ventricle"]], abs=1)
+        stroke = float(row["end_diastolic_ml"]) - float(row["end_systolic_ml"])
+        assert float(row["stroke_ml"]) == pytest.approx(stroke, abs=2e-4)
+
+
+def test_a_ventricle_that_was_not_found_has_no_ejection_fraction(tmp_path):
+    _measure(tmp_path, np.zeros((4, 4, 2, 3), np.uint8), ventricles=["left_ventricle"])
+    (row,) = _rows(tmp_path / "ejection_fraction.csv")
+    assert row["ejection_fraction_percent"] == "nan"
+
+
+def test_a_lost_spacing_is_reported(tmp_path, caplog):
+    _measure(tmp_path, np.zeros((4, 4, 2, 1), np.uint8), spacing=(1.0, 1.0, 10.0))
+    assert "as if the spacing was lost" in caplog.text
+    assert "beating" in caplog.text
+
+
+def test_measures_of_unknown_classes_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="must name classes"):
+        VolumeTable(str(tmp_path), ["atrium"], ventricles=["left_ventricle"])
