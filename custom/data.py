@@ -70,8 +70,10 @@ class SampleDataset(Dataset):
         self.volumes = volumes
         self.transform = transform
         self.slice_axis = slice_axis
-        depths = [1] * len(volumes) if slice_axis is None else [v["image"].shape[slice_axis + 1] for v in volumes]
-        self.places = [(volume, k) for volume, depth in enumerate(depths) for k in range(depth)]
+        self.places = [(volume, k) for volume in range(len(volumes)) for k in range(self._depth(volume))]
+
+    def _depth(self, volume: int) -> int:
+        return 1 if self.slice_axis is None else self.volumes[volume]["image"].shape[self.slice_axis + 1]
 
     def __len__(self) -> int:
         return len(self.places)
@@ -132,8 +134,8 @@ def load_datalist(
         in_channels: channels that every image must have.
         num_classes: labels must lie in 0 .. num_classes - 1.
         dimensions: spatial axes that every file must have.
-        pad_to: ``size`` in voxels per axis and ``spacing`` in mm, to which volumes are resampled first, or None for their
-            own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
+        pad_to: ``size`` in voxels per axis, and ``spacing`` in mm to which volumes are resampled before, or None for
+            their own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
         patient_pattern: regular expression that finds the patient in a file name; the patient may be in one list only.
             None when every file is a patient of its own.
 
@@ -175,8 +177,8 @@ def find_images(
         source: a folder of NIfTI files (its subfolder ``images`` if there is one), a file, or a list of files.
         in_channels: channels that every image must have.
         dimensions: spatial axes that every image must have.
-        pad_to: ``size`` in voxels per axis and ``spacing`` in mm, to which volumes are resampled first, or None for their
-            own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
+        pad_to: ``size`` in voxels per axis, and ``spacing`` in mm to which volumes are resampled before, or None for
+            their own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
         series: whether an image may have a time axis behind its spatial ones, instead of channels.
         datalist: take the images of this data list's ``validation`` and ``test`` lists instead.
 
@@ -306,7 +308,7 @@ def _check_cases(cases: Sequence[Case], rule: _Rule) -> list[str]:
     if small:
         logger.warning(
             "%d of %d volumes are smaller than the patch, %s voxels, and will be padded: %s",
-            *(len(small), len(cases), list(rule.pad_to['size']), ", ".join(map(os.path.basename, small))),
+            *(len(small), len(cases), list(rule.pad_to["size"]), ", ".join(map(os.path.basename, small))),
         )
     return [problem for finding in findings for problem in finding.problems]
 

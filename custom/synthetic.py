@@ -58,7 +58,8 @@ def write_hearts(
 ) -> Path:
     """Write a dataset folder as :func:`write_dataset`, with short-axis hearts; ``counts`` are patients.
 
-    A patient has two volumes, named as in ACDC: ``patient001_frame01`` at the end of diastole, ``..._frame02`` of systole.
+    A patient has two volumes, named as in ACDC: ``patient001_frame01`` at the end of diastole, ``patient001_frame02``
+    at the end of systole.
     """
 
     def cases(number: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
@@ -100,7 +101,7 @@ def make_heart(
         outer = np.sqrt(wall**2 - left**2 + inner**2)
         label = np.zeros(size, np.uint8)
         free = right * (1 - contraction["right_ventricle"] * beat)
-        label[_ellipsoid(size, center + [wall + right, 0], free)] = 1
+        label[_ellipsoid(size, center + np.array([wall + right, 0]), free)] = 1
         label[_ellipsoid(size, center, outer)] = 2
         label[_ellipsoid(size, center, inner)] = 3
         brightness = np.array([0.25, 1.0, 0.4, 1.0])[label]

@@ -183,8 +183,7 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     with open(path, "w", newline="") as file:
         writer = csv.DictWriter(file, _columns(rows))
         writer.writeheader()
-        for row in rows:
-            writer.writerow({name: round(value, 4) if isinstance(value, float) else value for name, value in row.items()})
+        writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)
 
 
 def format_table(rows: Sequence[Row]) -> str:
@@ -196,6 +195,10 @@ def format_table(rows: Sequence[Row]) -> str:
         "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [columns, *cells]
     ]
     return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
+
+
+def _rounded(value: str | float) -> str | float:
+    return round(value, 4) if isinstance(value, float) else value
 
 
 def _format(value: str | float) -> str:

@@ -225,12 +225,15 @@ def test_volumes_smaller_than_the_patch_are_reported_once(own_dataset, caplog):
     with caplog.at_level(logging.WARNING):
         _load(own_dataset, pad_to={"size": [32, 16, 16], "spacing": None})
     (message,) = caplog.messages
-    assert message.startswith("5 of 5 volumes are smaller than the patch, [32, 16, 16] voxels, and will be padded: case_000")
+    assert message.startswith(
+        "5 of 5 volumes are smaller than the patch, [32, 16, 16] voxels, and will be padded: case"
+    )
 
 
 def test_size_is_judged_on_the_training_grid(own_dataset, caplog):
     with caplog.at_level(logging.WARNING):
-        _load(own_dataset, pad_to={"size": [32, 32, 32], "spacing": [0.625] * 3})  # the volumes have 16 voxels of 1.25 mm
+        # The volumes have 16 voxels of 1.25 mm.
+        _load(own_dataset, pad_to={"size": [32, 32, 32], "spacing": [0.625] * 3})
     assert not caplog.messages
 
 
@@ -349,7 +352,7 @@ def test_short_axis_volumes_pass(own_hearts):
 
 def test_a_patient_with_frames_in_two_lists_is_refused(own_hearts, edit):
     edit(own_hearts, lambda content: content["validation"].append(content["training"].pop()))
-    with pytest.raises(UserError, match=r"patient002 is in 'training' and 'validation'; all scans of a patient must be"):
+    with pytest.raises(UserError, match=r"patient002 is in 'training' and 'validation'; all scans of a"):
         _load_hearts(own_hearts)
 
 
@@ -361,7 +364,7 @@ def test_a_single_slice_file_is_refused(own_hearts):
 
 def test_a_series_is_refused_for_training(own_hearts):
     _rewrite(_first(own_hearts), lambda volume: np.stack([volume] * 5, -1))
-    with pytest.raises(UserError, match=r"1 channel\(s\), found 5 \(shape \(24, 20, 3, 5\)\); save the frames of a series"):
+    with pytest.raises(UserError, match=r"found 5 \(shape \(24, 20, 3, 5\)\); save the frames of a series"):
         _load_hearts(own_hearts)
 
 

@@ -3,7 +3,6 @@ import torch
 
 from custom.networks import PerturbedNetwork, PerturbedSegResNet, UNet, VNet
 
-
 #: Every backbone, small, with its number of spatial axes.
 BACKBONES = {
     "VNet": (lambda: VNet(base_filters=2), 3),

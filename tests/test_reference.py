@@ -95,7 +95,9 @@ NETWORKS = {  # class, names, and the original's name of the first convolution
 
 
 @pytest.mark.parametrize(
-    ("kind", "path"), [(kind, path) for kind in NETWORKS for path in _files(f"*{kind}*.pt")], ids=lambda value: getattr(value, "stem", value)
+    ("kind", "path"),
+    [(kind, path) for kind in NETWORKS for path in _files(f"*{kind}*.pt")],
+    ids=lambda value: getattr(value, "stem", value),
 )
 def test_network_gives_the_logits_of_the_original(kind: str, path: Path):
     build, rename, first = NETWORKS[kind]
