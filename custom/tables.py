@@ -141,10 +141,13 @@ class VolumeTable:
         return row
 
     def _finish(self, engine: Engine) -> None:
-        for name, rows in {"volumes": self.volumes, "ejection_fraction": self.functions}.items():
-            if rows:
-                write_csv(self.folder / f"{name}.csv", rows)
-                print("\n" + format_table(rows) + f"\n\nMeasures: {self.folder / name}.csv")
+        write_csv(self.folder / "volumes.csv", self.volumes)
+        if self.functions:
+            write_csv(self.folder / "ejection_fraction.csv", self.functions)
+            print(
+                "\n" + format_table(self.functions) + f"\n\nEjection fractions: {self.folder / 'ejection_fraction.csv'}"
+            )
+        print(f"\nVolumes: {self.folder / 'volumes.csv'}")
         if self.without_spacing:
             logger.warning(
                 "Pixels of exactly 1 mm, as if the spacing was lost; volumes are wrong by that factor: %s",

@@ -14,7 +14,7 @@ import torch
 from conftest import BUNDLES, LEFT_ATRIUM, ROOT, SHORT_AXIS, Bundle
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from custom.synthetic import make_heart, write_dataset
+from custom.synthetic import make_heart
 
 INTERFACE = [
     "bundle_root",
