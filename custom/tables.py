@@ -150,7 +150,7 @@ class VolumeTable:
         print(f"\nVolumes: {self.folder / 'volumes.csv'}")
         if self.without_spacing:
             logger.warning(
-                "Pixels of exactly 1 mm, as if the spacing was lost; volumes are wrong by that factor: %s",
+                "Pixels of exactly 1 mm, as if the spacing was lost; if so, these volumes are wrong: %s",
                 ", ".join(self.without_spacing),
             )
 
