@@ -1,0 +1,389 @@
+"""Prepare data sets: ``python -m custom.prepare COMMAND --help``.
+
+From an official download, a community copy, or a user's own folders to ``images/``, ``labels/`` and data lists. Every
+command can be interrupted and repeated; see :mod:`custom.store`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import fire
+import numpy as np
+from monai.data import MetaTensor
+from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, ScaleIntensityRanged, Spacingd, SpatialPadd
+
+from . import sources
+from .data import AFFINE_TOLERANCE
+from .errors import UserError, show_user_errors_plainly
+from .sources import Files
+from .store import Scan, write_dataset
+
+__all__ = ["acdc", "la", "own", "pancreas"]
+
+SPLITS = Path(__file__).parent / "splits"
+CROPS = ("benchmark", "none")
+VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+PHOTO_ENDINGS = (".png", ".jpg", ".jpeg")
+LABEL_SUFFIX = r"[-_ ]?(seg|segmentation|label|labels|mask|gt|groundtruth)"
+Lists = Mapping[str, Sequence[str]]
+
+
+def la(source: str, output: str, crop: str = "benchmark", allow_missing: bool = False, **unknown: Any) -> None:
+    """Prepare the 2018 Left Atrial Segmentation Challenge for the lists with 4, 8 and 16 labels.
+
+    Args:
+        source: folder of the challenge (a folder per case with lgemri.nrrd and laendo.nrrd), or of mri_norm2.h5 files.
+        output: dataset folder.
+        crop: benchmark (the literature's: around the labeled atrium, which needs ground truth) or none. The h5 files
+            are cropped already.
+        allow_missing: prepare what is there, and leave the rest out of the lists.
+        unknown: refused.
+    """
+    _refuse(unknown)
+    _check_choice("crop", crop, CROPS)
+    split = _split("la")
+    files, layout = _detect(source, challenge=sources.la_challenge, community=sources.la_community)
+    process = None
+    if layout == "challenge" and crop == "benchmark":
+        process = Compose([NormalizeIntensityd("image"), *_crop(margin=[15, 15, None], size=[112, 112, 80])])
+    lists = {
+        f"labeled_{count}.json": _semi_supervised(split["train"], labeled, {"test": split["test"]})
+        for count, labeled in split["labeled"].items()
+    }
+    about = {
+        "name": "2018 Left Atrial Segmentation Challenge",
+        "modality": {"0": "LGE-MRI"},
+        "labels": {"0": "background", "1": "left atrium"},
+    }
+    record = {"command": "la", "source": source, "options": {"crop": crop, "allow_missing": allow_missing}}
+    _prepare(output, files, lists, about, record, process, allow_missing)
+
+
+def acdc(source: str, output: str, allow_missing: bool = False, **unknown: Any) -> None:
+    """Prepare ACDC for the lists with 1, 3 and 7 labeled patients, end of diastole (ED) and of systole (ES) of each.
+
+    Args:
+        source: folder of the official download (patient001/Info.cfg and so on), or of patient001_frame01.h5 files.
+        output: dataset folder.
+        allow_missing: prepare what is there, and leave the rest out of the lists.
+        unknown: refused.
+    """
+    _refuse(unknown)
+    split = _split("acdc")
+    files, _ = _detect(source, official=sources.acdc_official, community=sources.acdc_community)
+    both = {name: [f"{patient}_{phase}" for patient in split[name] for phase in ("ED", "ES")] for name in
+            ("train", "validation", "test")}  # fmt: skip
+    lists = {}
+    for count, patients in split["labeled"].items():
+        labeled = [f"{patient}_{phase}" for patient in patients for phase in ("ED", "ES")]
+        rest = {"validation": both["validation"], "test": both["test"]}
+        lists[f"labeled_{count}.json"] = _semi_supervised(both["train"], labeled, rest)
+    about = {
+        "name": "Automated Cardiac Diagnosis Challenge",
+        "modality": {"0": "cine-MRI"},
+        "labels": {"0": "background", "1": "right ventricle", "2": "myocardium", "3": "left ventricle"},
+    }
+    listed = {name for content in lists.values() for names in content.values() for name in names}
+    files = {name: found for name, found in files.items() if name in listed}  # patients 101 to 150 are in no list
+    record = {"command": "acdc", "source": source, "options": {"allow_missing": allow_missing}}
+    _prepare(output, files, lists, about, record, None, allow_missing)
+
+
+def pancreas(
+    source: str,
+    output: str,
+    protocol: str = "coranet",
+    crop: str = "benchmark",
+    allow_missing: bool = False,
+    **unknown: Any,
+) -> None:
+    """Prepare Pancreas-CT (NIH) for the lists with 6 and 12 labels.
+
+    Args:
+        source: folder with the DICOM series below PANCREAS_0001 and so on, and label0001.nii.gz and so on.
+        output: dataset folder.
+        protocol: coranet (80 scans; without 0025 and 0070, which the archive has withdrawn) or mcnet (all 82).
+        crop: benchmark (the literature's: 1 mm, clipped to [-125, 275] HU, 25 voxels around the labeled pancreas, which
+            needs ground truth; mcnet crops in plane only) or none (HU on the scanner's grid).
+        allow_missing: prepare what is there, and leave the rest out of the lists.
+        unknown: refused.
+    """
+    _refuse(unknown)
+    _check_choice("crop", crop, CROPS)
+    protocols = _split("pancreas")["protocols"]
+    _check_choice("protocol", protocol, tuple(protocols))
+    split = protocols[protocol]
+    files, _ = _detect(source, official=sources.pancreas)
+    process = None
+    if crop == "benchmark":
+        margin = [25, 25, 25] if protocol == "coranet" else [25, 25, None]
+        process = Compose(
+            [
+                Spacingd(["image", "label"], pixdim=(1, 1, 1), mode=["bilinear", "nearest"]),
+                ScaleIntensityRanged("image", a_min=-125, a_max=275, b_min=0, b_max=1, clip=True),
+                *_crop(margin, size=[96, 96, 96]),
+            ]
+        )
+    lists = {
+        f"labeled_{count}.json": _semi_supervised(split["train"], labeled, {"test": split["test"]})
+        for count, labeled in split["labeled"].items()
+    }
+    listed = {*split["train"], *split["test"]}
+    about = {"name": "Pancreas-CT", "modality": {"0": "CT"}, "labels": {"0": "background", "1": "pancreas"}}
+    options = {"protocol": protocol, "crop": crop, "allow_missing": allow_missing}
+    record = {"command": "pancreas", "source": source, "options": options}
+    files = {name: found for name, found in files.items() if name in listed}
+    _prepare(output, files, lists, about, record, process, allow_missing)
+
+
+def own(
+    images: str,
+    output: str,
+    labels: str | None = None,
+    validation: float = 0.0,
+    test: float = 0.0,
+    classes: str | Sequence[str] = "foreground",
+    patient_pattern: str | None = None,
+    modality: str = "unknown",
+    seed: int = 1337,
+    **unknown: Any,
+) -> None:
+    r"""Prepare your own scans: those with a label become labeled, the rest unlabeled. Nothing is cropped or resampled.
+
+    Args:
+        images: folder of NIfTI, NRRD, MetaImage, PNG or JPG files, or of folders with a DICOM series each.
+        output: dataset folder.
+        labels: folder of labels named as their images, or NAME_seg, NAME_label, NAME_mask, NAME_gt; may hold fewer.
+        validation: fraction of the labeled patients to keep for validation.
+        test: fraction of the labeled patients to keep for the test list.
+        classes: names of the structures labeled 1, 2, and so on, such as "liver,tumor".
+        patient_pattern: regular expression that finds the patient in a name, such as 'patient\d+'; without it every
+            scan is a patient of its own.
+        modality: MRI, CT and so on, for the data list.
+        seed: of the split.
+        unknown: refused.
+    """
+    _refuse(unknown)
+    names = classes.split(",") if isinstance(classes, str) else list(map(str, classes))
+    found = _own_files(Path(str(images)), None if labels is None else Path(str(labels)))
+    patients = {name: _patient(name, patient_pattern) for name in found}
+    labeled = [name for name, files in found.items() if files.label is not None]
+    lists = _split_patients(labeled, patients, {"validation": float(validation), "test": float(test)}, int(seed))
+    lists["unlabeled"] = [name for name, files in found.items() if files.label is None]
+    about = {
+        "name": Path(str(output)).name,
+        "modality": {"0": modality},
+        "labels": dict(enumerate(["background", *names])),
+    }
+    options = {
+        "labels": labels,
+        "validation": validation,
+        "test": test,
+        "classes": names,
+        "patient_pattern": patient_pattern,
+        "modality": modality,
+        "seed": seed,
+    }
+    record = {"command": "own", "source": str(images), "options": options}
+    _prepare(str(output), found, {"datalist.json": lists}, about, record, partial(_check_labels, count=len(names)))
+
+
+def _prepare(
+    output: str,
+    files: Mapping[str, Files],
+    lists: Mapping[str, Lists],
+    about: Mapping[str, Any],
+    record: Mapping[str, Any],
+    process: Callable[[dict], dict] | None = None,
+    allow_missing: bool = False,
+) -> None:
+    """Write the scans and the data lists that name them."""
+    listed = dict.fromkeys(name for content in lists.values() for names in content.values() for name in names)
+    missing = [name for name in listed if name not in files]
+    supervised = {name for content in lists.values() for name in _supervised(content)}
+    unlabeled = [name for name in listed if name in supervised and name in files and files[name].label is None]
+    if (missing or unlabeled) and not allow_missing:
+        problems = [f"{name}: no scan found" for name in missing] + [f"{name}: no label found" for name in unlabeled]
+        hint = "nothing was written; complete the download, or give --allow_missing"
+        raise UserError(f"{record['source']}: {len(problems)} of {len(listed)} scans are incomplete; {hint}:", problems)
+    left_out = {*missing, *unlabeled}
+    usable = {
+        file: {name: [scan for scan in names if scan not in left_out] for name, names in content.items()}
+        for file, content in lists.items()
+    }
+    names = [name for name in listed if name not in left_out]
+    scans = {name: _scan(name, files[name], process) for name in names}
+    datalists = {file: {**about, **_entries(content, scans)} for file, content in usable.items()}
+    folder = write_dataset(output, list(scans.values()), datalists, record)
+    print(f"{len(scans)} scans in {folder}; data lists: {', '.join(datalists)}")
+
+
+def _supervised(content: Lists) -> list[str]:
+    return [name for key, names in content.items() if key != "unlabeled" for name in names]
+
+
+def _entries(content: Lists, scans: Mapping[str, Scan]) -> dict[str, list[dict[str, str]]]:
+    """Turn names into entries of a data list; unlabeled ones get no label even where there is one."""
+    entries = {}
+    for name, members in content.items():
+        keys = ("image",) if name == "unlabeled" else ("image", "label")
+        entries[name] = [{key: scans[member].path(key) for key in keys} for member in members]
+    return entries
+
+
+def _scan(name: str, files: Files, process: Callable[[dict], dict] | None) -> Scan:
+    return Scan(name, partial(_read, files, process), files.label is not None)
+
+
+def _read(files: Files, process: Callable[[dict], dict] | None) -> dict[str, MetaTensor]:
+    """Read a scan; in another process, when scans are written in parallel."""
+    sample = {"image": files.image()}
+    if files.label is not None:
+        label = files.label()
+        if label.shape[1:] != sample["image"].shape[1:]:
+            found = f"{tuple(label.shape[1:])}, its image's {tuple(sample['image'].shape[1:])}"
+            raise ValueError(f"the label's size is {found}; they must be on one grid.")
+        if not np.allclose(label.affine, sample["image"].affine, atol=AFFINE_TOLERANCE):
+            raise ValueError("the label's affine differs from its image's; they must be on one grid.")
+        sample["label"] = label
+    return sample if process is None else process(sample)
+
+
+def _check_labels(sample: dict[str, MetaTensor], count: int) -> dict[str, MetaTensor]:
+    """Refuse labels other than 0 .. count."""
+    values = np.unique(sample["label"].numpy()).tolist() if "label" in sample else []
+    wrong = [value for value in values if value not in range(count + 1)]
+    if wrong:
+        found = ", ".join(f"{value:g}" for value in wrong[:5])
+        raise ValueError(
+            f"labels must be whole numbers from 0 to {count}, found {found}; --classes names the structures."
+        )
+    return sample
+
+
+def _crop(margin: Sequence[int | None], size: Sequence[int]) -> list[Callable]:
+    """Crop around the label; None keeps an axis whole. Boxes smaller than ``size`` are padded."""
+    whole = 10**4  # more than any scan has voxels
+    margins = [whole if voxels is None else voxels for voxels in margin]
+    keys = ["image", "label"]
+    return [
+        CropForegroundd(keys, source_key="label", margin=margins, allow_smaller=True),
+        SpatialPadd(keys, spatial_size=size),
+    ]
+
+
+def _semi_supervised(train: Sequence[str], labeled: Sequence[str], rest: Lists) -> dict[str, Sequence[str]]:
+    return {"training": labeled, "unlabeled": [name for name in train if name not in labeled], **rest}
+
+
+def _split(name: str) -> dict[str, Any]:
+    return json.loads((SPLITS / f"{name}.json").read_text())
+
+
+def _detect(source: str, **layouts: Callable[[Path], dict[str, Files]]) -> tuple[dict[str, Files], str]:
+    """Find the scans in the first layout that has any."""
+    folder = Path(str(source))
+    if not folder.is_dir():
+        raise UserError(f"{source}: no such folder; give --source the folder of the download.")
+    for name, find in layouts.items():
+        files = find(folder)
+        if files:
+            return files, name
+    expected = [" ".join((find.__doc__ or name).split("\n")[0].split()) for name, find in layouts.items()]
+    found = sorted(path.name for path in folder.iterdir())[:5]
+    raise UserError(f"{source}: holds no scans in a known layout (found {', '.join(found) or 'nothing'}):", expected)
+
+
+def _own_files(images: Path, labels: Path | None) -> dict[str, Files]:
+    """Pair images with labels by name."""
+    found = {_stem(path): path for path in _scans_in(images)}
+    if not found:
+        endings = ", ".join((*VOLUME_ENDINGS, *PHOTO_ENDINGS))
+        raise UserError(f"{images}: no scans; expected files ending in {endings}, or folders of .dcm files.")
+    pairs: dict[str, Path] = {}
+    strays = []
+    for path in [] if labels is None else _scans_in(labels):
+        stem = _stem(path)
+        name = stem if stem in found else re.sub(LABEL_SUFFIX + "$", "", stem, flags=re.IGNORECASE)
+        if name not in found or name in pairs:
+            strays.append(f"{path}: " + ("no image of that name" if name not in found else f"so is {pairs[name].name}"))
+        pairs.setdefault(name, path)
+    if strays:
+        raise UserError(f"{labels}: {len(strays)} label(s) without an image of their own, nothing was written:", strays)
+    return {
+        name: Files(
+            partial(sources.read_volume, str(path)),
+            partial(sources.read_volume, str(pairs[name])) if name in pairs else None,
+        )
+        for name, path in found.items()
+    }
+
+
+def _scans_in(folder: Path) -> list[Path]:
+    """Files of known formats, and folders of DICOM files, anywhere below a folder."""
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder.")
+    files = [path for path in folder.rglob("*") if path.name.lower().endswith((*VOLUME_ENDINGS, *PHOTO_ENDINGS))]
+    series = sorted({path.parent for path in folder.rglob("*.dcm")})
+    for path in series:
+        sources.check_series(path)
+    scans = sorted([*files, *series])
+    names = defaultdict(list)
+    for path in scans:
+        names[_stem(path)].append(str(path))
+    double = [", ".join(paths) for paths in names.values() if len(paths) > 1]
+    if double:
+        raise UserError(f"{folder}: {len(double)} name(s) stand for several scans, rename them:", double)
+    return scans
+
+
+def _stem(path: Path) -> str:
+    """Name of a scan, without its ending."""
+    name = path.name
+    ending = next((ending for ending in (*VOLUME_ENDINGS, *PHOTO_ENDINGS) if name.lower().endswith(ending)), "")
+    return name.removesuffix(name[len(name) - len(ending) :]) if ending else name
+
+
+def _patient(name: str, pattern: str | None) -> str:
+    match = None if pattern is None else re.search(pattern, name)
+    return name if match is None else match.group()
+
+
+def _split_patients(
+    names: Iterable[str], patients: Mapping[str, str], fractions: Mapping[str, float], seed: int
+) -> dict[str, list[str]]:
+    """Draw whole patients into lists; what is left is for training."""
+    if any(value < 0 for value in fractions.values()) or sum(fractions.values()) >= 1:
+        raise UserError(f"validation and test must be fractions that leave some for training, got {dict(fractions)}.")
+    names = list(names)
+    order = np.random.default_rng(seed).permutation(sorted({patients[name] for name in names})).tolist()
+    lists, start = {}, 0
+    for key, fraction in fractions.items():
+        stop = start + round(fraction * len(order))
+        chosen = set(order[start:stop])
+        lists[key] = [name for name in names if patients[name] in chosen]
+        start = stop
+    rest = set(order[start:])
+    return {"training": [name for name in names if patients[name] in rest], **lists}
+
+
+def _check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
+    if value not in choices:
+        raise UserError(f"--{flag} must be one of {', '.join(choices)}, got {value}.")
+
+
+def _refuse(unknown: Mapping[str, Any]) -> None:
+    if unknown:
+        raise UserError(f"unknown flag --{', --'.join(unknown)}; see --help.")
+
+
+if __name__ == "__main__":
+    show_user_errors_plainly()
+    fire.Fire({"la": la, "acdc": acdc, "pancreas": pancreas, "own": own})

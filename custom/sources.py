@@ -1,0 +1,208 @@
+"""What the official downloads and the community's copies of the data sets look like, and how their scans are read.
+
+Each function here finds the scans of one layout below a folder and returns them by name, or an empty dictionary where
+the layout is another one. Files are read with MONAI's readers; geometry comes from the files.
+"""
+
+from __future__ import annotations
+
+import configparser
+import re
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.transforms import LoadImage
+
+from .errors import UserError
+
+__all__ = ["Files", "acdc_community", "acdc_official", "isic_official", "la_challenge", "la_community", "pancreas"]
+
+
+class Files(NamedTuple):
+    """How to read an image and, where there is one, its label; both return CH[WD]."""
+
+    image: Callable[[], MetaTensor]
+    label: Callable[[], MetaTensor] | None = None
+
+
+def la_challenge(folder: Path) -> dict[str, Files]:
+    """2018 Left Atrial Segmentation Challenge: a folder per case, ``lgemri.nrrd`` and ``laendo.nrrd`` (label 255)."""
+    found = {}
+    for image in sorted(folder.rglob("lgemri.nrrd")):
+        label = image.with_name("laendo.nrrd")
+        read_label = partial(read_mask, str(label)) if label.is_file() else None
+        found[image.parent.name] = Files(partial(read_volume, str(image)), read_label)
+    return found
+
+
+def la_community(folder: Path) -> dict[str, Files]:
+    """The semi-supervised literature's copy: a folder per case with ``mri_norm2.h5``, normalized and cropped."""
+    return {
+        path.parent.name: _h5_files(path, axes=(0, 1, 2), spacing=(0.625, 0.625, 0.625))
+        for path in sorted(folder.rglob("mri_norm2.h5"))
+    }
+
+
+def acdc_official(folder: Path) -> dict[str, Files]:
+    """ACDC: a folder per patient with ``Info.cfg``, which tells the frames of end of diastole and of systole."""
+    found = {}
+    for info in sorted(folder.rglob("Info.cfg")):
+        patient = info.parent.name
+        for phase, frame in _acdc_phases(info).items():
+            stem = info.parent / f"{patient}_frame{frame:02d}"
+            image, label = _nifti(stem), _nifti(stem.with_name(stem.name + "_gt"))
+            if image is None:
+                raise UserError(f"{info}: says that {phase} is frame {frame}, but {stem.name}.nii.gz is missing.")
+            read_label = None if label is None else partial(read_volume, str(label))
+            found[f"{patient}_{phase}"] = Files(partial(read_volume, str(image)), read_label)
+    return found
+
+
+def acdc_community(folder: Path) -> dict[str, Files]:
+    """The literature's copy: ``patient001_frame01.h5`` is end of diastole, ``frame02`` of systole; spacing was lost."""
+    found = {}
+    for path in sorted(folder.rglob("patient*_frame*.h5")):
+        match = re.fullmatch(r"(patient\d+)_frame0([12])", path.stem)
+        if match:
+            name = f"{match[1]}_{'ED' if match[2] == '1' else 'ES'}"
+            found[name] = _h5_files(path, axes=(2, 1, 0), spacing=(1.0, 1.0, 10.0))
+    return found
+
+
+def pancreas(folder: Path) -> dict[str, Files]:
+    """Pancreas-CT: DICOM series below ``PANCREAS_0001`` and so on, labels ``label0001.nii.gz``."""
+    labels = {path.name[5:9]: path for path in sorted(folder.rglob("label[0-9][0-9][0-9][0-9].nii*"))}
+    found = {}
+    for patient in sorted(path for path in folder.rglob("PANCREAS_[0-9][0-9][0-9][0-9]") if path.is_dir()):
+        number = patient.name[-4:]
+        series = dicom_series(patient)
+        if number in labels:
+            read_label = partial(read_label_on, str(series), str(labels[number]))
+            found[number] = Files(partial(read_volume, str(series)), read_label)
+        else:
+            found[number] = Files(partial(read_volume, str(series)))
+    return found
+
+
+def isic_official(folder: Path, part: str) -> dict[str, Files]:
+    """ISIC-2018 task 1, ``part`` is Training, Validation or Test: JPG photographs and PNG masks (0 and 255)."""
+    found = {}
+    for image in sorted(folder.glob(f"**/ISIC2018_Task1-2_{part}_Input/ISIC_*.jpg")):
+        masks = folder.glob(f"**/ISIC2018_Task1_{part}_GroundTruth/{image.stem}_segmentation.png")
+        mask = next(iter(masks), None)
+        found[image.stem] = Files(
+            partial(read_volume, str(image)), None if mask is None else partial(read_mask, str(mask))
+        )
+    return found
+
+
+def read_volume(path: str) -> MetaTensor:
+    """Read a file, or the DICOM series in a folder, with the reader that MONAI takes for it."""
+    return LoadImage(ensure_channel_first=True)(path)
+
+
+def read_mask(path: str) -> MetaTensor:
+    """Read a label whose structure may be marked with 1 or 255."""
+    mask = read_volume(path)
+    values = set(torch.unique(mask.as_tensor()).tolist())
+    if not values <= {0, 1} and not values <= {0, 255}:
+        raise ValueError(f"{path}: expected 0 and 255, or 0 and 1, found {sorted(values)[:5]}.")
+    return (mask > 0).float()
+
+
+def read_label_on(image_path: str, label_path: str) -> MetaTensor:
+    """Read a label onto its image's grid, of which it may be mirrored in plane.
+
+    Pancreas-CT's labels and DICOM series disagree about the direction of an axis, and not every copy in the same way.
+    So of the mirrorings in plane, the one is taken under which the labeled voxels look most like soft tissue.
+
+    Raises:
+        ValueError: when the sizes differ, or no mirroring puts the label on soft tissue.
+    """
+    image, label = read_volume(image_path), read_volume(label_path)
+    if image.shape != label.shape:
+        raise ValueError(f"{label_path}: size {_size(label)} differs from its image's {_size(image)}.")
+    flips: list[tuple[int, ...]] = [(), (1,), (2,), (1, 2)]
+    candidates = [label.as_tensor().flip(axes) for axes in flips]
+    shares = [_soft_tissue_share(image.as_tensor(), candidate > 0) for candidate in candidates]
+    best = int(np.argmax(shares))
+    if shares[best] < 0.5:
+        raise ValueError(f"{label_path}: lies on soft tissue in no direction, at best {shares[best]:.0%} of it.")
+    return MetaTensor((candidates[best] > 0).float(), meta=image.meta, affine=image.affine)
+
+
+def _soft_tissue_share(image: torch.Tensor, mask: torch.Tensor) -> float:
+    """Share of the masked voxels of a CT between 0 and 250 HU, where enhanced organs are; air and fat are below."""
+    values = image[mask]
+    return float(((values > 0) & (values < 250)).float().mean()) if values.numel() else 0.0
+
+
+def dicom_series(folder: Path) -> Path:
+    """Find the folder of the one DICOM series below a folder, and check its slices.
+
+    Raises:
+        UserError: when there is none or several, or slices are missing, double, or differ in orientation.
+    """
+    folders = sorted({path.parent for path in folder.rglob("*.dcm")})
+    if len(folders) != 1:
+        raise UserError(f"{folder}: expected one folder of .dcm files, found {len(folders)}.", list(map(str, folders)))
+    check_series(folders[0])
+    return folders[0]
+
+
+def check_series(folder: Path) -> None:
+    """Check that the DICOM files of a folder are one complete series."""
+    import pydicom
+
+    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in sorted(folder.glob("*.dcm"))]
+    series = {str(header.SeriesInstanceUID) for header in headers}
+    if len(series) != 1:
+        raise UserError(f"{folder}: expected one DICOM series, found {len(series)}; give each its own folder.")
+    orientations = {tuple(np.round(np.asarray(header.ImageOrientationPatient, float), 3)) for header in headers}
+    if len(orientations) != 1:
+        raise UserError(f"{folder}: the slices have {len(orientations)} different orientations.")
+    row, column = np.split(np.asarray(headers[0].ImageOrientationPatient, float), 2)
+    places = np.sort([np.dot(np.cross(row, column), np.asarray(h.ImagePositionPatient, float)) for h in headers])
+    steps = np.diff(places)
+    if len(steps) and steps.min() < 1e-3:
+        raise UserError(f"{folder}: {int((steps < 1e-3).sum())} slice(s) are there twice, at the same position.")
+    if len(steps) and steps.max() > 1.5 * np.median(steps):
+        gap = int(steps.argmax())
+        raise UserError(f"{folder}: slices are missing between {places[gap]:.2f} and {places[gap + 1]:.2f} mm.")
+
+
+def _acdc_phases(info: Path) -> dict[str, int]:
+    parser = configparser.ConfigParser()
+    parser.read_string("[patient]\n" + info.read_text())
+    try:
+        return {phase: parser.getint("patient", phase) for phase in ("ED", "ES")}
+    except (configparser.Error, ValueError) as error:
+        raise UserError(f"{info}: expected the lines 'ED: number' and 'ES: number' ({error}).") from error
+
+
+def _nifti(stem: Path) -> Path | None:
+    paths = (stem.with_name(stem.name + ending) for ending in (".nii.gz", ".nii"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def _h5_files(path: Path, axes: Sequence[int], spacing: Sequence[float]) -> Files:
+    return Files(*(partial(read_h5, str(path), key, tuple(axes), tuple(spacing)) for key in ("image", "label")))
+
+
+def read_h5(path: str, key: str, axes: Sequence[int], spacing: Iterable[float]) -> MetaTensor:
+    """Read a volume out of an h5 file, which has no geometry; ``axes`` brings it into the order x, y, z."""
+    import h5py
+
+    with h5py.File(path) as file:
+        volume: Any = file[key][()]
+    affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
+    return MetaTensor(np.ascontiguousarray(volume.transpose(axes)[None], np.float32), affine=affine)
+
+
+def _size(volume: MetaTensor) -> tuple[int, ...]:
+    return tuple(volume.shape[1:])

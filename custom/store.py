@@ -1,0 +1,186 @@
+"""Write a dataset folder so that an interruption never leaves a file that looks whole and is not.
+
+A folder holds ``images/``, ``labels/``, data lists, and ``prepare.json``: what was prepared from where with which
+options, and a checksum per file. Files are written under another name and renamed when they are complete; a second run
+takes up where the first one stopped; data lists come last.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from monai.data import MetaTensor, NibabelWriter, PILWriter
+from tqdm import tqdm
+
+from .errors import UserError
+
+__all__ = ["Scan", "write_dataset", "write_json"]
+
+RECORD = "prepare.json"
+PACKAGES = ("monai", "torch", "nibabel", "itk", "numpy")
+SECONDS_BETWEEN_RECORDS = 2.0
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan to be written.
+
+    Args:
+        name: of its files, without ending.
+        read: returns ``image`` and, where there is one, ``label``, CH[WD]; must be picklable, a partial for instance.
+        has_label: whether ``read`` returns a label.
+        ending: of its files; ``.png`` for photographs.
+    """
+
+    name: str
+    read: Callable[[], Mapping[str, MetaTensor]]
+    has_label: bool
+    ending: str = ".nii.gz"
+
+    def path(self, key: str) -> str:
+        """Path of ``image`` or ``label`` relative to the dataset folder."""
+        return f"{key}s/{self.name}{self.ending}"
+
+    @property
+    def paths(self) -> dict[str, str]:
+        """Paths of everything that belongs to the scan."""
+        return {key: self.path(key) for key in (("image", "label") if self.has_label else ("image",))}
+
+
+def write_dataset(
+    output: str | Path, scans: Sequence[Scan], datalists: Mapping[str, Mapping[str, Any]], record: Mapping[str, Any]
+) -> Path:
+    """Write scans and data lists; go on where an earlier run with the same record stopped.
+
+    Args:
+        output: dataset folder, created when missing.
+        scans: every scan once.
+        datalists: content of each data list by file name.
+        record: command, source and options, kept in ``prepare.json``.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: when the folder was prepared with another record, or scans could not be read or written; the others
+            are kept, data lists are not written.
+    """
+    output = Path(output)
+    record = {**json.loads(json.dumps(record)), "versions": {name: version(name) for name in PACKAGES}}
+    files = _finished_files(output, record)
+    waiting = [scan for scan in scans if not all(files.get(path) for path in scan.paths.values())]
+    problems = _write_scans(output, waiting, {**record, "files": files})
+    if problems:
+        hint = "what was written is kept, the data lists are not; run the same command again when this is put right:"
+        raise UserError(f"{output}: {len(problems)} of {len(scans)} scans could not be prepared; {hint}", problems)
+    for name, content in datalists.items():
+        write_json(output / name, content)
+    return output
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{path.name}")
+    part.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(part, path)
+
+
+def _finished_files(output: Path, record: Mapping[str, Any]) -> dict[str, str]:
+    """Checksums of the files that an earlier run completed; those that have changed since are left out."""
+    if not (output / RECORD).is_file():
+        return {}
+    earlier = json.loads((output / RECORD).read_text())
+    changed = [key for key in record if key != "versions" and record[key] != earlier.get(key)]
+    if changed:
+        lines = [f"{key}: {earlier.get(key)} before, {record[key]} now" for key in changed]
+        raise UserError(f"{output}: holds data prepared otherwise; choose another --output, or remove it:", lines)
+    files = earlier["files"]
+    return {path: digest for path, digest in files.items() if _checksum(output / path) == digest}
+
+
+def _write_scans(output: Path, scans: Sequence[Scan], record: dict[str, Any]) -> list[str]:
+    """Write scans in parallel, keeping ``prepare.json`` up to date; return what went wrong."""
+    problems, last = [], time.monotonic()
+    with ProcessPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(scans), desc="Preparing", unit="scan") as bar:
+        futures = {pool.submit(_write_scan, output, scan): scan for scan in scans}
+        try:
+            for future in as_completed(futures):
+                error = future.exception()
+                if error is None:
+                    record["files"] |= future.result()
+                else:
+                    problems.append(f"{futures[future].name}: {_reason(error)}")
+                    if getattr(error, "errno", None) == errno.ENOSPC:
+                        break
+                bar.update()
+                if time.monotonic() - last > SECONDS_BETWEEN_RECORDS:
+                    write_json(output / RECORD, record)
+                    last = time.monotonic()
+        finally:
+            pool.shutdown(cancel_futures=True)
+            record["files"] = dict(sorted(record["files"].items()))
+            write_json(output / RECORD, record)
+    return problems
+
+
+def _reason(error: BaseException) -> str:
+    if getattr(error, "errno", None) == errno.ENOSPC:
+        return "the disk is full."
+    text = str(error).strip()
+    return text.splitlines()[-1] if text else type(error).__name__
+
+
+def _write_scan(output: Path, scan: Scan) -> dict[str, str]:
+    """Read a scan and write its files; return their checksums."""
+    sample = scan.read()
+    digests = {}
+    for key, path in scan.paths.items():
+        dtype = np.uint8 if key == "label" else _compact_dtype(sample[key])
+        digests[path] = _write(output / path, sample[key], dtype)
+    return digests
+
+
+def _write(path: Path, volume: MetaTensor, dtype: type) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".part-{path.name}")
+    writer = (PILWriter if path.suffix == ".png" else NibabelWriter)(output_dtype=dtype)
+    try:
+        writer.set_data_array(volume, channel_dim=0, squeeze_end_dims=True)
+        writer.set_metadata({"affine": volume.affine, **volume.meta}, resample=False)
+        writer.write(part)
+        digest = _checksum(part)
+        os.replace(part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+    return digest
+
+
+def _compact_dtype(volume: MetaTensor) -> type:
+    """int16 where that loses nothing, as for CT, else float32."""
+    values = volume.numpy()
+    if values.size and np.abs(values).max() < 2**15 and (values == np.round(values)).all():
+        return np.uint8 if values.min() >= 0 and values.max() < 2**8 else np.int16
+    return np.float32
+
+
+def _checksum(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()

@@ -1,0 +1,352 @@
+"""Each official layout, made small, is prepared to exactly what it holds."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from custom import prepare, store
+from custom.data import load_datalist
+from custom.errors import UserError
+
+ANGLE = np.deg2rad(20)
+#: Oblique, anisotropic, with a left-handed order of axes.
+OBLIQUE = np.array(
+    [
+        [0.7 * np.cos(ANGLE), -0.9 * np.sin(ANGLE), 0, 10],
+        [0.7 * np.sin(ANGLE), 0.9 * np.cos(ANGLE), 0, -20],
+        [0, 0, -2.5, 30],
+        [0, 0, 0, 1],
+    ]
+)
+
+
+def _volumes(seed: int, shape=(12, 10, 6)) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    label = np.zeros(shape, np.uint8)
+    label[3:7, 2:8, 1:4] = 1
+    return rng.integers(-900, 900, shape).astype(np.int16), label
+
+
+def _write_itk(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
+    """Write x, y, z voxels with an affine of NIfTI's convention to any format that ITK knows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = itk.image_from_array(np.ascontiguousarray(volume.transpose(2, 1, 0)))
+    lps = np.diag([-1.0, -1, 1, 1]) @ affine
+    spacing = np.linalg.norm(lps[:3, :3], axis=0)
+    image.SetSpacing(spacing)
+    image.SetOrigin(lps[:3, 3])
+    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(lps[:3, :3] / spacing)))
+    itk.imwrite(image, str(path))
+
+
+def _write_nifti(path: Path, volume: np.ndarray, affine: np.ndarray = OBLIQUE) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nib.save(nib.Nifti1Image(volume, affine), path)
+
+
+def _assert_holds(path: Path, volume: np.ndarray, affine: np.ndarray = OBLIQUE) -> None:
+    found = nib.load(path)
+    np.testing.assert_array_equal(np.asarray(found.dataobj), volume)
+    np.testing.assert_allclose(found.affine, affine, atol=1e-4)
+
+
+def _datalist(folder: Path, name: str) -> dict:
+    return json.loads((folder / name).read_text())
+
+
+@pytest.fixture
+def la_folder(tmp_path) -> Path:
+    """Five of the challenge's cases in folders with spaces and other letters."""
+    folder = tmp_path / "Vorhof höhe" / "Training Set"
+    for seed, case in enumerate(json.loads((prepare.SPLITS / "la.json").read_text())["train"][:5]):
+        image, label = _volumes(seed)
+        _write_itk(folder / case / "lgemri.nrrd", image, OBLIQUE)
+        _write_itk(folder / case / "laendo.nrrd", label * 255, OBLIQUE)
+    return folder
+
+
+def test_left_atrium_challenge_comes_out_as_it_went_in(la_folder, tmp_path):
+    prepare.la(str(la_folder), str(tmp_path / "out"), crop="none", allow_missing=True)
+    for seed, case in enumerate(sorted(path.name for path in la_folder.iterdir())):
+        image, label = _volumes(seed)
+        _assert_holds(tmp_path / "out" / "images" / f"{case}.nii.gz", image)
+        _assert_holds(tmp_path / "out" / "labels" / f"{case}.nii.gz", label)
+    content = _datalist(tmp_path / "out", "labeled_4.json")
+    assert (len(content["training"]), len(content["unlabeled"]), len(content["test"])) == (4, 1, 0)
+    assert "label" not in content["unlabeled"][0]
+
+
+def test_an_incomplete_download_is_refused_and_nothing_is_written(la_folder, tmp_path):
+    with pytest.raises(UserError, match=r"95 of 100 scans are incomplete; nothing was written"):
+        prepare.la(str(la_folder), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_benchmark_crop_is_taken_around_the_label(la_folder, tmp_path):
+    prepare.la(str(la_folder), str(tmp_path / "out"), allow_missing=True)
+    for path in (tmp_path / "out" / "labels").iterdir():
+        assert nib.load(path).shape == (112, 112, 80)
+        assert np.asarray(nib.load(path).dataobj).sum() == _volumes(0)[1].sum()
+
+
+def test_left_atrium_community_copy_keeps_its_voxels(tmp_path):
+    case = "06SR5RBREL16DQ6M8LWS"
+    image, label = np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32), _volumes(0, (9, 8, 7))[1]
+    (tmp_path / "in" / case).mkdir(parents=True)
+    with h5py.File(tmp_path / "in" / case / "mri_norm2.h5", "w") as file:
+        file["image"], file["label"] = image, label
+    prepare.la(str(tmp_path / "in"), str(tmp_path / "out"), allow_missing=True)
+    _assert_holds(tmp_path / "out" / "images" / f"{case}.nii.gz", image, np.diag([0.625] * 3 + [1]))
+    _assert_holds(tmp_path / "out" / "labels" / f"{case}.nii.gz", label, np.diag([0.625] * 3 + [1]))
+
+
+@pytest.fixture
+def acdc_folder(tmp_path) -> Path:
+    """Two patients of the official download, one labeled in every list."""
+    folder = tmp_path / "database" / "training"
+    for seed, (patient, systole) in enumerate({"patient099": 9, "patient003": 15}.items()):
+        for frame in (1, systole):
+            image, label = _volumes(100 * seed + frame)
+            _write_nifti(folder / patient / f"{patient}_frame{frame:02d}.nii.gz", image)
+            _write_nifti(folder / patient / f"{patient}_frame{frame:02d}_gt.nii.gz", label)
+        (folder / patient / "Info.cfg").write_text(f"ED: 1\nES: {systole}\nGroup: NOR\nHeight: 170.0\nNbFrame: 30\n")
+    return tmp_path / "database"
+
+
+def test_short_axis_frames_are_named_by_their_phase(acdc_folder, tmp_path):
+    prepare.acdc(str(acdc_folder), str(tmp_path / "out"), allow_missing=True)
+    for name, seed in {"patient099_ED": 1, "patient099_ES": 9, "patient003_ED": 101, "patient003_ES": 115}.items():
+        image, label = _volumes(seed)
+        _assert_holds(tmp_path / "out" / "images" / f"{name}.nii.gz", image)
+        _assert_holds(tmp_path / "out" / "labels" / f"{name}.nii.gz", label)
+    content = _datalist(tmp_path / "out", "labeled_1.json")
+    assert [case["image"] for case in content["training"]] == [f"images/patient099_{p}.nii.gz" for p in ("ED", "ES")]
+    assert [case["image"] for case in content["unlabeled"]] == [f"images/patient003_{p}.nii.gz" for p in ("ED", "ES")]
+
+
+def test_a_frame_that_info_names_must_be_there(acdc_folder, tmp_path):
+    next(acdc_folder.rglob("patient099_frame09.nii.gz")).unlink()
+    with pytest.raises(UserError, match=r"Info.cfg: says that ES is frame 9, but patient099_frame09.nii.gz is missing"):
+        prepare.acdc(str(acdc_folder), str(tmp_path / "out"), allow_missing=True)
+
+
+def test_short_axis_community_copy_is_turned_into_x_y_z(tmp_path):
+    image, label = np.random.default_rng(0).random((4, 9, 7)), np.zeros((4, 9, 7), np.uint8)
+    (tmp_path / "in").mkdir()
+    with h5py.File(tmp_path / "in" / "patient099_frame02.h5", "w") as file:
+        file["image"], file["label"] = image, label
+    prepare.acdc(str(tmp_path / "in"), str(tmp_path / "out"), allow_missing=True)
+    expected = image.astype(np.float32).transpose(2, 1, 0)
+    _assert_holds(tmp_path / "out" / "images" / "patient099_ES.nii.gz", expected, np.diag([1, 1, 10, 1]))
+
+
+def _write_series(folder: Path, volume: np.ndarray, spacing=(0.7, 0.8, 2.0), leave_out=(), uid="1.2.3") -> None:
+    """Write x, y, z voxels in HU as a DICOM series, one file per slice."""
+    import pydicom
+    from pydicom.dataset import FileDataset, FileMetaDataset
+
+    folder.mkdir(parents=True, exist_ok=True)
+    for k in range(volume.shape[2]):
+        if k in leave_out:
+            continue
+        meta = FileMetaDataset()
+        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"{uid}.{k + 1}"
+        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
+        header = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
+        header.SOPClassUID, header.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
+        header.SeriesInstanceUID, header.StudyInstanceUID, header.FrameOfReferenceUID = uid, "1.2", "1.4"
+        header.Modality, header.PatientID, header.InstanceNumber = "CT", "x", k + 1
+        header.ImagePositionPatient = [0, 0, k * spacing[2]]
+        header.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        header.PixelSpacing, header.SliceThickness = [spacing[1], spacing[0]], spacing[2]
+        header.Rows, header.Columns = volume.shape[1], volume.shape[0]
+        header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 1
+        header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
+        header.RescaleIntercept, header.RescaleSlope = 0, 1
+        header.PixelData = np.ascontiguousarray(volume[:, :, k].T.astype(np.int16)).tobytes()
+        header.save_as(folder / f"{k:03d}.dcm", enforce_file_format=True)
+
+
+def _ct(shape=(16, 14, 8)) -> tuple[np.ndarray, np.ndarray]:
+    """Air and fat with an organ off the middle."""
+    label = np.zeros(shape, np.uint8)
+    label[2:6, 1:5, 2:6] = 1
+    image = np.random.default_rng(0).integers(-1000, -100, shape).astype(np.int16)
+    image[label > 0] = 120
+    return image, label
+
+
+@pytest.mark.parametrize("mirrored", [(), (0,), (1,), (0, 1)], ids=str)
+def test_a_pancreas_label_that_is_mirrored_in_plane_is_put_right(mirrored, tmp_path):
+    image, label = _ct()
+    _write_series(tmp_path / "in" / "Pancreas-CT" / "PANCREAS_0001" / "study" / "series", image)
+    _write_nifti(tmp_path / "in" / "labels" / "label0001.nii.gz", np.flip(label, mirrored) if mirrored else label)
+    prepare.pancreas(str(tmp_path / "in"), str(tmp_path / "out"), crop="none", allow_missing=True)
+    affine = np.diag([-0.7, -0.8, 2.0, 1])  # DICOM's x and y point the other way
+    _assert_holds(tmp_path / "out" / "images" / "0001.nii.gz", image, affine)
+    _assert_holds(tmp_path / "out" / "labels" / "0001.nii.gz", label, affine)
+
+
+def test_pancreas_benchmark_is_windowed_and_cropped_at_one_millimetre(tmp_path):
+    image, label = _ct()
+    _write_series(tmp_path / "in" / "PANCREAS_0001", image)
+    _write_nifti(tmp_path / "in" / "label0001.nii.gz", label)
+    prepare.pancreas(str(tmp_path / "in"), str(tmp_path / "out"), allow_missing=True)
+    prepared = nib.load(tmp_path / "out" / "images" / "0001.nii.gz")
+    np.testing.assert_allclose(prepared.header.get_zooms(), 1, atol=1e-5)
+    assert prepared.shape == (96, 96, 96)
+    assert (prepared.get_fdata().min(), prepared.get_fdata().max()) == (0, pytest.approx((120 + 125) / 400, abs=1e-3))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"leave_out": (3,)}, "slices are missing between 4.00 and 8.00 mm"),
+        ({"spacing": (0.7, 0.8, 0.0)}, "there twice"),
+    ],
+)
+def test_a_broken_series_is_named(change, message, tmp_path):
+    _write_series(tmp_path / "in" / "scan", _ct()[0], **change)
+    with pytest.raises(UserError, match=message):
+        prepare.own(str(tmp_path / "in"), str(tmp_path / "out"))
+
+
+def test_two_series_in_a_folder_are_named(tmp_path):
+    _write_series(tmp_path / "in" / "scan", _ct()[0])
+    _write_series(tmp_path / "in" / "other", _ct()[0], uid="1.2.9")
+    for path in (tmp_path / "in" / "other").iterdir():
+        path.rename(tmp_path / "in" / "scan" / f"other_{path.name}")
+    with pytest.raises(UserError, match="expected one DICOM series, found 2"):
+        prepare.own(str(tmp_path / "in"), str(tmp_path / "out"))
+
+
+@pytest.fixture
+def own_folders(tmp_path) -> tuple[Path, Path]:
+    """Six scans in four formats, four of them labeled."""
+    images, labels = tmp_path / "my scans", tmp_path / "my labels"
+    for seed, name in enumerate(("a.nii.gz", "b ü.nrrd", "c.mha", "d.nii", "e.nii.gz")):
+        write = _write_nifti if ".nii" in name else _write_itk
+        write(images / name, _volumes(seed)[0], OBLIQUE)
+    _write_series(images / "f", _ct()[0])
+    for seed, name in enumerate(("a_seg.nii.gz", "b ü.nrrd", "c-label.nii.gz")):
+        write = _write_nifti if ".nii" in name else _write_itk
+        write(labels / name, _volumes(seed)[1], OBLIQUE)
+    return images, labels
+
+
+def test_own_scans_of_any_format_keep_voxels_and_geometry(own_folders, tmp_path):
+    images, labels = own_folders
+    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels), modality="CT")
+    for seed, name in enumerate(("a", "b ü", "c", "d", "e")):
+        _assert_holds(tmp_path / "out" / "images" / f"{name}.nii.gz", _volumes(seed)[0])
+    content = _datalist(tmp_path / "out", "datalist.json")
+    assert [case["label"] for case in content["training"]] == [f"labels/{name}.nii.gz" for name in ("a", "b ü", "c")]
+    assert [case["image"] for case in content["unlabeled"]] == [f"images/{name}.nii.gz" for name in ("d", "e", "f")]
+    cases = load_datalist(
+        str(tmp_path / "out" / "datalist.json"), ["training", "unlabeled"], in_channels=1, num_classes=2, dimensions=3
+    )
+    assert len(cases["unlabeled"]) == 3
+
+
+def test_patients_are_split_whole_and_always_the_same_way(tmp_path):
+    images, labels = tmp_path / "images", tmp_path / "labels"
+    for patient in range(5):
+        for visit in range(2):
+            _write_nifti(images / f"p{patient}_v{visit}.nii.gz", _volumes(0)[0])
+            _write_nifti(labels / f"p{patient}_v{visit}.nii.gz", _volumes(0)[1])
+    contents = []
+    for name in ("one", "two"):
+        split = {"validation": 0.2, "test": 0.4, "patient_pattern": r"p\d+"}
+        prepare.own(str(images), str(tmp_path / name), labels=str(labels), **split)
+        contents.append({**_datalist(tmp_path / name, "datalist.json"), "name": ""})
+    assert contents[0] == contents[1]
+    lists = {name: {case["image"][7:9] for case in contents[0][name]} for name in ("training", "validation", "test")}
+    assert {name: len(patients) for name, patients in lists.items()} == {"training": 2, "validation": 1, "test": 2}
+    assert len(set.union(*lists.values())) == 5
+
+
+def test_a_label_without_an_image_is_refused(own_folders, tmp_path):
+    images, labels = own_folders
+    _write_nifti(labels / "z_seg.nii.gz", _volumes(0)[1])
+    with pytest.raises(UserError, match=r"1 label\(s\) without an image of their own.*\n.*z_seg.nii.gz: no image of"):
+        prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+
+
+@pytest.mark.parametrize(
+    ("label", "affine", "message"),
+    [
+        (_volumes(0)[1][:-1], OBLIQUE, "a: the label's size is"),
+        (_volumes(0)[1], np.eye(4), "a: the label's affine differs"),
+        (_volumes(0)[1] * 3, OBLIQUE, "a: labels must be whole numbers from 0 to 1, found 3; --classes"),
+    ],
+)
+def test_a_label_that_does_not_fit_is_named_and_the_others_are_kept(label, affine, message, own_folders, tmp_path):
+    images, labels = own_folders
+    _write_nifti(labels / "a_seg.nii.gz", label, affine)
+    with pytest.raises(UserError, match=rf"(?s)1 of 6 scans could not be prepared.*{message}"):
+        prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+    assert not (tmp_path / "out" / "datalist.json").exists()
+    assert (tmp_path / "out" / "labels" / "c.nii.gz").exists()
+    _write_nifti(labels / "a_seg.nii.gz", _volumes(0)[1])
+    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+    assert (tmp_path / "out" / "datalist.json").exists()
+
+
+def test_a_second_run_writes_nothing_and_a_damaged_file_is_written_again(own_folders, tmp_path):
+    images, labels = own_folders
+    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+    files = sorted((tmp_path / "out" / "images").iterdir())
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+    files[0].write_bytes(b"damaged")
+    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+    assert files[0].read_bytes() == before[files[0]][1]
+    assert all(path.stat().st_mtime_ns == before[path][0] for path in files[1:])
+
+
+def test_a_folder_prepared_with_other_options_is_refused(own_folders, tmp_path):
+    images, labels = own_folders
+    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+    with pytest.raises(UserError, match=r"holds data prepared otherwise; choose another --output"):
+        prepare.own(str(images), str(tmp_path / "out"), labels=str(labels), seed=2)
+
+
+def test_a_file_that_is_cut_short_never_counts(tmp_path, monkeypatch):
+    volume = prepare.sources.read_volume
+
+    def fail(self, path, *args, **kwargs):
+        Path(path).write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    _write_nifti(tmp_path / "in" / "a.nii.gz", _volumes(0)[0])
+    monkeypatch.setattr(store.NibabelWriter, "write", fail)
+    with pytest.raises(OSError, match="No space left"):
+        store._write(tmp_path / "out" / "a.nii.gz", volume(str(tmp_path / "in" / "a.nii.gz")), np.float32)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["la", "--source", "{empty}", "--output", "{out}"], "holds no scans in a known layout (found nothing)"),
+        (["la", "--source", "{empty}/absent", "--output", "{out}"], "no such folder"),
+        (["la", "--source", "{empty}", "--output", "{out}", "--labelled", "4"], "unknown flag --labelled"),
+        (["own", "--images", "{empty}", "--output", "{out}"], "no scans; expected files ending in .nii.gz"),
+    ],
+)
+def test_command_line_says_what_is_wrong_and_writes_nothing(arguments, message, tmp_path):
+    (tmp_path / "empty").mkdir()
+    places = {"empty": str(tmp_path / "empty"), "out": str(tmp_path / "out")}
+    command = [sys.executable, "-m", "custom.prepare", *(text.format(**places) for text in arguments)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
