@@ -22,10 +22,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import monai
 import numpy as np
 import torch
-from monai.data import MetaTensor, load_decathlon_datalist
-from monai.data.utils import affine_to_spacing
+from monai.data import CacheDataset, MetaTensor, PersistentDataset, load_decathlon_datalist
+from monai.data.utils import affine_to_spacing, pickle_hashing
 from monai.transforms import LoadImage
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
@@ -36,6 +37,7 @@ __all__ = [
     "LISTS",
     "SampleDataset",
     "StreamLoader",
+    "cached_dataset",
     "case_name",
     "default_evaluation_list",
     "find_images",
@@ -43,12 +45,43 @@ __all__ = [
 ]
 
 LISTS = ("training", "unlabeled", "validation", "test")
-IMAGE_ENDINGS = (".nii", ".nii.gz")
+#: What is taken for an image in a folder, by the number of its spatial axes.
+IMAGE_ENDINGS = {2: (".png", ".jpg", ".jpeg"), 3: (".nii", ".nii.gz")}
 #: Largest difference in mm between the affines of an image and its label; NIfTI stores them in float32.
 AFFINE_TOLERANCE = 1e-3
 
 Case = dict[str, str]
 logger = logging.getLogger(__name__)
+
+
+def cached_dataset(
+    data: Sequence[Case],
+    transform: Callable[[Case], Any],
+    cache: str = "memory",
+    cache_rate: float = 1.0,
+    cache_dir: str | None = None,
+) -> Dataset:
+    """Keep what a deterministic transform makes of the cases.
+
+    Args:
+        data: cases of a data list.
+        transform: reads a case.
+        cache: ``memory``; ``disk``, for data that do not fit there, which also serves later runs; or ``none``.
+        cache_rate: share of the cases that is kept in memory.
+        cache_dir: folder for ``disk``, created when missing.
+
+    Raises:
+        UserError: for any other ``cache``.
+    """
+    if cache == "memory":
+        return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=None, progress=False)
+    if cache == "disk":
+        # MONAI leaves the transform out of its key by default, and would serve what other settings have written.
+        kept = {"hash_transform": pickle_hashing, "track_meta": True, "weights_only": False}
+        return PersistentDataset(data, transform, cache_dir=cache_dir, **kept)
+    if cache == "none":
+        return monai.data.Dataset(data, transform)
+    raise UserError(f"--cache must be memory, disk or none, got {cache}.")
 
 
 class SampleDataset(Dataset):
@@ -190,10 +223,10 @@ def find_images(
         lists = _read_lists(Path(datalist))
         files = [Path(case["image"]) for name in ("validation", "test") for case in lists[name]]
     else:
-        files = _expand(source)
+        files = _expand(source, IMAGE_ENDINGS[dimensions])
     if not files:
-        where = datalist or source
-        raise UserError(f"{where}: no image to segment; expected files ending in {' or '.join(IMAGE_ENDINGS)}.")
+        where, endings = datalist or source, " or ".join(IMAGE_ENDINGS[dimensions])
+        raise UserError(f"{where}: no image to segment; expected files ending in {endings}.")
     cases = [{"image": str(file)} for file in files]
     problems = [
         f"{', '.join(map(str, same))}: the predictions would have the same name; segment them one at a time."
@@ -205,21 +238,22 @@ def find_images(
     return cases
 
 
-def _expand(source: str | Sequence[str]) -> list[Path]:
+def _expand(source: str | Sequence[str], endings: tuple[str, ...]) -> list[Path]:
     if not isinstance(source, str):
         return [Path(file) for file in source]
     folder = Path(source)
     if not folder.exists():
-        raise UserError(f"{source}: no such file or folder; give --dataset_dir a folder of NIfTI files.")
+        raise UserError(f"{source}: no such file or folder; give --dataset_dir a folder of images.")
     if folder.is_file():
         return [folder]
     folder = folder / "images" if (folder / "images").is_dir() else folder
-    return sorted(file for file in folder.iterdir() if file.name.endswith(IMAGE_ENDINGS))
+    return sorted(file for file in folder.iterdir() if file.name.lower().endswith(endings))
 
 
 def case_name(file: str | Path) -> str:
     """Name a case by its file, without folder and ending."""
-    return Path(file).name.removesuffix(".gz").removesuffix(".nii")
+    name = Path(file).name
+    return name.removesuffix(".gz").removesuffix(".nii") if name.endswith(IMAGE_ENDINGS[3]) else Path(file).stem
 
 
 def _groups(items: Iterable[Any], key: Any) -> list[list[Any]]:

@@ -17,15 +17,17 @@ from typing import Any
 import fire
 import numpy as np
 from monai.data import MetaTensor
-from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, ScaleIntensityRanged, Spacingd, SpatialPadd
+from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, Spacingd, SpatialPadd
 
 from . import sources
 from .data import AFFINE_TOLERANCE
 from .errors import UserError, show_user_errors_plainly
 from .sources import Files
 from .store import Scan, write_dataset
+from .synthetic import write_dataset as write_volumes
+from .synthetic import write_hearts, write_photos
 
-__all__ = ["acdc", "la", "own", "pancreas"]
+__all__ = ["acdc", "demo", "isic", "la", "own", "pancreas"]
 
 SPLITS = Path(__file__).parent / "splits"
 CROPS = ("benchmark", "none")
@@ -107,11 +109,11 @@ def pancreas(
     """Prepare Pancreas-CT (NIH) for the lists with 6 and 12 labels.
 
     Args:
-        source: folder with the DICOM series below PANCREAS_0001 and so on, and label0001.nii.gz and so on.
+        source: folder with PANCREAS_0001 and so on (DICOM) and label0001.nii.gz and so on, or of h5 files.
         output: dataset folder.
         protocol: coranet (80 scans; without 0025 and 0070, which the archive has withdrawn) or mcnet (all 82).
-        crop: benchmark (the literature's: 1 mm, clipped to [-125, 275] HU, 25 voxels around the labeled pancreas, which
-            needs ground truth; mcnet crops in plane only) or none (HU on the scanner's grid).
+        crop: benchmark (the literature's: 1 mm, 25 voxels around the labeled pancreas, which needs ground truth; mcnet
+            crops in plane only) or none (the scanner's grid). The h5 files are cropped already. Images stay in HU.
         allow_missing: prepare what is there, and leave the rest out of the lists.
         unknown: refused.
     """
@@ -120,14 +122,13 @@ def pancreas(
     protocols = _split("pancreas")["protocols"]
     _check_choice("protocol", protocol, tuple(protocols))
     split = protocols[protocol]
-    files, _ = _detect(source, official=sources.pancreas)
+    files, layout = _detect(source, official=sources.pancreas, community=sources.pancreas_community)
     process = None
-    if crop == "benchmark":
+    if layout == "official" and crop == "benchmark":
         margin = [25, 25, 25] if protocol == "coranet" else [25, 25, None]
         process = Compose(
             [
                 Spacingd(["image", "label"], pixdim=(1, 1, 1), mode=["bilinear", "nearest"]),
-                ScaleIntensityRanged("image", a_min=-125, a_max=275, b_min=0, b_max=1, clip=True),
                 *_crop(margin, size=[96, 96, 96]),
             ]
         )
@@ -141,6 +142,56 @@ def pancreas(
     record = {"command": "pancreas", "source": source, "options": options}
     files = {name: found for name, found in files.items() if name in listed}
     _prepare(output, files, lists, about, record, process, allow_missing)
+
+
+def isic(source: str, output: str, seed: int = 1337, allow_missing: bool = False, **unknown: Any) -> None:
+    """Prepare ISIC-2018 task 1 with 5, 10 and 20 % of the training photographs labeled.
+
+    Args:
+        source: folder with ISIC2018_Task1-2_Training_Input, ISIC2018_Task1_Training_GroundTruth, and so on.
+        output: dataset folder. Photographs are copied, masks become 0 and 1.
+        seed: of the labeled ones; smaller lists are within larger ones.
+        allow_missing: prepare what is there, and leave the rest out of the lists.
+        unknown: refused.
+    """
+    _refuse(unknown)
+    parts = {"Training": _detect(source, official=sources.isic_training)[0]}
+    for part in ("Validation", "Test"):
+        parts[part] = sources.isic_official(Path(str(source)), part)
+        if not parts[part] and not allow_missing:
+            raise UserError(f"{source}: no {part.lower()} photographs; complete the download, or give --allow_missing.")
+    train = list(parts["Training"])
+    order = np.random.default_rng(int(seed)).permutation(train).tolist()
+    rest = {"validation": list(parts["Validation"]), "test": list(parts["Test"])}
+    lists = {
+        f"labeled_{percent}.json": _semi_supervised(train, sorted(order[: round(len(train) * percent / 100)]), rest)
+        for percent in (5, 10, 20)
+    }
+    about = {
+        "name": "ISIC-2018 task 1",
+        "modality": {"0": "red", "1": "green", "2": "blue"},
+        "labels": {"0": "background", "1": "lesion"},
+    }
+    record = {"command": "isic", "source": source, "options": {"seed": seed, "allow_missing": allow_missing}}
+    _prepare(output, {name: f for found in parts.values() for name, f in found.items()}, lists, about, record,
+             allow_missing=allow_missing)  # fmt: skip
+
+
+def demo(output: str, bundle: str = "la", training: int = 4, unlabeled: int = 12, **unknown: Any) -> None:
+    """Write synthetic scans for a bundle, with 4 validation and 8 test cases.
+
+    Args:
+        output: dataset folder; the data list is synthetic.json.
+        bundle: la, acdc, pancreas or isic.
+        training: labeled cases.
+        unlabeled: unlabeled cases.
+        unknown: refused.
+    """
+    _refuse(unknown)
+    writers = {"la": write_volumes, "pancreas": write_volumes, "acdc": write_hearts, "isic": write_photos}
+    _check_choice("bundle", bundle, tuple(writers))
+    counts = {"training": int(training), "unlabeled": int(unlabeled), "validation": 4, "test": 8}
+    print(f"Synthetic scans: {writers[bundle](str(output), counts)}")
 
 
 def own(
@@ -239,12 +290,16 @@ def _entries(content: Lists, scans: Mapping[str, Scan]) -> dict[str, list[dict[s
 
 
 def _scan(name: str, files: Files, process: Callable[[dict], dict] | None) -> Scan:
-    return Scan(name, partial(_read, files, process), files.label is not None)
+    read, has_label = partial(_read, files, process), files.label is not None
+    if isinstance(files.image, Path):
+        return Scan(name, read, has_label, ending=files.image.suffix.lower(), label_ending=".png")
+    return Scan(name, read, has_label)
 
 
 def _read(files: Files, process: Callable[[dict], dict] | None) -> dict[str, MetaTensor]:
     """Read a scan; in another process, when scans are written in parallel."""
-    sample = {"image": files.image()}
+    is_photo = isinstance(files.image, Path)
+    sample = {"image": sources.read_volume(str(files.image)) if is_photo else files.image()}
     if files.label is not None:
         label = files.label()
         if label.shape[1:] != sample["image"].shape[1:]:
@@ -253,7 +308,8 @@ def _read(files: Files, process: Callable[[dict], dict] | None) -> dict[str, Met
         if not np.allclose(label.affine, sample["image"].affine, atol=AFFINE_TOLERANCE):
             raise ValueError("the label's affine differs from its image's; they must be on one grid.")
         sample["label"] = label
-    return sample if process is None else process(sample)
+    sample = sample if process is None else process(sample)
+    return sample | {"image": files.image} if is_photo else sample
 
 
 def _check_labels(sample: dict[str, MetaTensor], count: int) -> dict[str, MetaTensor]:
@@ -319,7 +375,7 @@ def _own_files(images: Path, labels: Path | None) -> dict[str, Files]:
         raise UserError(f"{labels}: {len(strays)} label(s) without an image of their own, nothing was written:", strays)
     return {
         name: Files(
-            partial(sources.read_volume, str(path)),
+            path if path.name.lower().endswith(PHOTO_ENDINGS) else partial(sources.read_volume, str(path)),
             partial(sources.read_volume, str(pairs[name])) if name in pairs else None,
         )
         for name, path in found.items()
@@ -386,4 +442,4 @@ def _refuse(unknown: Mapping[str, Any]) -> None:
 
 if __name__ == "__main__":
     show_user_errors_plainly()
-    fire.Fire({"la": la, "acdc": acdc, "pancreas": pancreas, "own": own})
+    fire.Fire({"la": la, "acdc": acdc, "pancreas": pancreas, "isic": isic, "own": own, "demo": demo})

@@ -20,13 +20,23 @@ from monai.transforms import LoadImage
 
 from .errors import UserError
 
-__all__ = ["Files", "acdc_community", "acdc_official", "isic_official", "la_challenge", "la_community", "pancreas"]
+__all__ = [
+    "Files",
+    "acdc_community",
+    "acdc_official",
+    "isic_official",
+    "isic_training",
+    "la_challenge",
+    "la_community",
+    "pancreas",
+    "pancreas_community",
+]
 
 
 class Files(NamedTuple):
-    """How to read an image and, where there is one, its label; both return CH[WD]."""
+    """How to read an image and, where there is one, its label, CH[WD]; a path is a photograph that is copied."""
 
-    image: Callable[[], MetaTensor]
+    image: Callable[[], MetaTensor] | Path
     label: Callable[[], MetaTensor] | None = None
 
 
@@ -89,16 +99,34 @@ def pancreas(folder: Path) -> dict[str, Files]:
     return found
 
 
+def pancreas_community(folder: Path) -> dict[str, Files]:
+    """The literature's copies: ``image0001_norm.h5`` or ``0001.h5``, at 1 mm, [-125, 275] HU scaled to [0, 1]."""
+    found = {}
+    for path in sorted(folder.rglob("*.h5")):
+        match = re.fullmatch(r"(?:image)?(\d{4})(?:_norm)?", path.stem)
+        if match:
+            files = _h5_files(path, axes=(0, 1, 2), spacing=(1.0, 1.0, 1.0))
+            found[match[1]] = Files(partial(_to_hounsfield, files.image), files.label)
+    return found
+
+
+def _to_hounsfield(read: Callable[[], MetaTensor]) -> MetaTensor:
+    return read() * 400 - 125
+
+
 def isic_official(folder: Path, part: str) -> dict[str, Files]:
     """ISIC-2018 task 1, ``part`` is Training, Validation or Test: JPG photographs and PNG masks (0 and 255)."""
     found = {}
     for image in sorted(folder.glob(f"**/ISIC2018_Task1-2_{part}_Input/ISIC_*.jpg")):
         masks = folder.glob(f"**/ISIC2018_Task1_{part}_GroundTruth/{image.stem}_segmentation.png")
         mask = next(iter(masks), None)
-        found[image.stem] = Files(
-            partial(read_volume, str(image)), None if mask is None else partial(read_mask, str(mask))
-        )
+        found[image.stem] = Files(image, None if mask is None else partial(read_mask, str(mask)))
     return found
+
+
+def isic_training(folder: Path) -> dict[str, Files]:
+    """ISIC-2018 task 1: ISIC2018_Task1-2_Training_Input/*.jpg and ISIC2018_Task1_Training_GroundTruth/*.png."""
+    return isic_official(folder, "Training")
 
 
 def read_volume(path: str) -> MetaTensor:

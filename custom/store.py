@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -38,19 +39,22 @@ class Scan:
 
     Args:
         name: of its files, without ending.
-        read: returns ``image`` and, where there is one, ``label``, CH[WD]; must be picklable, a partial for instance.
+        read: returns ``image`` and, where there is one, ``label``: CH[WD], or the path of a file that is to be copied;
+            must be picklable, a partial for instance.
         has_label: whether ``read`` returns a label.
-        ending: of its files; ``.png`` for photographs.
+        ending: of the image's file.
+        label_ending: of the label's file.
     """
 
     name: str
-    read: Callable[[], Mapping[str, MetaTensor]]
+    read: Callable[[], Mapping[str, MetaTensor | Path]]
     has_label: bool
     ending: str = ".nii.gz"
+    label_ending: str = ".nii.gz"
 
     def path(self, key: str) -> str:
         """Path of ``image`` or ``label`` relative to the dataset folder."""
-        return f"{key}s/{self.name}{self.ending}"
+        return f"{key}s/{self.name}{self.ending if key == 'image' else self.label_ending}"
 
     @property
     def paths(self) -> dict[str, str]:
@@ -147,25 +151,31 @@ def _write_scan(output: Path, scan: Scan) -> dict[str, str]:
     sample = scan.read()
     digests = {}
     for key, path in scan.paths.items():
-        dtype = np.uint8 if key == "label" else _compact_dtype(sample[key])
-        digests[path] = _write(output / path, sample[key], dtype)
+        digests[path] = _write(output / path, sample[key], is_label=key == "label")
     return digests
 
 
-def _write(path: Path, volume: MetaTensor, dtype: type) -> str:
+def _write(path: Path, content: MetaTensor | Path, is_label: bool) -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".part-{path.name}")
-    writer = (PILWriter if path.suffix == ".png" else NibabelWriter)(output_dtype=dtype)
     try:
-        writer.set_data_array(volume, channel_dim=0, squeeze_end_dims=True)
-        writer.set_metadata({"affine": volume.affine, **volume.meta}, resample=False)
-        writer.write(part)
+        if isinstance(content, Path):
+            shutil.copyfile(content, part)
+        else:
+            _write_array(part, content, np.uint8 if is_label else _compact_dtype(content))
         digest = _checksum(part)
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
     return digest
+
+
+def _write_array(path: Path, array: MetaTensor, dtype: type) -> None:
+    writer = PILWriter(dtype, scale=None) if path.suffix == ".png" else NibabelWriter(dtype)
+    writer.set_data_array(array, channel_dim=0, squeeze_end_dims=True)
+    writer.set_metadata({**array.meta, "affine": array.affine}, resample=False)
+    writer.write(path)
 
 
 def _compact_dtype(volume: MetaTensor) -> type:

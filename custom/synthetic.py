@@ -13,9 +13,19 @@ from pathlib import Path
 
 import nibabel as nib
 import numpy as np
+from PIL import Image
 from scipy import ndimage
 
-__all__ = ["HEART_SPACING", "SPACING", "make_case", "make_heart", "write_dataset", "write_hearts"]
+__all__ = [
+    "HEART_SPACING",
+    "SPACING",
+    "make_case",
+    "make_heart",
+    "make_photo",
+    "write_dataset",
+    "write_hearts",
+    "write_photos",
+]
 
 #: mm per axis of the written volumes.
 SPACING = (1.25, 1.25, 1.25)
@@ -69,6 +79,32 @@ def write_hearts(
 
     names = ["background", "right ventricle", "myocardium", "left ventricle"]
     return _write(Path(folder) / name, names, counts, cases, HEART_SPACING)
+
+
+def write_photos(
+    folder: str | Path,
+    counts: dict[str, int],
+    size: Sequence[int] = (64, 56),
+    seed: int = 0,
+    name: str = "synthetic.json",
+) -> Path:
+    """Write a dataset folder as :func:`write_dataset`, with JPG photographs of moles and PNG masks (0 and 1)."""
+
+    def cases(number: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+        yield f"photo_{number:03d}", *make_photo(np.random.default_rng([seed, number]), size)
+
+    return _write(Path(folder) / name, ["background", "lesion"], counts, cases, None)
+
+
+def make_photo(rng: np.random.Generator, size: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Draw a photograph of skin (uint8, HW3) with one mole, and the mole's mask (uint8, HW)."""
+    scale = min(size)
+    mole = _blob(rng, size, [count * rng.uniform(0.4, 0.6) for count in size], radius=rng.uniform(0.18, 0.28) * scale)
+    skin, brown = rng.uniform([200, 150, 120], [235, 185, 160]), rng.uniform([90, 50, 30], [150, 95, 70])
+    shade = 1 + 0.06 * _smooth_noise(rng, size, sigma=scale / 6)
+    edge = ndimage.gaussian_filter(mole.astype(float), 1.0)[..., None]
+    image = (skin * (1 - edge) + brown * edge) * shade[..., None] + rng.normal(0, 6, (*size, 3))
+    return image.clip(0, 255).astype(np.uint8), mole.astype(np.uint8)
 
 
 def make_heart(
@@ -171,7 +207,7 @@ def _write(
     labels: Sequence[str],
     counts: dict[str, int],
     cases: Callable[[int], Iterable[tuple[str, np.ndarray, np.ndarray]]],
-    spacing: Sequence[float],
+    spacing: Sequence[float] | None,
 ) -> Path:
     """Write a data list and its files; ``cases`` gives name, image and label of each scan of a numbered patient."""
     content: dict = {
@@ -192,10 +228,14 @@ def _write(
     return path
 
 
-def _save(stem: Path, volume: np.ndarray, spacing: Sequence[float]) -> str:
-    """Write a volume with its centre at the origin; return its path relative to the dataset folder."""
+def _save(stem: Path, volume: np.ndarray, spacing: Sequence[float] | None) -> str:
+    """Write a volume with its centre at the origin, or a photograph; return its path relative to the dataset folder."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    if spacing is None:
+        path = stem.with_name(stem.name + (".jpg" if volume.ndim == 3 else ".png"))
+        Image.fromarray(volume).save(path)
+        return f"{path.parent.name}/{path.name}"
     path = stem.with_name(stem.name + ".nii.gz")
-    path.parent.mkdir(parents=True, exist_ok=True)
     affine = np.diag([*spacing, 1.0])
     affine[:3, 3] = -np.asarray(volume.shape[:3]) / 2 * spacing
     nib.save(nib.Nifti1Image(volume, affine), path)

@@ -113,7 +113,7 @@ class VolumeTable:
         self.without_spacing: list[str] = []
 
     def attach(self, engine: Engine) -> None:
-        """Measure at each iteration of an evaluator whose ``pred`` holds class indices, THWD for T frames."""
+        """Measure at each iteration of an evaluator whose ``pred`` holds class indices, TH[WD] for T frames."""
         for rows in (self.volumes, self.functions, self.without_spacing):
             engine.add_event_handler(Events.STARTED, lambda _, rows=rows: rows.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
@@ -127,13 +127,15 @@ class VolumeTable:
             self.volumes += frames
             if len(frames) > 1:
                 self.functions += [ejection_fraction(frames, name) for name in self.ventricles]
-            if np.allclose(affine_to_spacing(pred.affine)[:2], 1):
+            if pred.ndim > 3 and np.allclose(affine_to_spacing(pred.affine)[:2], 1):
                 self.without_spacing.append(case)
 
     def _frame_row(self, case: str, number: int, labels: MetaTensor) -> Row:
-        voxel = float(np.abs(np.linalg.det(np.asarray(labels.affine)[:3, :3]))) / 1000  # mm3 to ml
         counts = torch.bincount(labels.as_tensor().flatten().long(), minlength=len(self.class_names) + 1).tolist()
         row: Row = {"case": case, "frame": number}
+        if labels.ndim == 2:  # a photograph has no scale
+            return row | {f"{name}_pixels": count for name, count in zip(self.class_names, counts[1:], strict=True)}
+        voxel = float(np.abs(np.linalg.det(np.asarray(labels.affine)[:3, :3]))) / 1000  # mm3 to ml
         for name, count in zip(self.class_names, counts[1:], strict=True):
             row[f"{name}_ml"] = count * voxel
             if name in self.densities:

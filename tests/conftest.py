@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from custom.synthetic import write_dataset, write_hearts
+from custom.synthetic import write_dataset, write_hearts, write_photos
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -33,7 +33,7 @@ class Bundle(NamedTuple):
     name: str
     tiny: dict[str, Any]
     write: Callable[..., Path]
-    size: tuple[int, int, int]
+    size: tuple[int, ...]
 
     @property
     def folder(self) -> Path:
@@ -58,6 +58,12 @@ BUNDLES = {
     ),
     "crossmatch_acdc": Bundle(
         "crossmatch_acdc", TINY | {"patch_size": [16, 16], "batch_size": 2}, write_hearts, (24, 20, 3)
+    ),
+    "crossmatch_pancreas": Bundle(
+        "crossmatch_pancreas", TINY | {"patch_size": [16, 16, 16], "stride": [16, 16, 16]}, write_dataset, (24, 24, 20)
+    ),
+    "crossmatch_isic": Bundle(
+        "crossmatch_isic", TINY | {"patch_size": [16, 16], "batch_size": 2}, write_photos, (24, 20)
     ),
 }
 LEFT_ATRIUM = pytest.mark.parametrize("bundle", ["crossmatch_la"], indirect=True)

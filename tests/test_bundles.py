@@ -13,8 +13,10 @@ import pytest
 import torch
 from conftest import BUNDLES, LEFT_ATRIUM, ROOT, SHORT_AXIS, Bundle
 from monai.bundle import ConfigParser, ConfigWorkflow
+from PIL import Image
 
-from custom.synthetic import make_heart
+from custom.data import case_name
+from custom.synthetic import make_heart, make_photo
 
 INTERFACE = [
     "bundle_root",
@@ -71,13 +73,14 @@ def test_training_evaluating_and_inference_run_from_the(place, bundle, run_bundl
 
     run_bundle("evaluating", ["train", "evaluate"], folder, datalist=str(tiny_dataset))
     rows = _rows(tmp_path / "eval" / "metrics.csv")
-    tested = [Path(case["image"]).name.removesuffix(".nii.gz") for case in _cases(tiny_dataset, "test")]
+    tested = [case_name(case["image"]) for case in _cases(tiny_dataset, "test")]
     assert list(dict.fromkeys(row["case"] for row in rows)) == [*tested, "mean"]
-    assert {"dice", "jaccard", "hd95", "asd", "hd95_mm", "asd_mm"} <= set(rows[0])
+    assert {"dice", "jaccard", "hd95", "asd"} <= set(rows[0])
+    assert ("hd95_mm" in rows[0]) == (bundle.name != "crossmatch_isic")  # photographs have no scale
     assert set(_config(bundle, "train")["class_names"]) <= {row["class"] for row in rows}
 
     run_bundle("inference", ["inference"], folder, dataset_dir=str(tiny_dataset.parent))
-    predictions = sorted((tmp_path / "eval").glob("*_seg.nii.gz"))
+    predictions = sorted((tmp_path / "eval").glob("*_seg.*"))
     images = sorted((tiny_dataset.parent / "images").iterdir())
     assert len(predictions) == len(images) >= 9
     assert len(_rows(tmp_path / "eval" / "volumes.csv")) == len(images)
@@ -122,7 +125,7 @@ def test_quick_overlay_fits_every_config(run_bundle, tiny_dataset, tmp_path):
     run_bundle("evaluating", ["train", "quick", "evaluate"], datalist=str(tiny_dataset))
     run_bundle("inference", ["inference", "quick"], datalist=str(tiny_dataset))
     listed = _cases(tiny_dataset, "validation") + _cases(tiny_dataset, "test")
-    assert len(list((tmp_path / "eval").glob("*_seg.nii.gz"))) == len(listed)
+    assert len(list((tmp_path / "eval").glob("*_seg.*"))) == len(listed)
 
 
 def test_training_without_unlabeled_cases_is_supervised(run_bundle, bundle, edit, tmp_path):
@@ -154,6 +157,7 @@ LEARNABLE = {
 }
 
 
+@pytest.mark.parametrize("bundle", list(LEARNABLE), indirect=True)
 def test_training_on_a_tiny_set_learns_within_a_minute(bundle, run_bundle, tmp_path):
     size, settings, schedule, supervised, dice = LEARNABLE[bundle.name]
     datalist = bundle.write(tmp_path / "learn", {"training": 4, "unlabeled": 6, "validation": 4}, size=size)
@@ -304,6 +308,7 @@ def _command_line(bundle: Bundle, run_id: list[str], cwd: Path, **overrides) -> 
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize("bundle", ["crossmatch_la", "crossmatch_acdc"], indirect=True)
 @pytest.mark.parametrize("run_id", [["training"], []], ids=["run training", "run"])
 def test_command_line_trains(run_id, bundle, tiny_dataset, tmp_path):
     places = {"ckpt_dir": tmp_path / "models", "output_dir": tmp_path / "eval", "datalist": tiny_dataset}
@@ -396,7 +401,7 @@ def test_short_axis_defaults_are_the_paper_s_protocol(bundle):
 def test_inference_uses_the_network_and_the_numbers_of_training(bundle):
     train, inference = _config(bundle, "train"), _config(bundle, "inference")
     only_inference = {"dataset_dir", "files", "datalist", "output_dir", "ckpt_path"}
-    only_inference |= {"series", "densities", "ventricles"}
+    only_inference |= {"series", "densities", "ventricles", "output_ext", "writer"}
     tail = ["checks", "network", "preprocessing", "dataset", "dataloader", "inferer", "postprocessing", "handlers"]
     tail += ["evaluator", "initialize", "inference", "run", "imports", "read_inference"]
     shared = set(inference) - only_inference - set(tail)
@@ -434,3 +439,42 @@ def test_metadata_tells_the_version_and_its_change(bundle):
 def test_licences_and_card_are_there(bundle):
     for name in ("LICENSE", "docs/README.md", "docs/data_license.txt"):
         assert (bundle.folder / name).read_text().strip()
+
+
+@pytest.mark.parametrize("bundle", ["crossmatch_la", "crossmatch_pancreas"], indirect=True)
+def test_patches_can_be_drawn_around_structures_in_whole_scans(bundle, run_bundle, tiny_dataset):
+    workflow = run_bundle("training", ["train", "full_volume"], datalist=str(tiny_dataset), patch_size=[16, 16, 16])
+    samples = workflow.parser.get_parsed_content("train::samples")
+    drawn = [samples[i % len(samples)][0]["label"] for i in range(20)]
+    assert {tuple(label.shape) for label in drawn} == {(1, 16, 16, 16)}
+    assert sum(bool(label[0, 8, 8, 8]) for label in drawn) > 5  # two thirds are centered on a labeled voxel
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize("cache", ["memory", "disk", "none"])
+def test_volumes_can_be_kept_in_memory_on_disk_or_not_at_all(cache, run_bundle, tiny_dataset, tmp_path):
+    settings = {"datalist": str(tiny_dataset), "cache_dir": str(tmp_path / "cache")}
+    for name in ("first", "second"):  # the second run finds what the first one kept
+        run_bundle("training", ["train"], **settings, cache=cache, ckpt_dir=str(tmp_path / name))
+    first, second = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("first", "second"))
+    assert all(torch.equal(value, second[key]) for key, value in first.items())
+    assert (tmp_path / "cache").exists() == (cache == "disk")
+
+
+@LEFT_ATRIUM
+def test_another_kind_of_cache_is_refused(run_bundle, tiny_dataset):
+    with pytest.raises(RuntimeError) as error:
+        run_bundle("training", ["train"], datalist=str(tiny_dataset), cache="ram")
+    assert "--cache must be memory, disk or none, got ram" in str(error.getrepr(chain=True))
+
+
+@pytest.mark.parametrize("bundle", ["crossmatch_isic"], indirect=True)
+def test_masks_of_photographs_have_their_size(trained, run_bundle, tmp_path):
+    (tmp_path / "photos").mkdir()
+    for name, size in {"wide.jpg": (30, 50), "tall.png": (61, 33)}.items():
+        Image.fromarray(make_photo(np.random.default_rng(0), size)[0]).save(tmp_path / "photos" / name)
+    run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "photos"))
+    for name, size in {"wide": (30, 50), "tall": (61, 33)}.items():
+        mask = np.asarray(Image.open(tmp_path / "eval" / f"{name}_seg.png"))
+        assert mask.shape == size
+        assert set(np.unique(mask)) <= {0, 1}

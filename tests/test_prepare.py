@@ -11,10 +11,12 @@ import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ROOT
+from PIL import Image
 
 from custom import prepare, store
 from custom.data import load_datalist
 from custom.errors import UserError
+from custom.synthetic import make_photo
 
 ANGLE = np.deg2rad(20)
 #: Oblique, anisotropic, with a left-handed order of axes.
@@ -195,7 +197,7 @@ def test_a_pancreas_label_that_is_mirrored_in_plane_is_put_right(mirrored, tmp_p
     _assert_holds(tmp_path / "out" / "labels" / "0001.nii.gz", label, affine)
 
 
-def test_pancreas_benchmark_is_windowed_and_cropped_at_one_millimetre(tmp_path):
+def test_pancreas_benchmark_is_cropped_at_one_millimetre(tmp_path):
     image, label = _ct()
     _write_series(tmp_path / "in" / "PANCREAS_0001", image)
     _write_nifti(tmp_path / "in" / "label0001.nii.gz", label)
@@ -203,7 +205,20 @@ def test_pancreas_benchmark_is_windowed_and_cropped_at_one_millimetre(tmp_path):
     prepared = nib.load(tmp_path / "out" / "images" / "0001.nii.gz")
     np.testing.assert_allclose(prepared.header.get_zooms(), 1, atol=1e-5)
     assert prepared.shape == (96, 96, 96)
-    assert (prepared.get_fdata().min(), prepared.get_fdata().max()) == (0, pytest.approx((120 + 125) / 400, abs=1e-3))
+    assert prepared.get_fdata().max() == pytest.approx(120, abs=1)  # Hounsfield units
+
+
+def test_pancreas_community_copy_is_turned_back_into_hounsfield_units(tmp_path):
+    image, label = np.random.default_rng(0).random((9, 8, 7)).astype(np.float32), _volumes(0, (9, 8, 7))[1]
+    (tmp_path / "in").mkdir()
+    for name in ("image0001_norm.h5", "0002.h5"):
+        with h5py.File(tmp_path / "in" / name, "w") as file:
+            file["image"], file["label"] = image, label
+    prepare.pancreas(str(tmp_path / "in"), str(tmp_path / "out"), allow_missing=True)
+    for name in ("0001", "0002"):
+        found = nib.load(tmp_path / "out" / "images" / f"{name}.nii.gz").get_fdata()
+        np.testing.assert_allclose(found, image * 400.0 - 125, atol=1e-3)
+        _assert_holds(tmp_path / "out" / "labels" / f"{name}.nii.gz", label, np.eye(4))
 
 
 @pytest.mark.parametrize(
@@ -226,6 +241,53 @@ def test_two_series_in_a_folder_are_named(tmp_path):
         path.rename(tmp_path / "in" / "scan" / f"other_{path.name}")
     with pytest.raises(UserError, match="expected one DICOM series, found 2"):
         prepare.own(str(tmp_path / "in"), str(tmp_path / "out"))
+
+
+@pytest.fixture
+def isic_folder(tmp_path) -> Path:
+    """Twenty training, one validation and one test photograph."""
+    folder, number = tmp_path / "isic", 0
+    for part, count in {"Training": 20, "Validation": 1, "Test": 1}.items():
+        images, masks = (folder / f"ISIC2018_Task1{name}" for name in (f"-2_{part}_Input", f"_{part}_GroundTruth"))
+        images.mkdir(parents=True), masks.mkdir()
+        for _ in range(count):
+            photo, mole = make_photo(np.random.default_rng(number), (18, 25))
+            Image.fromarray(photo).save(images / f"ISIC_{number:07d}.jpg")
+            Image.fromarray(mole * 255).save(masks / f"ISIC_{number:07d}_segmentation.png")
+            number += 1
+    return folder
+
+
+def test_photographs_are_copied_and_masks_counted_from_one(isic_folder, tmp_path):
+    prepare.isic(str(isic_folder), str(tmp_path / "out"))
+    for number in range(22):
+        source = next(isic_folder.rglob(f"ISIC_{number:07d}.jpg"))
+        assert (tmp_path / "out" / "images" / source.name).read_bytes() == source.read_bytes()
+        mask = np.asarray(Image.open(tmp_path / "out" / "labels" / f"ISIC_{number:07d}.png"))
+        np.testing.assert_array_equal(mask, make_photo(np.random.default_rng(number), (18, 25))[1])
+    lists = {count: _datalist(tmp_path / "out", f"labeled_{count}.json") for count in (5, 10, 20)}
+    labeled = {count: {case["image"] for case in content["training"]} for count, content in lists.items()}
+    assert {count: len(images) for count, images in labeled.items()} == {5: 1, 10: 2, 20: 4}
+    assert labeled[5] < labeled[10] < labeled[20]
+    assert (len(lists[5]["unlabeled"]), len(lists[5]["validation"]), len(lists[5]["test"])) == (19, 1, 1)
+
+
+def test_a_photograph_without_its_mask_is_named(isic_folder, tmp_path):
+    next(isic_folder.rglob("ISIC_0000021_segmentation.png")).unlink()
+    with pytest.raises(UserError, match=r"1 of 22 scans are incomplete.*\n.*ISIC_0000021: no label found"):
+        prepare.isic(str(isic_folder), str(tmp_path / "out"))
+
+
+@pytest.mark.parametrize("bundle", ["la", "acdc", "pancreas", "isic"])
+def test_demo_data_fit_their_bundle(bundle, tmp_path):
+    prepare.demo(str(tmp_path / "out"), bundle=bundle, training=1, unlabeled=1)
+    content = _datalist(tmp_path / "out", "synthetic.json")
+    assert {name: bool(content[name]) for name in ("training", "unlabeled", "validation", "test")} == {
+        "training": True,
+        "unlabeled": True,
+        "validation": True,
+        "test": True,
+    }
 
 
 @pytest.fixture
@@ -328,7 +390,7 @@ def test_a_file_that_is_cut_short_never_counts(tmp_path, monkeypatch):
     _write_nifti(tmp_path / "in" / "a.nii.gz", _volumes(0)[0])
     monkeypatch.setattr(store.NibabelWriter, "write", fail)
     with pytest.raises(OSError, match="No space left"):
-        store._write(tmp_path / "out" / "a.nii.gz", volume(str(tmp_path / "in" / "a.nii.gz")), np.float32)
+        store._write(tmp_path / "out" / "a.nii.gz", volume(str(tmp_path / "in" / "a.nii.gz")), is_label=False)
     assert list((tmp_path / "out").iterdir()) == []
 
 
