@@ -7,4 +7,9 @@ Source of the method: Zhao, Wang, Ding, "CrossMatch: Enhance Semi-Supervised Med
 Perturbation Strategies and Knowledge Distillation", IEEE JBHI 2024, doi:10.1109/JBHI.2024.3463711.
 """
 
+import logging
+
 __version__ = "0.1.0"
+
+# With pydicom installed, MONAI 1.6.1 says for every reader that it makes that an optional decoder for GPUs is not there.
+logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)

@@ -35,13 +35,20 @@ from .errors import UserError
 
 __all__ = [
     "LISTS",
+    "CaseRule",
     "SampleDataset",
     "StreamLoader",
     "cached_dataset",
     "case_name",
     "default_evaluation_list",
     "find_images",
+    "groups",
+    "image_problems",
+    "label_problems",
     "load_datalist",
+    "overlap_problems",
+    "read_image",
+    "read_lists",
 ]
 
 LISTS = ("training", "unlabeled", "validation", "test")
@@ -178,13 +185,13 @@ def load_datalist(
     Raises:
         UserError: lists everything that is wrong with the file and the cases.
     """
-    cases = _read_lists(Path(path))
-    problems = _overlaps(cases, patient_pattern)
+    cases = read_lists(Path(path))
+    problems = overlap_problems(cases, patient_pattern)
     if "training" in lists and not cases["training"]:
         problems.append("the list 'training' is empty; at least one labeled case is needed.")
     if "training" not in lists and not any(cases[name] for name in lists):
         problems.append(f"nothing to read: the list {' or '.join(map(repr, lists))} is empty.")
-    rule = _Rule(in_channels, num_classes, dimensions, pad_to)
+    rule = CaseRule(in_channels, num_classes, dimensions, pad_to)
     problems += _check_cases([case for name in lists for case in cases[name]], rule)
     if problems:
         raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)
@@ -193,7 +200,7 @@ def load_datalist(
 
 def default_evaluation_list(path: str) -> str:
     """Name the list to evaluate: ``test`` where the data list has one, else ``validation``."""
-    return "test" if _read_lists(Path(path))["test"] else "validation"
+    return "test" if read_lists(Path(path))["test"] else "validation"
 
 
 def find_images(
@@ -220,7 +227,7 @@ def find_images(
             missing, unreadable or of the wrong kind.
     """
     if datalist is not None:
-        lists = _read_lists(Path(datalist))
+        lists = read_lists(Path(datalist))
         files = [Path(case["image"]) for name in ("validation", "test") for case in lists[name]]
     else:
         files = _expand(source, IMAGE_ENDINGS[dimensions])
@@ -230,9 +237,9 @@ def find_images(
     cases = [{"image": str(file)} for file in files]
     problems = [
         f"{', '.join(map(str, same))}: the predictions would have the same name; segment them one at a time."
-        for same in _groups(files, key=case_name)
+        for same in groups(files, key=case_name)
     ]
-    problems += _check_cases(cases, _Rule(in_channels, 0, dimensions, pad_to, series))
+    problems += _check_cases(cases, CaseRule(in_channels, 0, dimensions, pad_to, series))
     if problems:
         raise UserError(f"{len(problems)} problem(s), nothing was segmented:", problems)
     return cases
@@ -256,7 +263,7 @@ def case_name(file: str | Path) -> str:
     return name.removesuffix(".gz").removesuffix(".nii") if name.endswith(IMAGE_ENDINGS[3]) else Path(file).stem
 
 
-def _groups(items: Iterable[Any], key: Any) -> list[list[Any]]:
+def groups(items: Iterable[Any], key: Any) -> list[list[Any]]:
     """Collect the items that share a key with another one."""
     found = defaultdict(list)
     for item in items:
@@ -264,7 +271,8 @@ def _groups(items: Iterable[Any], key: Any) -> list[list[Any]]:
     return [same for same in found.values() if len(same) > 1]
 
 
-def _read_lists(path: Path) -> dict[str, list[Case]]:
+def read_lists(path: Path) -> dict[str, list[Case]]:
+    """Read a data list, without its files; missing lists are empty, paths absolute."""
     if not path.is_file():
         raise UserError(f"{path}: no such data list; set --dataset_dir or --datalist.")
     try:
@@ -293,15 +301,15 @@ def _absolute_paths(path: Path, name: str) -> list[Case]:
     return [{key: os.path.abspath(case[key]) for key in _keys(name)} for case in cases]
 
 
-def _overlaps(cases: Mapping[str, Sequence[Case]], patient_pattern: str | None) -> list[str]:
+def overlap_problems(cases: Mapping[str, Sequence[Case]], patient_pattern: str | None) -> list[str]:
     """Say which image or patient stands in more than one place."""
     entries = [(name, case["image"]) for name in LISTS for case in cases[name]]
     problems = []
-    for same in _groups(entries, key=lambda entry: os.path.realpath(entry[1])):
+    for same in groups(entries, key=lambda entry: os.path.realpath(entry[1])):
         problems.append(f"{same[0][1]} stands in {_places(same)}; a case may be listed once only.")
     if patient_pattern is not None:
         places = {(_patient(image, patient_pattern), name) for name, image in entries}
-        for same in _groups(sorted(places), key=lambda place: place[0]):
+        for same in groups(sorted(places), key=lambda place: place[0]):
             lists = " and ".join(repr(name) for _, name in same)
             problems.append(f"{same[0][0]} is in {lists}; all scans of a patient must be in one list.")
     return problems
@@ -317,13 +325,13 @@ def _patient(image: str, pattern: str) -> str:
     return match.group() if match else name
 
 
-class _Rule(NamedTuple):
+class CaseRule(NamedTuple):
     """What a case must be like."""
 
     in_channels: int
     num_classes: int
     dimensions: int
-    pad_to: Mapping[str, Any] | None
+    pad_to: Mapping[str, Any] | None = None
     series: bool = False
 
 
@@ -334,7 +342,7 @@ class _Finding(NamedTuple):
     is_small: bool
 
 
-def _check_cases(cases: Sequence[Case], rule: _Rule) -> list[str]:
+def _check_cases(cases: Sequence[Case], rule: CaseRule) -> list[str]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # unzipping, the slow part, runs outside Python's lock
         results = tqdm(pool.map(lambda case: _check_case(case, rule), cases), "Checking", len(cases), unit="case")
         findings = list(results)
@@ -347,18 +355,19 @@ def _check_cases(cases: Sequence[Case], rule: _Rule) -> list[str]:
     return [problem for finding in findings for problem in finding.problems]
 
 
-def _check_case(case: Case, rule: _Rule) -> _Finding:
-    image, problems = _read(case["image"])
+def _check_case(case: Case, rule: CaseRule) -> _Finding:
+    image, problems = read_image(case["image"])
     if image is None:
         return _Finding(problems, False)
-    problems += _image_problems(case["image"], image, rule)
+    problems += image_problems(case["image"], image, rule)
     if "label" in case:
-        label, unreadable = _read(case["label"])
-        problems += unreadable if label is None else _label_problems(case, image, label, rule)
+        label, unreadable = read_image(case["label"])
+        problems += unreadable if label is None else label_problems(case, image, label, rule)
     return _Finding(problems, not problems and _is_small(image, rule))
 
 
-def _read(path: str) -> tuple[MetaTensor | None, list[str]]:
+def read_image(path: str) -> tuple[MetaTensor | None, list[str]]:
+    """Read a file, CH[WD]; None and the reason where that fails."""
     if not os.path.isfile(path):
         return None, [f"{path}: no such file."]
     try:
@@ -368,7 +377,8 @@ def _read(path: str) -> tuple[MetaTensor | None, list[str]]:
         return None, [f"{path}: cannot be read, probably truncated or not an image ({reason})."]
 
 
-def _image_problems(path: str, image: MetaTensor, rule: _Rule) -> list[str]:
+def image_problems(path: str, image: MetaTensor, rule: CaseRule) -> list[str]:
+    """Say why training would refuse an image, CH[WD]."""
     problems = []
     if image.ndim - 1 != rule.dimensions:
         return [f"{path}: expected {rule.dimensions} dimensions, found shape {_shape(image)}."]
@@ -382,7 +392,8 @@ def _image_problems(path: str, image: MetaTensor, rule: _Rule) -> list[str]:
     return problems
 
 
-def _label_problems(case: Case, image: MetaTensor, label: MetaTensor, rule: _Rule) -> list[str]:
+def label_problems(case: Case, image: MetaTensor, label: MetaTensor, rule: CaseRule) -> list[str]:
+    """Say why training would refuse the label of a case."""
     path = case["label"]
     if label.shape[1:] != image.shape[1:] or label.shape[0] != 1:
         return [f"{path}: shape {_shape(label)} differs from its image's {_shape(image)}."]
@@ -402,7 +413,7 @@ def _shape(image: MetaTensor) -> tuple[int, ...]:
     return tuple(image.shape[1:] if image.shape[0] == 1 else (*image.shape[1:], image.shape[0]))
 
 
-def _is_small(image: MetaTensor, rule: _Rule) -> bool:
+def _is_small(image: MetaTensor, rule: CaseRule) -> bool:
     if rule.pad_to is None:
         return False
     size = np.asarray(image.shape[1:], dtype=float)

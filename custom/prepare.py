@@ -20,6 +20,7 @@ from monai.data import MetaTensor
 from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, Spacingd, SpatialPadd
 
 from . import sources
+from .check import check_folder
 from .data import AFFINE_TOLERANCE
 from .errors import UserError, show_user_errors_plainly
 from .sources import Files
@@ -27,7 +28,7 @@ from .store import Scan, write_dataset
 from .synthetic import write_dataset as write_volumes
 from .synthetic import write_hearts, write_photos
 
-__all__ = ["acdc", "demo", "isic", "la", "own", "pancreas"]
+__all__ = ["acdc", "check", "demo", "isic", "la", "own", "pancreas"]
 
 SPLITS = Path(__file__).parent / "splits"
 CROPS = ("benchmark", "none")
@@ -192,6 +193,20 @@ def demo(output: str, bundle: str = "la", training: int = 4, unlabeled: int = 12
     _check_choice("bundle", bundle, tuple(writers))
     counts = {"training": int(training), "unlabeled": int(unlabeled), "validation": 4, "test": 8}
     print(f"Synthetic scans: {writers[bundle](str(output), counts)}")
+
+
+def check(folder: str, output: str | None = None, patient_pattern: str | None = None, **unknown: Any) -> None:
+    r"""Read every voxel of a dataset folder and report what is wrong or odd; exit code 1 when training would refuse it.
+
+    Args:
+        folder: dataset folder with data lists.
+        output: JSON file for the report; check/report.json in the folder by default.
+        patient_pattern: regular expression that finds the patient in a file name, such as 'patient\d+'.
+        unknown: refused.
+    """
+    _refuse(unknown)
+    report = Path(str(folder)) / "check" / "report.json" if output is None else Path(str(output))
+    check_folder(Path(str(folder)), report, patient_pattern)
 
 
 def own(
@@ -442,4 +457,4 @@ def _refuse(unknown: Mapping[str, Any]) -> None:
 
 if __name__ == "__main__":
     show_user_errors_plainly()
-    fire.Fire({"la": la, "acdc": acdc, "pancreas": pancreas, "isic": isic, "own": own, "demo": demo})
+    fire.Fire({"la": la, "acdc": acdc, "pancreas": pancreas, "isic": isic, "own": own, "demo": demo, "check": check})

@@ -262,7 +262,7 @@ def test_images_of_a_data_list_are_its_validation_and_test_images(own_dataset):
 
 
 def test_missing_input_folder_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such file or folder; give --dataset_dir a folder of NIfTI files"):
+    with pytest.raises(UserError, match="nowhere: no such file or folder; give --dataset_dir a folder of images"):
         _find(str(tmp_path / "nowhere"))
 
 

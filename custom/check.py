@@ -1,0 +1,191 @@
+"""Read every voxel of a dataset folder and tell what is wrong or odd: ``python -m custom.prepare check DIR``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from tqdm import tqdm
+
+from .data import (
+    LISTS,
+    CaseRule,
+    case_name,
+    groups,
+    image_problems,
+    label_problems,
+    overlap_problems,
+    read_image,
+    read_lists,
+)
+from .errors import UserError
+from .store import write_json
+from .tables import format_table
+
+__all__ = ["check_folder"]
+
+Row = dict[str, Any]
+#: An axis this many times as coarse as another, or a scan as many times larger than the median, is odd.
+ODD_RATIO = 3.0
+
+
+def check_folder(folder: Path, output: Path, patient_pattern: str | None = None) -> None:
+    """Check a dataset folder, print a table of its cases and write everything to a JSON file.
+
+    Args:
+        folder: holds data lists.
+        output: the JSON file: ``cases``, ``wrong`` (training would refuse it) and ``odd``.
+        patient_pattern: regular expression that finds the patient in a file name.
+
+    Raises:
+        UserError: when training on one of the lists would be refused.
+    """
+    datalists = {path.name: path for path in sorted(folder.glob("*.json")) if _is_datalist(path)}
+    if not datalists:
+        raise UserError(f"{folder}: holds no data list, a JSON file with the lists {', '.join(LISTS)}.")
+    contents = {name: read_lists(path) for name, path in datalists.items()}
+    rule = _rule(json.loads(next(iter(datalists.values())).read_text()), contents)
+    cases = _cases(contents)
+
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        rows = list(tqdm(pool.map(partial(_check_case, rule=rule), cases), "Checking", len(cases), unit="case"))
+    wrong = [problem for row in rows for problem in row.pop("wrong")]
+    for name, lists in contents.items():
+        wrong += [f"{name}: {problem}" for problem in overlap_problems(lists, patient_pattern)]
+        if not lists["training"]:
+            wrong.append(f"{name}: the list 'training' is empty.")
+    odd = [*_duplicates(rows, contents), *_outliers(rows), *(text for row in rows for text in row.pop("odd"))]
+    report = {"datalists": list(datalists), "cases": rows, "wrong": wrong, "odd": odd}
+    write_json(output, report)
+    print("\n" + format_table([_table_row(row) for row in rows]))
+    print("\n".join([f"\n{len(odd)} oddities", *(f"  - {text}" for text in odd), f"\nReport: {output}"]))
+    if wrong:
+        raise UserError(f"{folder}: training would be refused, {len(wrong)} problem(s):", wrong)
+
+
+def _is_datalist(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError:
+        return False
+    return isinstance(content, dict) and any(isinstance(content.get(name), list) for name in LISTS)
+
+
+def _rule(about: Mapping[str, Any], contents: Mapping[str, Mapping[str, Sequence[dict]]]) -> CaseRule:
+    """What the cases must be like: what most images are like, and what the data list says of its labels."""
+    files = [case["image"] for lists in contents.values() for name in LISTS for case in lists[name]]
+    images = [image for file in dict.fromkeys(files[:5]) if (image := read_image(file)[0]) is not None]
+    dimensions = Counter(image.ndim - 1 for image in images).most_common(1)[0][0] if images else 3
+    return CaseRule(in_channels=len(about.get("modality", "1")), num_classes=_num_classes(about), dimensions=dimensions)
+
+
+def _num_classes(about: Mapping[str, Any]) -> int:
+    return len(about.get("labels", {})) or 2
+
+
+def _cases(contents: Mapping[str, Mapping[str, Sequence[dict]]]) -> list[dict[str, str]]:
+    """Every image once, with its label where any list gives it one."""
+    cases: dict[str, dict[str, str]] = {}
+    for lists in contents.values():
+        for name in LISTS:
+            for case in lists[name]:
+                cases.setdefault(case["image"], {}).update(case)
+    return list(cases.values())
+
+
+def _check_case(case: dict[str, str], rule: CaseRule) -> Row:
+    """Read a case; runs in another process."""
+    torch.set_num_threads(1)
+    image, wrong = read_image(case["image"])
+    row: Row = {"case": case_name(case["image"]), "image": case["image"], "wrong": wrong, "odd": []}
+    if image is None:
+        return row
+    wrong += image_problems(case["image"], image, rule)
+    row |= _describe(image)
+    if row["minimum"] == row["maximum"]:
+        row["odd"].append(f"{case['image']}: all voxels are {row['minimum']:g}.")
+    if "label" in case:
+        label, unreadable = read_image(case["label"])
+        wrong += unreadable if label is None else label_problems(case, image, label, rule)
+        if label is not None:
+            row |= {"label": case["label"]} | _describe_label(label, rule.num_classes)
+            row["odd"] += [f"{case['label']}: has no voxel of class {k}." for k, n in row["voxels"].items() if not n]
+    return row
+
+
+def _describe(image: MetaTensor) -> Row:
+    values = image.as_tensor()
+    return {
+        "shape": list(image.shape[1:]),
+        "spacing": [round(step, 4) for step in affine_to_spacing(image.affine, image.ndim - 1).tolist()],
+        "orientation": "".join(nib.aff2axcodes(image.affine.numpy())) if image.ndim == 4 else "",
+        "minimum": float(values.min()),
+        "maximum": float(values.max()),
+        "mean": float(values.double().mean()),
+        "content": hashlib.sha256(np.ascontiguousarray(values.numpy()).tobytes()).hexdigest(),
+    }
+
+
+def _describe_label(label: MetaTensor, num_classes: int) -> Row:
+    values, counts = torch.unique(label.as_tensor(), return_counts=True)
+    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
+    voxels = {str(k): found.get(float(k), 0) for k in range(1, num_classes)}
+    if label.ndim < 4:
+        return {"voxels": voxels}
+    ml = float(np.abs(np.linalg.det(label.affine.numpy()[:3, :3]))) / 1000
+    return {"voxels": voxels, "volume_ml": {k: round(n * ml, 3) for k, n in voxels.items()}}
+
+
+def _duplicates(rows: Sequence[Row], contents: Mapping[str, Mapping[str, Sequence[dict]]]) -> list[str]:
+    """Images with the same voxels under different names, and the lists that they stand in."""
+    texts = []
+    for same in groups((row for row in rows if "content" in row), key=lambda row: row["content"]):
+        images = {row["image"] for row in same}
+        lists = {name for content in contents.values() for name in LISTS for c in content[name] if c["image"] in images}
+        texts.append(f"{' and '.join(sorted(images))} hold the same voxels; they stand in {', '.join(sorted(lists))}.")
+    return texts
+
+
+def _outliers(rows: Sequence[Row]) -> list[str]:
+    """Scans that differ from the rest in orientation or by a large factor in spacing or intensities."""
+    read = [row for row in rows if "shape" in row]
+    texts = []
+    common = Counter(row["orientation"] for row in read).most_common(1)
+    for row in read:
+        if row["orientation"] != common[0][0]:
+            texts.append(f"{row['image']}: orientation {row['orientation']}, most scans have {common[0][0]}.")
+        if max(row["spacing"]) > ODD_RATIO * min(row["spacing"]):
+            texts.append(f"{row['image']}: anisotropic, spacing {row['spacing']} mm.")
+    for key, what in (("spacing", "spacing"), ("maximum", "largest intensity")):
+        values = np.asarray([np.max(row[key]) for row in read], float)
+        middle = np.median(values) if len(values) else 0
+        for row, value in zip(read, values, strict=True):
+            if middle > 0 and not middle / ODD_RATIO <= value <= middle * ODD_RATIO:
+                texts.append(f"{row['image']}: {what} {value:g}, the median is {middle:g}.")
+    return texts
+
+
+def _table_row(row: Row) -> dict[str, str]:
+    return {
+        "case": row["case"],
+        "shape": "x".join(map(str, row.get("shape", ["unreadable"]))),
+        "spacing": "x".join(f"{step:g}" for step in row.get("spacing", [])),
+        "axes": row.get("orientation", ""),
+        "range": f"{row['minimum']:g} to {row['maximum']:g}" if "minimum" in row else "",
+        "classes": ", ".join(
+            f"{k}: {row['volume_ml'][k]:g} ml" if "volume_ml" in row else f"{k}: {n}"
+            for k, n in row.get("voxels", {}).items()
+        ),
+    }
