@@ -11,5 +11,5 @@ import logging
 
 __version__ = "0.1.0"
 
-# With pydicom installed, MONAI 1.6.1 says for every reader that it makes that an optional decoder for GPUs is not there.
+# With pydicom installed, MONAI 1.6.1 says of every reader that it makes that an optional GPU decoder is not there.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)

@@ -1,0 +1,43 @@
+"""The commands of the documentation run, on synthetic scans and with tiny settings."""
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+from conftest import BUNDLES, ROOT
+
+from custom.synthetic import write_dataset
+
+
+def _commands(page: str) -> list[list[str]]:
+    blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
+    return [shlex.split(line) for block in blocks for line in block.splitlines() if line.startswith("python -m")]
+
+
+def test_own_data_guide_leads_from_scans_to_predictions(tmp_path):
+    datalist = write_dataset(tmp_path / "made", {"training": 5, "unlabeled": 3}, size=(24, 24, 20))
+    shutil.copytree(datalist.parent / "images", tmp_path / "scans")
+    shutil.copytree(datalist.parent / "labels", tmp_path / "labels")
+    (tmp_path / "bundles").symlink_to(ROOT / "bundles")
+    commands = _commands("own_data.md")
+    assert [command[3:5] for command in commands[:2]] == [["own", "--images"], ["check", "data/own"]]
+    assert [command[4] for command in commands[2:]] == ["training", "evaluating", "inference"]
+    for command in commands:
+        if "monai.bundle" in command:
+            settings = BUNDLES["crossmatch_la"].settings(command[4], num_workers=0)
+            command += [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+        done = _run(command, tmp_path)
+        assert done.returncode == 0, done.stderr
+    assert (tmp_path / "runs" / "own" / "metrics.csv").is_file()
+    assert len(list((tmp_path / "runs" / "own" / "predictions").glob("*_seg.nii.gz"))) == 8
+
+
+def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        [sys.executable, *command[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
