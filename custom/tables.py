@@ -151,7 +151,7 @@ class VolumeTable:
         if self.without_spacing:
             shown = ", ".join(self.without_spacing[:3]) + (", ..." if len(self.without_spacing) > 3 else "")
             logger.warning(
-                "%d scan(s) have pixels of exactly 1 mm, as if the spacing was lost; if so, their volumes are wrong: %s",
+                "%d scan(s) have pixels of 1 mm, as if the spacing was lost; if so, their volumes are wrong: %s",
                 *(len(self.without_spacing), shown),
             )
 
