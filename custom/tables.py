@@ -151,9 +151,10 @@ class VolumeTable:
             )
         print(f"\nVolumes: {self.folder / 'volumes.csv'}")
         if self.without_spacing:
+            shown = ", ".join(self.without_spacing[:3]) + (", ..." if len(self.without_spacing) > 3 else "")
             logger.warning(
-                "Pixels of exactly 1 mm, as if the spacing was lost; if so, these volumes are wrong: %s",
-                ", ".join(self.without_spacing),
+                "%d scan(s) have pixels of 1 mm, as if the spacing was lost; if so, their volumes are wrong: %s",
+                *(len(self.without_spacing), shown),
             )
 
 
