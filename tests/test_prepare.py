@@ -150,7 +150,9 @@ def test_short_axis_community_copy_is_turned_into_x_y_z(tmp_path):
     _assert_holds(tmp_path / "out" / "images" / "patient099_ES.nii.gz", expected, np.diag([1, 1, 10, 1]))
 
 
-def _write_series(folder: Path, volume: np.ndarray, spacing=(0.7, 0.8, 2.0), leave_out=(), uid="1.2.3") -> None:
+def _write_series(
+    folder: Path, volume: np.ndarray, spacing=(0.7, 0.8, 2.0), leave_out=(), uid="1.2.3", turned=None
+) -> None:
     """Write x, y, z voxels in HU as a DICOM series, one file per slice."""
     import pydicom
     from pydicom.dataset import FileDataset, FileMetaDataset
@@ -167,7 +169,7 @@ def _write_series(folder: Path, volume: np.ndarray, spacing=(0.7, 0.8, 2.0), lea
         header.SeriesInstanceUID, header.StudyInstanceUID, header.FrameOfReferenceUID = uid, "1.2", "1.4"
         header.Modality, header.PatientID, header.InstanceNumber = "CT", "x", k + 1
         header.ImagePositionPatient = [0, 0, k * spacing[2]]
-        header.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+        header.ImageOrientationPatient = [0, 1, 0, 1, 0, 0] if k == turned else [1, 0, 0, 0, 1, 0]
         header.PixelSpacing, header.SliceThickness = [spacing[1], spacing[0]], spacing[2]
         header.Rows, header.Columns = volume.shape[1], volume.shape[0]
         header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 1
@@ -226,6 +228,7 @@ def test_pancreas_community_copy_is_turned_back_into_hounsfield_units(tmp_path):
     [
         ({"leave_out": (3,)}, "slices are missing between 4.00 and 8.00 mm"),
         ({"spacing": (0.7, 0.8, 0.0)}, "there twice"),
+        ({"turned": 4}, "the slices have 2 different orientations"),
     ],
 )
 def test_a_broken_series_is_named(change, message, tmp_path):
@@ -316,6 +319,38 @@ def test_own_scans_of_any_format_keep_voxels_and_geometry(own_folders, tmp_path)
         str(tmp_path / "out" / "datalist.json"), ["training", "unlabeled"], in_channels=1, num_classes=2, dimensions=3
     )
     assert len(cases["unlabeled"]) == 3
+
+
+def test_own_photographs_are_copied_with_their_masks(tmp_path):
+    for seed in range(2):
+        (tmp_path / "photos").mkdir(exist_ok=True), (tmp_path / "masks").mkdir(exist_ok=True)
+        photo, mole = make_photo(np.random.default_rng(seed), (18, 25))
+        Image.fromarray(photo).save(tmp_path / "photos" / f"p{seed}.JPG")
+    Image.fromarray(mole).save(tmp_path / "masks" / "p1_mask.png")
+    prepare.own(str(tmp_path / "photos"), str(tmp_path / "out"), labels=str(tmp_path / "masks"), classes="lesion")
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "labels" / "p1.png")), mole)
+    datalist = str(tmp_path / "out" / "datalist.json")
+    cases = load_datalist(datalist, ["training", "unlabeled"], in_channels=3, num_classes=2, dimensions=2)
+    assert (len(cases["training"]), len(cases["unlabeled"])) == (1, 1)
+
+
+def test_an_interrupted_run_is_taken_up_where_it_stopped(own_folders, tmp_path, monkeypatch):
+    images, labels = own_folders
+    files = prepare._own_files(images, labels)
+    scans = [prepare._scan(name, found, None) for name, found in files.items()]
+    record = {"command": "own", "source": "x", "options": {}}
+    store.write_dataset(tmp_path / "out", scans[:3], {}, record)  # as far as the first run came
+    written = []
+    submit = store.ProcessPoolExecutor.submit
+    monkeypatch.setattr(
+        store.ProcessPoolExecutor, "submit", lambda *args: (written.append(args[-1].name), submit(*args))[1]
+    )
+    store.write_dataset(tmp_path / "out", scans, {"datalist.json": {}}, record)
+    assert written == [scan.name for scan in scans[3:]]
+
+
+def test_a_full_disk_is_told_plainly():
+    assert store._reason(OSError(28, "No space left on device")) == "the disk is full."
 
 
 def test_patients_are_split_whole_and_always_the_same_way(tmp_path):
