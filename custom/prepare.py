@@ -66,7 +66,7 @@ def la(source: str, output: str, crop: str = "benchmark", allow_missing: bool = 
         "labels": {"0": "background", "1": "left atrium"},
     }
     record = {"command": "la", "source": source, "options": {"crop": crop, "allow_missing": allow_missing}}
-    _prepare(output, files, lists, about, record, process, allow_missing)
+    _prepare(output, files, lists, about, record, process, allow_missing, crop)
 
 
 def acdc(source: str, output: str, allow_missing: bool = False, **unknown: Any) -> None:
@@ -142,7 +142,7 @@ def pancreas(
     options = {"protocol": protocol, "crop": crop, "allow_missing": allow_missing}
     record = {"command": "pancreas", "source": source, "options": options}
     files = {name: found for name, found in files.items() if name in listed}
-    _prepare(output, files, lists, about, record, process, allow_missing)
+    _prepare(output, files, lists, about, record, process, allow_missing, crop)
 
 
 def isic(source: str, output: str, seed: int = 1337, allow_missing: bool = False, **unknown: Any) -> None:
@@ -223,6 +223,8 @@ def own(
 ) -> None:
     r"""Prepare your own scans: those with a label become labeled, the rest unlabeled. Nothing is cropped or resampled.
 
+    Unlabeled scans of a patient who is kept for validation or test are left out.
+
     Args:
         images: folder of NIfTI, NRRD, MetaImage, PNG or JPG files, or of folders with a DICOM series each.
         output: dataset folder.
@@ -242,7 +244,8 @@ def own(
     patients = {name: _patient(name, patient_pattern) for name in found}
     labeled = [name for name, files in found.items() if files.label is not None]
     lists = _split_patients(labeled, patients, {"validation": float(validation), "test": float(test)}, int(seed))
-    lists["unlabeled"] = [name for name, files in found.items() if files.label is None]
+    held_out = {patients[name] for key in ("validation", "test") for name in lists[key]}
+    lists["unlabeled"] = [name for name in found if name not in labeled and patients[name] not in held_out]
     about = {
         "name": Path(str(output)).name,
         "modality": {"0": modality},
@@ -269,11 +272,13 @@ def _prepare(
     record: Mapping[str, Any],
     process: Callable[[dict], dict] | None = None,
     allow_missing: bool = False,
+    crop: str = "none",
 ) -> None:
     """Write the scans and the data lists that name them."""
     listed = dict.fromkeys(name for content in lists.values() for names in content.values() for name in names)
     missing = [name for name in listed if name not in files]
-    supervised = {name for content in lists.values() for name in _supervised(content)}
+    # The benchmark crop needs the label of every scan, also of those that are then listed without it.
+    supervised = set(listed) if crop == "benchmark" else {n for content in lists.values() for n in _supervised(content)}
     unlabeled = [name for name in listed if name in supervised and name in files and files[name].label is None]
     if (missing or unlabeled) and not allow_missing:
         problems = [f"{name}: no scan found" for name in missing] + [f"{name}: no label found" for name in unlabeled]
@@ -328,8 +333,10 @@ def _read(files: Files, process: Callable[[dict], dict] | None) -> dict[str, Met
 
 
 def _check_labels(sample: dict[str, MetaTensor], count: int) -> dict[str, MetaTensor]:
-    """Refuse labels other than 0 .. count."""
+    """Refuse labels other than 0 .. count; a single structure may also be marked with 255."""
     values = np.unique(sample["label"].numpy()).tolist() if "label" in sample else []
+    if count == 1 and 255 in values and set(values) <= {0, 255}:
+        return sample | {"label": sample["label"] / 255}
     wrong = [value for value in values if value not in range(count + 1)]
     if wrong:
         found = ", ".join(f"{value:g}" for value in wrong[:5])
@@ -401,7 +408,8 @@ def _scans_in(folder: Path) -> list[Path]:
     """Files of known formats, and folders of DICOM files, anywhere below a folder."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such folder.")
-    files = [path for path in folder.rglob("*") if path.name.lower().endswith((*VOLUME_ENDINGS, *PHOTO_ENDINGS))]
+    endings = (*VOLUME_ENDINGS, *PHOTO_ENDINGS)
+    files = [path for path in folder.rglob("[!.]*") if path.name.lower().endswith(endings)]
     series = sorted({path.parent for path in folder.rglob("*.dcm")})
     for path in series:
         sources.check_series(path)

@@ -99,6 +99,13 @@ def test_benchmark_crop_is_taken_around_the_label(la_folder, tmp_path):
         assert np.asarray(nib.load(path).dataobj).sum() == _volumes(0)[1].sum()
 
 
+def test_benchmark_crop_needs_every_label(la_folder, tmp_path):
+    next(la_folder.rglob("laendo.nrrd")).unlink()
+    prepare.la(str(la_folder), str(tmp_path / "out"), allow_missing=True)
+    content = _datalist(tmp_path / "out", "labeled_16.json")
+    assert len(content["training"]) + len(content["unlabeled"]) == 4
+
+
 def test_left_atrium_community_copy_keeps_its_voxels(tmp_path):
     case = "06SR5RBREL16DQ6M8LWS"
     image, label = np.random.default_rng(0).normal(size=(9, 8, 7)).astype(np.float32), _volumes(0, (9, 8, 7))[1]
@@ -321,12 +328,12 @@ def test_own_scans_of_any_format_keep_voxels_and_geometry(own_folders, tmp_path)
     assert len(cases["unlabeled"]) == 3
 
 
-def test_own_photographs_are_copied_with_their_masks(tmp_path):
+def test_own_photographs_are_copied_and_their_masks_counted_from_one(tmp_path):
     for seed in range(2):
         (tmp_path / "photos").mkdir(exist_ok=True), (tmp_path / "masks").mkdir(exist_ok=True)
         photo, mole = make_photo(np.random.default_rng(seed), (18, 25))
         Image.fromarray(photo).save(tmp_path / "photos" / f"p{seed}.JPG")
-    Image.fromarray(mole).save(tmp_path / "masks" / "p1_mask.png")
+    Image.fromarray(mole * 255).save(tmp_path / "masks" / "p1_mask.png")
     prepare.own(str(tmp_path / "photos"), str(tmp_path / "out"), labels=str(tmp_path / "masks"), classes="lesion")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "labels" / "p1.png")), mole)
     datalist = str(tmp_path / "out" / "datalist.json")
@@ -368,6 +375,19 @@ def test_patients_are_split_whole_and_always_the_same_way(tmp_path):
     lists = {name: {case["image"][7:9] for case in contents[0][name]} for name in ("training", "validation", "test")}
     assert {name: len(patients) for name, patients in lists.items()} == {"training": 2, "validation": 1, "test": 2}
     assert len(set.union(*lists.values())) == 5
+
+
+def test_unlabeled_scans_of_held_out_patients_are_left_out(tmp_path):
+    for patient in range(4):
+        for visit in range(2):
+            _write_nifti(tmp_path / "images" / f"p{patient}_v{visit}.nii.gz", _volumes(0)[0])
+        _write_nifti(tmp_path / "labels" / f"p{patient}_v0.nii.gz", _volumes(0)[1])
+    split = {"labels": str(tmp_path / "labels"), "validation": 0.25, "patient_pattern": r"p\d+"}
+    prepare.own(str(tmp_path / "images"), str(tmp_path / "out"), **split)
+    content = _datalist(tmp_path / "out", "datalist.json")
+    (held_out,) = {case["image"][7:9] for case in content["validation"]}
+    assert len(content["unlabeled"]) == 3
+    assert held_out not in {case["image"][7:9] for case in content["unlabeled"]}
 
 
 def test_a_label_without_an_image_is_refused(own_folders, tmp_path):
