@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from .data import (
     read_lists,
 )
 from .errors import UserError
+from .parallel import process_pool
 from .store import write_json
 from .tables import format_table
 
@@ -59,7 +58,7 @@ def check_folder(folder: Path, output: Path, patient_pattern: str | None = None)
     rule = _rule(json.loads(next(iter(datalists.values())).read_text()), contents)
     cases = _cases(contents)
 
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
+    with process_pool() as pool:
         rows = list(tqdm(pool.map(partial(_check_case, rule=rule), cases), "Checking", len(cases), unit="case"))
     wrong = [problem for row in rows for problem in row.pop("wrong")]
     for name, lists in contents.items():
@@ -107,7 +106,6 @@ def _cases(contents: Mapping[str, Mapping[str, Sequence[dict]]]) -> list[dict[st
 
 def _check_case(case: dict[str, str], rule: CaseRule) -> Row:
     """Read a case; runs in another process."""
-    torch.set_num_threads(1)
     image, wrong = read_image(case["image"])
     row: Row = {"case": case_name(case["image"]), "image": case["image"], "wrong": wrong, "odd": []}
     if image is None:

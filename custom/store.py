@@ -14,7 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -25,6 +25,7 @@ from monai.data import MetaTensor, NibabelWriter, PILWriter
 from tqdm import tqdm
 
 from .errors import UserError
+from .parallel import process_pool
 
 __all__ = ["Scan", "write_dataset", "write_json"]
 
@@ -117,7 +118,7 @@ def _finished_files(output: Path, record: Mapping[str, Any]) -> dict[str, str]:
 def _write_scans(output: Path, scans: Sequence[Scan], record: dict[str, Any]) -> list[str]:
     """Write scans in parallel, keeping ``prepare.json`` up to date; return what went wrong."""
     problems, last = [], time.monotonic()
-    with ProcessPoolExecutor(os.cpu_count()) as pool, tqdm(total=len(scans), desc="Preparing", unit="scan") as bar:
+    with process_pool() as pool, tqdm(total=len(scans), desc="Preparing", unit="scan") as bar:
         futures = {pool.submit(_write_scan, output, scan): scan for scan in scans}
         try:
             for future in as_completed(futures):

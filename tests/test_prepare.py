@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import h5py
@@ -348,10 +349,8 @@ def test_an_interrupted_run_is_taken_up_where_it_stopped(own_folders, tmp_path, 
     record = {"command": "own", "source": "x", "options": {}}
     store.write_dataset(tmp_path / "out", scans[:3], {}, record)  # as far as the first run came
     written = []
-    submit = store.ProcessPoolExecutor.submit
-    monkeypatch.setattr(
-        store.ProcessPoolExecutor, "submit", lambda *args: (written.append(args[-1].name), submit(*args))[1]
-    )
+    submit = ProcessPoolExecutor.submit
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", lambda *args: (written.append(args[-1].name), submit(*args))[1])
     store.write_dataset(tmp_path / "out", scans, {"datalist.json": {}}, record)
     assert written == [scan.name for scan in scans[3:]]
 
