@@ -47,6 +47,7 @@ __all__ = [
     "label_problems",
     "load_datalist",
     "overlap_problems",
+    "patient_name",
     "read_image",
     "read_lists",
 ]
@@ -308,7 +309,7 @@ def overlap_problems(cases: Mapping[str, Sequence[Case]], patient_pattern: str |
     for same in groups(entries, key=lambda entry: os.path.realpath(entry[1])):
         problems.append(f"{same[0][1]} stands in {_places(same)}; a case may be listed once only.")
     if patient_pattern is not None:
-        places = {(_patient(image, patient_pattern), name) for name, image in entries}
+        places = {(patient_name(image, patient_pattern), name) for name, image in entries}
         for same in groups(sorted(places), key=lambda place: place[0]):
             lists = " and ".join(repr(name) for _, name in same)
             problems.append(f"{same[0][0]} is in {lists}; all scans of a patient must be in one list.")
@@ -319,10 +320,11 @@ def _places(entries: Sequence[tuple[str, str]]) -> str:
     return " and ".join(repr(name) for name, _ in entries)
 
 
-def _patient(image: str, pattern: str) -> str:
-    name = os.path.basename(image)
-    match = re.search(pattern, name)
-    return match.group() if match else name
+def patient_name(file: str | Path, pattern: str | None) -> str:
+    """Find the patient in a file's name; without a pattern, or where it is not found, the file is its own patient."""
+    name = case_name(file)
+    match = None if pattern is None else re.search(pattern, name)
+    return name if match is None else match.group()
 
 
 class CaseRule(NamedTuple):

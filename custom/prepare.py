@@ -21,7 +21,7 @@ from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, Spac
 
 from . import sources
 from .check import check_folder
-from .data import AFFINE_TOLERANCE
+from .data import AFFINE_TOLERANCE, case_name, patient_name
 from .errors import UserError, show_user_errors_plainly
 from .sources import Files
 from .store import Scan, write_dataset
@@ -241,7 +241,7 @@ def own(
     _refuse(unknown)
     names = classes.split(",") if isinstance(classes, str) else list(map(str, classes))
     found = _own_files(Path(str(images)), None if labels is None else Path(str(labels)))
-    patients = {name: _patient(name, patient_pattern) for name in found}
+    patients = {name: patient_name(name, patient_pattern) for name in found}
     labeled = [name for name, files in found.items() if files.label is not None]
     lists = _split_patients(labeled, patients, {"validation": float(validation), "test": float(test)}, int(seed))
     held_out = {patients[name] for key in ("validation", "test") for name in lists[key]}
@@ -381,14 +381,14 @@ def _detect(source: str, **layouts: Callable[[Path], dict[str, Files]]) -> tuple
 
 def _own_files(images: Path, labels: Path | None) -> dict[str, Files]:
     """Pair images with labels by name."""
-    found = {_stem(path): path for path in _scans_in(images)}
+    found = {_scan_name(path): path for path in _scans_in(images)}
     if not found:
         endings = ", ".join((*VOLUME_ENDINGS, *PHOTO_ENDINGS))
         raise UserError(f"{images}: no scans; expected files ending in {endings}, or folders of .dcm files.")
     pairs: dict[str, Path] = {}
     strays = []
     for path in [] if labels is None else _scans_in(labels):
-        stem = _stem(path)
+        stem = _scan_name(path)
         name = stem if stem in found else re.sub(LABEL_SUFFIX + "$", "", stem, flags=re.IGNORECASE)
         if name not in found or name in pairs:
             strays.append(f"{path}: " + ("no image of that name" if name not in found else f"so is {pairs[name].name}"))
@@ -416,23 +416,15 @@ def _scans_in(folder: Path) -> list[Path]:
     scans = sorted([*files, *series])
     names = defaultdict(list)
     for path in scans:
-        names[_stem(path)].append(str(path))
+        names[_scan_name(path)].append(str(path))
     double = [", ".join(paths) for paths in names.values() if len(paths) > 1]
     if double:
         raise UserError(f"{folder}: {len(double)} name(s) stand for several scans, rename them:", double)
     return scans
 
 
-def _stem(path: Path) -> str:
-    """Name of a scan, without its ending."""
-    name = path.name
-    ending = next((ending for ending in (*VOLUME_ENDINGS, *PHOTO_ENDINGS) if name.lower().endswith(ending)), "")
-    return name.removesuffix(name[len(name) - len(ending) :]) if ending else name
-
-
-def _patient(name: str, pattern: str | None) -> str:
-    match = None if pattern is None else re.search(pattern, name)
-    return name if match is None else match.group()
+def _scan_name(path: Path) -> str:
+    return path.name if path.is_dir() else case_name(path)
 
 
 def _split_patients(
