@@ -56,10 +56,7 @@ def la(source: str, output: str, crop: str = "benchmark", allow_missing: bool = 
     process = None
     if layout == "challenge" and crop == "benchmark":
         process = Compose([NormalizeIntensityd("image"), *_crop(margin=[15, 15, None], size=[112, 112, 80])])
-    lists = {
-        f"labeled_{count}.json": _semi_supervised(split["train"], labeled, {"test": split["test"]})
-        for count, labeled in split["labeled"].items()
-    }
+    lists = _label_budgets(split)
     about = {
         "name": "2018 Left Atrial Segmentation Challenge",
         "modality": {"0": "LGE-MRI"},
@@ -81,13 +78,7 @@ def acdc(source: str, output: str, allow_missing: bool = False, **unknown: Any) 
     _refuse(unknown)
     split = _split("acdc")
     files, _ = _detect(source, official=sources.acdc_official, community=sources.acdc_community)
-    both = {name: [f"{patient}_{phase}" for patient in split[name] for phase in ("ED", "ES")] for name in
-            ("train", "validation", "test")}  # fmt: skip
-    lists = {}
-    for count, patients in split["labeled"].items():
-        labeled = [f"{patient}_{phase}" for patient in patients for phase in ("ED", "ES")]
-        rest = {"validation": both["validation"], "test": both["test"]}
-        lists[f"labeled_{count}.json"] = _semi_supervised(both["train"], labeled, rest)
+    lists = _label_budgets(_both_phases(split))
     about = {
         "name": "Automated Cardiac Diagnosis Challenge",
         "modality": {"0": "cine-MRI"},
@@ -133,10 +124,7 @@ def pancreas(
                 *_crop(margin, size=[96, 96, 96]),
             ]
         )
-    lists = {
-        f"labeled_{count}.json": _semi_supervised(split["train"], labeled, {"test": split["test"]})
-        for count, labeled in split["labeled"].items()
-    }
+    lists = _label_budgets(split)
     listed = {*split["train"], *split["test"]}
     about = {"name": "Pancreas-CT", "modality": {"0": "CT"}, "labels": {"0": "background", "1": "pancreas"}}
     options = {"protocol": protocol, "crop": crop, "allow_missing": allow_missing}
@@ -174,8 +162,8 @@ def isic(source: str, output: str, seed: int = 1337, allow_missing: bool = False
         "labels": {"0": "background", "1": "lesion"},
     }
     record = {"command": "isic", "source": source, "options": {"seed": seed, "allow_missing": allow_missing}}
-    _prepare(output, {name: f for found in parts.values() for name, f in found.items()}, lists, about, record,
-             allow_missing=allow_missing)  # fmt: skip
+    files = {name: found for part in parts.values() for name, found in part.items()}
+    _prepare(output, files, lists, about, record, None, allow_missing)
 
 
 def demo(output: str, bundle: str = "la", training: int = 4, unlabeled: int = 12, **unknown: Any) -> None:
@@ -355,6 +343,22 @@ def _crop(margin: Sequence[int | None], size: Sequence[int]) -> list[Callable]:
         CropForegroundd(keys, source_key="label", margin=margins, allow_smaller=True),
         SpatialPadd(keys, spatial_size=size),
     ]
+
+
+def _both_phases(patients: Any) -> Any:
+    """Turn every patient of a split into the end of diastole and the end of systole."""
+    if isinstance(patients, dict):
+        return {key: _both_phases(value) for key, value in patients.items()}
+    return [f"{patient}_{phase}" for patient in patients for phase in ("ED", "ES")]
+
+
+def _label_budgets(split: Mapping[str, Any]) -> dict[str, Lists]:
+    """Make a data list of every published number of labels, with the lists that they share."""
+    shared = {name: split[name] for name in ("validation", "test") if name in split}
+    return {
+        f"labeled_{count}.json": _semi_supervised(split["train"], labeled, shared)
+        for count, labeled in split["labeled"].items()
+    }
 
 
 def _semi_supervised(train: Sequence[str], labeled: Sequence[str], rest: Lists) -> dict[str, Sequence[str]]:
