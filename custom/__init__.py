@@ -9,7 +9,7 @@ Perturbation Strategies and Knowledge Distillation", IEEE JBHI 2024, doi:10.1109
 
 import logging
 
-__version__ = "0.1.0"
+__version__ = "0.3.0"
 
 # With pydicom installed, MONAI 1.6.1 says of every reader that it makes that an optional GPU decoder is not there.
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)

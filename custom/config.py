@@ -1,4 +1,4 @@
-"""Refuse settings that nothing reads.
+"""Refuse a config that this code cannot run as it is meant: settings that nothing reads, a bundle newer than the code.
 
 MONAI's ``run`` accepts any ``--name value`` and stores it as a new top-level key, so ``--etaa 0.9`` would train with
 the default ``eta`` and say nothing.
@@ -9,33 +9,52 @@ from __future__ import annotations
 import difflib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import version_leq
 
+from . import __version__
 from .errors import UserError, show_user_errors_plainly
 
-__all__ = ["refuse_unknown_keys"]
+__all__ = ["check_config", "refuse_newer_bundle"]
 
 
-def refuse_unknown_keys() -> None:
-    """Check the top-level keys of the config that is being run; call it first, from ``initialize``.
+def check_config() -> None:
+    """Check the config that is being run; call it first, from ``initialize``.
 
-    A key is known when one of the bundle's own config files has it, or when something in the config refers to it (so
-    that a user's overlay may bring helpers of its own). Also lets user errors end the program plainly from here on.
+    A top-level key is known when one of the bundle's own config files has it, or when something in the config refers to
+    it (so that a user's overlay may bring helpers of its own). Also lets user errors end the program plainly from here
+    on.
 
     Raises:
-        UserError: names every unknown key with the nearest known one.
+        UserError: names every unknown key with the nearest known one; or says that the bundle is newer than the code.
     """
     show_user_errors_plainly()
     workflow = _running_workflow()
     config = workflow.parser.get()
+    refuse_newer_bundle(config.get(ConfigParser.meta_key) or {})
     known = _keys_of_files(workflow.config_root_path) | _referenced_keys(config)
     unknown = [key for key in config if key not in known and key != ConfigParser.meta_key]
     if unknown:
         raise UserError("unknown setting, nothing was run:", [_describe(key, known) for key in unknown])
+
+
+def refuse_newer_bundle(metadata: Mapping[str, Any]) -> None:
+    """Compare a bundle's version with that of the package that would run it; they are released together.
+
+    Raises:
+        UserError: when the bundle is newer.
+    """
+    version = str(metadata.get("version", __version__))
+    if not version_leq(version, __version__):
+        code = Path(__file__).parent
+        raise UserError(
+            f"the bundle is version {version}, newer than the code that would run it, {__version__} in {code}; "
+            "update that package, or run the bundle in an environment without it."
+        )
 
 
 def _describe(key: str, known: set[str]) -> str:
@@ -51,7 +70,7 @@ def _running_workflow() -> ConfigWorkflow:
         if isinstance(caller, ConfigWorkflow):
             return caller
         frame = frame.f_back
-    raise RuntimeError("refuse_unknown_keys must be called from a MONAI bundle config.")
+    raise RuntimeError("check_config must be called from a MONAI bundle config.")
 
 
 def _keys_of_files(folder: Path) -> set[str]:

@@ -31,7 +31,9 @@ from monai.transforms import LoadImage
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from .dicom import check_series
 from .errors import UserError
+from .geometry import has_volume, lacks_spacing
 
 __all__ = [
     "LISTS",
@@ -40,8 +42,8 @@ __all__ = [
     "StreamLoader",
     "cached_dataset",
     "case_name",
+    "check_cases",
     "default_evaluation_list",
-    "find_images",
     "groups",
     "image_problems",
     "label_problems",
@@ -53,8 +55,6 @@ __all__ = [
 ]
 
 LISTS = ("training", "unlabeled", "validation", "test")
-#: What is taken for an image in a folder, by the number of its spatial axes.
-IMAGE_ENDINGS = {2: (".png", ".jpg", ".jpeg"), 3: (".nii", ".nii.gz")}
 #: Largest difference in mm between the affines of an image and its label; NIfTI stores them in float32.
 AFFINE_TOLERANCE = 1e-3
 
@@ -193,7 +193,8 @@ def load_datalist(
     if "training" not in lists and not any(cases[name] for name in lists):
         problems.append(f"nothing to read: the list {' or '.join(map(repr, lists))} is empty.")
     rule = CaseRule(in_channels, num_classes, dimensions, pad_to)
-    problems += _check_cases([case for name in lists for case in cases[name]], rule)
+    for found in check_cases([case for name in lists for case in cases[name]], rule):
+        problems += found
     if problems:
         raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)
     return cases
@@ -204,64 +205,12 @@ def default_evaluation_list(path: str) -> str:
     return "test" if read_lists(Path(path))["test"] else "validation"
 
 
-def find_images(
-    source: str | Sequence[str],
-    in_channels: int,
-    dimensions: int,
-    pad_to: Mapping[str, Any] | None = None,
-    series: bool = False,
-    datalist: str | None = None,
-) -> list[Case]:
-    """List the images to segment, read and check them. Labels are neither needed nor opened.
-
-    Args:
-        source: a folder of NIfTI files (its subfolder ``images`` if there is one), a file, or a list of files.
-        in_channels: channels that every image must have.
-        dimensions: spatial axes that every image must have.
-        pad_to: ``size`` in voxels per axis, and ``spacing`` in mm to which volumes are resampled before, or None for
-            their own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
-        series: whether an image may have a time axis behind its spatial ones, instead of channels.
-        datalist: take the images of this data list's ``validation`` and ``test`` lists instead.
-
-    Raises:
-        UserError: when there is nothing to segment, two images would give the same prediction file, or a file is
-            missing, unreadable or of the wrong kind.
-    """
-    if datalist is not None:
-        lists = read_lists(Path(datalist))
-        files = [Path(case["image"]) for name in ("validation", "test") for case in lists[name]]
-    else:
-        files = _expand(source, IMAGE_ENDINGS[dimensions])
-    if not files:
-        where, endings = datalist or source, " or ".join(IMAGE_ENDINGS[dimensions])
-        raise UserError(f"{where}: no image to segment; expected files ending in {endings}.")
-    cases = [{"image": str(file)} for file in files]
-    problems = [
-        f"{', '.join(map(str, same))}: the predictions would have the same name; segment them one at a time."
-        for same in groups(files, key=case_name)
-    ]
-    problems += _check_cases(cases, CaseRule(in_channels, 0, dimensions, pad_to, series))
-    if problems:
-        raise UserError(f"{len(problems)} problem(s), nothing was segmented:", problems)
-    return cases
-
-
-def _expand(source: str | Sequence[str], endings: tuple[str, ...]) -> list[Path]:
-    if not isinstance(source, str):
-        return [Path(file) for file in source]
-    folder = Path(source)
-    if not folder.exists():
-        raise UserError(f"{source}: no such file or folder; give --dataset_dir a folder of images.")
-    if folder.is_file():
-        return [folder]
-    folder = folder / "images" if (folder / "images").is_dir() else folder
-    return sorted(file for file in folder.iterdir() if file.name.lower().endswith(endings))
-
-
 def case_name(file: str | Path) -> str:
-    """Name a case by its file, without folder and ending."""
-    name = Path(file).name
-    return name.removesuffix(".gz").removesuffix(".nii") if name.endswith(IMAGE_ENDINGS[3]) else Path(file).stem
+    """Name a case by its file, without folder and ending, or by the folder of its DICOM series."""
+    path = Path(file)
+    if path.is_dir():
+        return path.name  # may be a DICOM identifier, full of dots
+    return path.name.removesuffix(".gz").removesuffix(".nii") if path.name.endswith(".nii.gz") else path.stem
 
 
 def groups(items: Iterable[Any], key: Any) -> list[list[Any]]:
@@ -344,7 +293,8 @@ class _Finding(NamedTuple):
     is_small: bool
 
 
-def _check_cases(cases: Sequence[Case], rule: CaseRule) -> list[str]:
+def check_cases(cases: Sequence[Case], rule: CaseRule) -> list[list[str]]:
+    """Read every file, and say what is wrong, case by case."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # unzipping, the slow part, runs outside Python's lock
         results = tqdm(pool.map(lambda case: _check_case(case, rule), cases), "Checking", len(cases), unit="case")
         findings = list(results)
@@ -354,7 +304,7 @@ def _check_cases(cases: Sequence[Case], rule: CaseRule) -> list[str]:
             "%d of %d volumes are smaller than the patch, %s voxels, and will be padded: %s",
             *(len(small), len(cases), list(rule.pad_to["size"]), ", ".join(map(os.path.basename, small))),
         )
-    return [problem for finding in findings for problem in finding.problems]
+    return [finding.problems for finding in findings]
 
 
 def _check_case(case: Case, rule: CaseRule) -> _Finding:
@@ -370,10 +320,14 @@ def _check_case(case: Case, rule: CaseRule) -> _Finding:
 
 def read_image(path: str) -> tuple[MetaTensor | None, list[str]]:
     """Read a file, CH[WD]; None and the reason where that fails."""
-    if not os.path.isfile(path):
+    if not os.path.exists(path):
         return None, [f"{path}: no such file."]
     try:
+        if os.path.isdir(path):
+            check_series(Path(path))
         return LoadImage(ensure_channel_first=True)(path), []
+    except UserError as error:
+        return None, [str(error)]
     except Exception as error:  # every reader fails in its own way; the cause is quoted
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         return None, [f"{path}: cannot be read, probably truncated or not an image ({reason})."]
@@ -388,6 +342,11 @@ def image_problems(path: str, image: MetaTensor, rule: CaseRule) -> list[str]:
         hint = "; save the frames of a series as files of their own" if rule.in_channels == 1 else ""
         found = f"found {image.shape[0]} (shape {_shape(image)})"
         problems.append(f"{path}: expected {rule.in_channels} channel(s), {found}{hint}.")
+    if not has_volume(image.affine):
+        problems.append(f"{path}: its header has no spacing, or axes that do not span a volume; mend the header.")
+    elif rule.pad_to is not None and rule.pad_to["spacing"] is not None and lacks_spacing(path, image):
+        hint = "write it into the header, or take the voxels as they are with --spacing '$None'"
+        problems.append(f"{path}: its header has no spacing, which resampling needs; {hint}.")
     bad = int((~torch.isfinite(image.as_tensor())).sum())
     if bad:
         problems.append(f"{path}: {bad} voxel(s) are NaN or infinite.")

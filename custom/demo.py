@@ -26,7 +26,7 @@ __all__ = ["demo"]
 BUNDLE = Path(__file__).resolve().parent.parent / "bundles" / "crossmatch_la"
 COUNTS = {"training": 4, "unlabeled": 12, "test": 8}
 #: Settings of a network and a schedule that a laptop's CPU gets through in minutes.
-NETWORK = {"patch_size": [48, 48, 32], "stride": [16, 16, 16], "base_filters": 8}
+NETWORK = {"spacing": [1.25] * 3, "patch_size": [48, 48, 32], "stride": [16, 16, 16], "base_filters": 8}
 SCHEDULE = {
     "max_iterations": 450,
     "unsupervised_weight": {"start": 0.0, "end": 1.0, "delay": 330, "rampup_iterations": 40},

@@ -5,8 +5,6 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -15,7 +13,7 @@ from monai.networks.utils import eval_mode
 from torch import nn
 from tqdm import tqdm
 
-from .errors import UserError
+from .weights import read_weights
 
 __all__ = ["BatchNormRecalibration", "ProgressBar", "RampUp", "WeightsCheckpointLoader"]
 
@@ -171,31 +169,6 @@ class WeightsCheckpointLoader(CheckpointLoader):
         Raises:
             UserError: when the file does not exist, cannot be read, or belongs to another network.
         """
-        if not Path(self.load_path).is_file():
-            raise UserError(f"{self.load_path}: no such weights; train first, or set --ckpt_path.")
-        try:
-            found = torch.load(self.load_path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch fails in many ways on a file that is not its own
-            raise UserError(f"{self.load_path}: cannot be read as PyTorch weights ({type(error).__name__}).") from error
         (network,) = self.load_dict.values()
-        differences = _differences(network.state_dict(), found)
-        if differences:
-            hint = "give the configs that it was trained with, such as quick.yaml:"
-            raise UserError(f"{self.load_path} was trained with another network; {hint}", differences[:3])
+        read_weights(self.load_path, network)
         super().__call__(engine)
-
-
-def _differences(expected: Mapping[str, torch.Tensor], found: Any) -> list[str]:
-    """Compare two flat state dictionaries by name and shape."""
-    if not isinstance(found, Mapping):
-        return [f"expected a dictionary of tensors, found {type(found).__name__}."]
-    lines = []
-    for name in dict.fromkeys([*expected, *found]):
-        wanted, given = (_shape_text(state.get(name)) for state in (expected, found))
-        if wanted != given:
-            lines.append(f"{name}: expected {wanted}, found {given}.")
-    return lines
-
-
-def _shape_text(value: Any) -> str:
-    return "nothing" if value is None else str(tuple(getattr(value, "shape", ())))

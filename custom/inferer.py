@@ -1,16 +1,23 @@
-"""Sliding-window inference as the semi-supervised literature does it: fixed stride, softmax averaged over windows."""
+"""Sliding-window inference as the semi-supervised literature does it: fixed stride, softmax averaged over windows.
+
+On request also over mirrored windows, and with a map of how much the perturbed decodings disagree with the clean one.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import chain, combinations
 from typing import Any
 
 import torch
 from monai.inferers import SlidingWindowInferer
+from torch import nn
 
 from .mixed_precision import MixedPrecision
+from .perturbations import FeatureDropout
 
-__all__ = ["SlidingWindowProbabilities"]
+__all__ = ["SlidingWindowProbabilities", "disagreement"]
 
 
 class SlidingWindowProbabilities(SlidingWindowInferer):
@@ -27,6 +34,10 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
         slice_axis: spatial axis of the image along which a 2D network is applied slice by slice, with 2D ``roi_size``
             and ``stride``; None when the network takes the image as it is.
         series: the input's channels are the frames of a series, each an image of its own.
+        test_time_flips: spatial axes of a window. Probabilities are averaged over all combinations of mirrored axes,
+            so that n axes take 2^n times as long.
+        uncertainty: also return how much the perturbed decodings disagree with the clean one, see
+            :func:`disagreement`. The network must be a :class:`custom.networks.PerturbedNetwork`.
         kwargs: other arguments, see :class:`monai.inferers.SlidingWindowInferer`.
 
     Raises:
@@ -41,12 +52,17 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
         amp: bool = False,
         slice_axis: int | None = None,
         series: bool = False,
+        test_time_flips: Sequence[int] = (),
+        uncertainty: bool = False,
         **kwargs: Any,
     ) -> None:
         if len(roi_size) != len(stride) or not all(0 < s <= n for n, s in zip(roi_size, stride, strict=True)):
             raise ValueError(
                 f"stride must lie between 1 and patch_size {tuple(roi_size)} per axis, got {tuple(stride)}."
             )
+        if not set(test_time_flips) <= set(range(len(roi_size))):
+            known = list(range(len(roi_size)))
+            raise ValueError(f"test_time_flips must be spatial axes out of {known}, got {list(test_time_flips)}.")
         if slice_axis is not None:
             roi_size, stride = (_with_single_slice(values, slice_axis) for values in (roi_size, stride))
         overlap = [max(0.0, 1 - step / size - 1e-6) for size, step in zip(roi_size, stride, strict=True)]
@@ -54,6 +70,8 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
         self.amp = amp
         self.slice_axis = slice_axis
         self.series = series
+        self.flips = _combinations([axis + 2 for axis in test_time_flips])
+        self.uncertainty = uncertainty
 
     def __call__(
         self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -67,20 +85,68 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
             kwargs: passed on to the network.
 
         Returns:
-            Probabilities, BNH[WD]; for a series the N classes of the first frame, of the second, and so on.
+            Probabilities, BNH[WD], on the device that ``device`` names, else on that of the inputs; with
+            ``uncertainty`` the disagreement in [0, 1] behind them, B(N+1)H[WD]. For a series the channels of the first
+            frame, of the second, and so on.
         """
 
-        def probabilities(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        def predict(windows: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
             if self.slice_axis is not None:
                 windows = windows.squeeze(self.slice_axis + 2)
             with MixedPrecision(windows.device, self.amp).autocast():
-                logits = network(windows, *args, **kwargs)
-            probs = logits.float().softmax(1)
-            return probs if self.slice_axis is None else probs.unsqueeze(self.slice_axis + 2)
+                views = [self._segment(windows.flip(axes), network, *args, **kwargs).flip(axes) for axes in self.flips]
+            mean = views[0] if len(views) == 1 else torch.stack(views).mean(0)
+            return mean if self.slice_axis is None else mean.unsqueeze(self.slice_axis + 2)
 
         segment = super().__call__
         images = inputs.split(1, dim=1) if self.series else [inputs]
-        return torch.cat([segment(image, probabilities, *args, **kwargs) for image in images], dim=1)
+        with _feature_dropout_on(network if self.uncertainty else None):
+            return torch.cat([segment(image, predict, *args, **kwargs) for image in images], dim=1)
+
+    def _segment(
+        self, windows: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
+    ) -> torch.Tensor:
+        """Turn windows into probabilities, and their disagreement if it is wanted."""
+        if not self.uncertainty:
+            return network(windows, *args, **kwargs).float().softmax(1)
+        decodings = network(windows, *args, num_perturbed=len(windows), **kwargs).float().softmax(1)
+        clean, *perturbed = decodings.split(len(windows))
+        return torch.cat([clean, disagreement(clean, perturbed)], dim=1)
+
+
+def disagreement(clean: torch.Tensor, perturbed: Sequence[torch.Tensor]) -> torch.Tensor:
+    """Mean total variation distance between the clean and the perturbed decodings of an image.
+
+    Args:
+        clean: probabilities of the clean decoding, BNH[WD].
+        perturbed: those of each perturbed decoding, same shape.
+
+    Returns:
+        B1H[WD], 0 where all agree, 1 where no perturbed decoding shares any probability with the clean one.
+    """
+    distances = [0.5 * (probs - clean).abs().sum(1, keepdim=True) for probs in perturbed]
+    return torch.stack(distances).mean(0)
+
+
+@contextmanager
+def _feature_dropout_on(network: Any) -> Iterator[None]:
+    """Let the feature dropouts of a network in eval mode act, with the same draws for every image."""
+    dropouts = [m for m in network.modules() if isinstance(m, FeatureDropout)] if isinstance(network, nn.Module) else []
+    with torch.random.fork_rng(enabled=bool(dropouts)):
+        if dropouts:
+            torch.manual_seed(0)
+        for dropout in dropouts:
+            dropout.train()
+        try:
+            yield
+        finally:
+            for dropout in dropouts:
+                dropout.eval()
+
+
+def _combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:
+    """All subsets of axes, the empty one first."""
+    return list(chain.from_iterable(combinations(axes, count) for count in range(len(axes) + 1)))
 
 
 def _with_single_slice(values: Sequence[int], axis: int) -> list[int]:

@@ -22,7 +22,9 @@ from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, Spac
 from . import sources
 from .check import check_folder
 from .data import AFFINE_TOLERANCE, case_name, patient_name
+from .dicom import check_series, series_folders
 from .errors import UserError, show_user_errors_plainly
+from .scans import PHOTO_ENDINGS, VOLUME_ENDINGS
 from .sources import Files
 from .store import Scan, write_dataset
 from .synthetic import write_dataset as write_volumes
@@ -32,8 +34,6 @@ __all__ = ["acdc", "check", "demo", "isic", "la", "own", "pancreas"]
 
 SPLITS = Path(__file__).parent / "splits"
 CROPS = ("benchmark", "none")
-VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-PHOTO_ENDINGS = (".png", ".jpg", ".jpeg")
 LABEL_SUFFIX = r"[-_ ]?(seg|segmentation|label|labels|mask|gt|groundtruth)"
 Lists = Mapping[str, Sequence[str]]
 
@@ -385,14 +385,14 @@ def _detect(source: str, **layouts: Callable[[Path], dict[str, Files]]) -> tuple
 
 def _own_files(images: Path, labels: Path | None) -> dict[str, Files]:
     """Pair images with labels by name."""
-    found = {_scan_name(path): path for path in _scans_in(images)}
+    found = {case_name(path): path for path in _scans_in(images)}
     if not found:
         endings = ", ".join((*VOLUME_ENDINGS, *PHOTO_ENDINGS))
-        raise UserError(f"{images}: no scans; expected files ending in {endings}, or folders of .dcm files.")
+        raise UserError(f"{images}: no scans; expected files ending in {endings}, or folders of DICOM files.")
     pairs: dict[str, Path] = {}
     strays = []
     for path in [] if labels is None else _scans_in(labels):
-        stem = _scan_name(path)
+        stem = case_name(path)
         name = stem if stem in found else re.sub(LABEL_SUFFIX + "$", "", stem, flags=re.IGNORECASE)
         if name not in found or name in pairs:
             strays.append(f"{path}: " + ("no image of that name" if name not in found else f"so is {pairs[name].name}"))
@@ -414,21 +414,17 @@ def _scans_in(folder: Path) -> list[Path]:
         raise UserError(f"{folder}: no such folder.")
     endings = (*VOLUME_ENDINGS, *PHOTO_ENDINGS)
     files = [path for path in folder.rglob("[!.]*") if path.name.lower().endswith(endings)]
-    series = sorted({path.parent for path in folder.rglob("*.dcm")})
+    series = series_folders(folder)
     for path in series:
-        sources.check_series(path)
+        check_series(path)
     scans = sorted([*files, *series])
     names = defaultdict(list)
     for path in scans:
-        names[_scan_name(path)].append(str(path))
+        names[case_name(path)].append(str(path))
     double = [", ".join(paths) for paths in names.values() if len(paths) > 1]
     if double:
         raise UserError(f"{folder}: {len(double)} name(s) stand for several scans, rename them:", double)
     return scans
-
-
-def _scan_name(path: Path) -> str:
-    return path.name if path.is_dir() else case_name(path)
 
 
 def _split_patients(

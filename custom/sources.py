@@ -18,6 +18,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import LoadImage
 
+from .dicom import check_series, series_folders
 from .errors import UserError
 
 __all__ = [
@@ -176,32 +177,11 @@ def dicom_series(folder: Path) -> Path:
     Raises:
         UserError: when there is none or several, or slices are missing, double, or differ in orientation.
     """
-    folders = sorted({path.parent for path in folder.rglob("*.dcm")})
+    folders = series_folders(folder)
     if len(folders) != 1:
-        raise UserError(f"{folder}: expected one folder of .dcm files, found {len(folders)}.", list(map(str, folders)))
+        raise UserError(f"{folder}: expected one folder of DICOM files, found {len(folders)}.", list(map(str, folders)))
     check_series(folders[0])
     return folders[0]
-
-
-def check_series(folder: Path) -> None:
-    """Check that the DICOM files of a folder are one complete series."""
-    import pydicom
-
-    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in sorted(folder.glob("*.dcm"))]
-    series = {str(header.SeriesInstanceUID) for header in headers}
-    if len(series) != 1:
-        raise UserError(f"{folder}: expected one DICOM series, found {len(series)}; give each its own folder.")
-    orientations = {tuple(np.round(np.asarray(header.ImageOrientationPatient, float), 3)) for header in headers}
-    if len(orientations) != 1:
-        raise UserError(f"{folder}: the slices have {len(orientations)} different orientations.")
-    row, column = np.split(np.asarray(headers[0].ImageOrientationPatient, float), 2)
-    places = np.sort([np.dot(np.cross(row, column), np.asarray(h.ImagePositionPatient, float)) for h in headers])
-    steps = np.diff(places)
-    if len(steps) and steps.min() < 1e-3:
-        raise UserError(f"{folder}: {int((steps < 1e-3).sum())} slice(s) are there twice, at the same position.")
-    if len(steps) and steps.max() > 1.5 * np.median(steps):
-        gap = int(steps.argmax())
-        raise UserError(f"{folder}: slices are missing between {places[gap]:.2f} and {places[gap + 1]:.2f} mm.")
 
 
 def _acdc_phases(info: Path) -> dict[str, int]:

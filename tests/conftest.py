@@ -23,6 +23,7 @@ TINY = {
     "device": "$torch.device('cpu')",
     "amp": False,
 }
+TINY_3D = TINY | {"patch_size": [16, 16, 16], "stride": [16, 16, 16], "spacing": "$None"}
 #: Keys that inference does not have.
 TRAINING_ONLY = ("max_iterations", "val_interval", "batch_size")
 
@@ -53,15 +54,11 @@ class Bundle(NamedTuple):
 
 
 BUNDLES = {
-    "crossmatch_la": Bundle(
-        "crossmatch_la", TINY | {"patch_size": [16, 16, 16], "stride": [16, 16, 16]}, write_dataset, (24, 24, 20)
-    ),
+    "crossmatch_la": Bundle("crossmatch_la", TINY_3D, write_dataset, (24, 24, 20)),
     "crossmatch_acdc": Bundle(
         "crossmatch_acdc", TINY | {"patch_size": [16, 16], "batch_size": 2}, write_hearts, (24, 20, 3)
     ),
-    "crossmatch_pancreas": Bundle(
-        "crossmatch_pancreas", TINY | {"patch_size": [16, 16, 16], "stride": [16, 16, 16]}, write_dataset, (24, 24, 20)
-    ),
+    "crossmatch_pancreas": Bundle("crossmatch_pancreas", TINY_3D, write_dataset, (24, 24, 20)),
     "crossmatch_isic": Bundle(
         "crossmatch_isic", TINY | {"patch_size": [16, 16], "batch_size": 2}, write_photos, (24, 20)
     ),

@@ -11,7 +11,7 @@ def _workflow(tmp_path, text: str = "", **overrides):
         "eta: 0.3\n"
         "initialize: ['$@checks']\n"
         "run: ['$print(@eta)']\n"
-        "checks: {_target_: custom.config.refuse_unknown_keys}\n" + text
+        "checks: {_target_: custom.config.check_config}\n" + text
     )
     return ConfigWorkflow(str(tmp_path / "configs" / "run.yaml"), **overrides)
 

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from custom.data import SampleDataset, StreamLoader, default_evaluation_list, find_images, load_datalist
+from custom.data import SampleDataset, StreamLoader, default_evaluation_list, load_datalist
 from custom.errors import UserError
 
 
@@ -243,48 +243,6 @@ def test_evaluation_takes_the_test_list_where_there_is_one(own_dataset, edit):
     assert default_evaluation_list(str(own_dataset)) == "test"
 
 
-def _find(source, **changes):
-    return find_images(source, **({"in_channels": 1, "dimensions": 3} | changes))
-
-
-def test_images_are_found_in_a_folder_a_data_set_a_file_and_a_list(own_dataset):
-    root = own_dataset.parent
-    in_folder = _find(str(root / "images"))
-    assert len(in_folder) == 5
-    assert _find(str(root)) == in_folder
-    assert _find(in_folder[0]["image"]) == in_folder[:1]
-    assert _find([case["image"] for case in in_folder[:2]]) == in_folder[:2]
-
-
-def test_images_of_a_data_list_are_its_validation_and_test_images(own_dataset):
-    (case,) = _find("unused", datalist=str(own_dataset))
-    assert Path(case["image"]).name == "case_004.nii.gz"
-
-
-def test_missing_input_folder_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such file or folder; give --dataset_dir a folder of images"):
-        _find(str(tmp_path / "nowhere"))
-
-
-def test_folder_without_images_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"no image to segment; expected files ending in \.nii or \.nii\.gz"):
-        _find(str(tmp_path))
-
-
-def test_images_whose_predictions_would_overwrite_each_other_are_refused(own_dataset):
-    image = own_dataset.parent / "images" / "case_000.nii.gz"
-    twin = own_dataset.parent / "case_000.nii"
-    nib.save(nib.load(image), twin)
-    with pytest.raises(UserError, match="the predictions would have the same name"):
-        _find([str(image), str(twin)])
-
-
-def test_broken_input_is_refused_before_anything_is_segmented(own_dataset, files):
-    _rewrite(files["image"], _set(np.nan))
-    with pytest.raises(UserError, match=r"(?s)1 problem\(s\), nothing was segmented:.*NaN or infinite"):
-        _find(str(own_dataset.parent))
-
-
 def test_streams_are_drawn_side_by_side():
     loader = StreamLoader(
         [{"image": torch.tensor(i)} for i in range(3)], [{"image": torch.tensor(-i)} for i in range(2)]
@@ -386,14 +344,3 @@ def test_slices_in_files_of_their_own_are_refused(own_hearts, edit):
     edit(own_hearts, lambda content: content["training"][0].update(image=["slice1.nii.gz", "slice2.nii.gz"]))
     with pytest.raises(UserError, match=r"training\[0\] must be an object with image and label, found"):
         _load_hearts(own_hearts)
-
-
-def test_a_series_can_be_segmented_where_it_is_asked_for(own_hearts):
-    series = _first(own_hearts)
-    _rewrite(series, lambda volume: np.stack([volume] * 5, -1))
-    assert len(_find(str(series), series=True)) == 1
-    with pytest.raises(UserError, match="save the frames of a series"):
-        _find(str(series))
-    _rewrite(series, lambda volume: volume[:, :, 0, 0])
-    with pytest.raises(UserError, match="expected 3 dimensions"):
-        _find(str(series), series=True)

@@ -7,28 +7,17 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import h5py
-import itk
 import nibabel as nib
 import numpy as np
 import pytest
 from conftest import ROOT
 from PIL import Image
+from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 
 from custom import prepare, store
 from custom.data import load_datalist
 from custom.errors import UserError
 from custom.synthetic import make_photo
-
-ANGLE = np.deg2rad(20)
-#: Oblique, anisotropic, with a left-handed order of axes.
-OBLIQUE = np.array(
-    [
-        [0.7 * np.cos(ANGLE), -0.9 * np.sin(ANGLE), 0, 10],
-        [0.7 * np.sin(ANGLE), 0.9 * np.cos(ANGLE), 0, -20],
-        [0, 0, -2.5, 30],
-        [0, 0, 0, 1],
-    ]
-)
 
 
 def _volumes(seed: int, shape=(12, 10, 6)) -> tuple[np.ndarray, np.ndarray]:
@@ -36,23 +25,6 @@ def _volumes(seed: int, shape=(12, 10, 6)) -> tuple[np.ndarray, np.ndarray]:
     label = np.zeros(shape, np.uint8)
     label[3:7, 2:8, 1:4] = 1
     return rng.integers(-900, 900, shape).astype(np.int16), label
-
-
-def _write_itk(path: Path, volume: np.ndarray, affine: np.ndarray) -> None:
-    """Write x, y, z voxels with an affine of NIfTI's convention to any format that ITK knows."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    image = itk.image_from_array(np.ascontiguousarray(volume.transpose(2, 1, 0)))
-    lps = np.diag([-1.0, -1, 1, 1]) @ affine
-    spacing = np.linalg.norm(lps[:3, :3], axis=0)
-    image.SetSpacing(spacing)
-    image.SetOrigin(lps[:3, 3])
-    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(lps[:3, :3] / spacing)))
-    itk.imwrite(image, str(path))
-
-
-def _write_nifti(path: Path, volume: np.ndarray, affine: np.ndarray = OBLIQUE) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    nib.save(nib.Nifti1Image(volume, affine), path)
 
 
 def _assert_holds(path: Path, volume: np.ndarray, affine: np.ndarray = OBLIQUE) -> None:
@@ -71,8 +43,8 @@ def la_folder(tmp_path) -> Path:
     folder = tmp_path / "Vorhof höhe" / "Training Set"
     for seed, case in enumerate(json.loads((prepare.SPLITS / "la.json").read_text())["train"][:5]):
         image, label = _volumes(seed)
-        _write_itk(folder / case / "lgemri.nrrd", image, OBLIQUE)
-        _write_itk(folder / case / "laendo.nrrd", label * 255, OBLIQUE)
+        write_itk(folder / case / "lgemri.nrrd", image, OBLIQUE)
+        write_itk(folder / case / "laendo.nrrd", label * 255, OBLIQUE)
     return folder
 
 
@@ -125,8 +97,8 @@ def acdc_folder(tmp_path) -> Path:
     for seed, (patient, systole) in enumerate({"patient099": 9, "patient003": 15}.items()):
         for frame in (1, systole):
             image, label = _volumes(100 * seed + frame)
-            _write_nifti(folder / patient / f"{patient}_frame{frame:02d}.nii.gz", image)
-            _write_nifti(folder / patient / f"{patient}_frame{frame:02d}_gt.nii.gz", label)
+            write_nifti(folder / patient / f"{patient}_frame{frame:02d}.nii.gz", image)
+            write_nifti(folder / patient / f"{patient}_frame{frame:02d}_gt.nii.gz", label)
         (folder / patient / "Info.cfg").write_text(f"ED: 1\nES: {systole}\nGroup: NOR\nHeight: 170.0\nNbFrame: 30\n")
     return tmp_path / "database"
 
@@ -158,35 +130,6 @@ def test_short_axis_community_copy_is_turned_into_x_y_z(tmp_path):
     _assert_holds(tmp_path / "out" / "images" / "patient099_ES.nii.gz", expected, np.diag([1, 1, 10, 1]))
 
 
-def _write_series(
-    folder: Path, volume: np.ndarray, spacing=(0.7, 0.8, 2.0), leave_out=(), uid="1.2.3", turned=None
-) -> None:
-    """Write x, y, z voxels in HU as a DICOM series, one file per slice."""
-    import pydicom
-    from pydicom.dataset import FileDataset, FileMetaDataset
-
-    folder.mkdir(parents=True, exist_ok=True)
-    for k in range(volume.shape[2]):
-        if k in leave_out:
-            continue
-        meta = FileMetaDataset()
-        meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = "1.2.840.10008.5.1.4.1.1.2", f"{uid}.{k + 1}"
-        meta.TransferSyntaxUID = pydicom.uid.ExplicitVRLittleEndian
-        header = FileDataset(None, {}, file_meta=meta, preamble=b"\0" * 128)
-        header.SOPClassUID, header.SOPInstanceUID = meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID
-        header.SeriesInstanceUID, header.StudyInstanceUID, header.FrameOfReferenceUID = uid, "1.2", "1.4"
-        header.Modality, header.PatientID, header.InstanceNumber = "CT", "x", k + 1
-        header.ImagePositionPatient = [0, 0, k * spacing[2]]
-        header.ImageOrientationPatient = [0, 1, 0, 1, 0, 0] if k == turned else [1, 0, 0, 0, 1, 0]
-        header.PixelSpacing, header.SliceThickness = [spacing[1], spacing[0]], spacing[2]
-        header.Rows, header.Columns = volume.shape[1], volume.shape[0]
-        header.BitsAllocated, header.BitsStored, header.HighBit, header.PixelRepresentation = 16, 16, 15, 1
-        header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
-        header.RescaleIntercept, header.RescaleSlope = 0, 1
-        header.PixelData = np.ascontiguousarray(volume[:, :, k].T.astype(np.int16)).tobytes()
-        header.save_as(folder / f"{k:03d}.dcm", enforce_file_format=True)
-
-
 def _ct(shape=(16, 14, 8)) -> tuple[np.ndarray, np.ndarray]:
     """Air and fat with an organ off the middle."""
     label = np.zeros(shape, np.uint8)
@@ -199,8 +142,8 @@ def _ct(shape=(16, 14, 8)) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("mirrored", [(), (0,), (1,), (0, 1)], ids=str)
 def test_a_pancreas_label_that_is_mirrored_in_plane_is_put_right(mirrored, tmp_path):
     image, label = _ct()
-    _write_series(tmp_path / "in" / "Pancreas-CT" / "PANCREAS_0001" / "study" / "series", image)
-    _write_nifti(tmp_path / "in" / "labels" / "label0001.nii.gz", np.flip(label, mirrored) if mirrored else label)
+    write_dicom(tmp_path / "in" / "Pancreas-CT" / "PANCREAS_0001" / "study" / "series", image)
+    write_nifti(tmp_path / "in" / "labels" / "label0001.nii.gz", np.flip(label, mirrored) if mirrored else label)
     prepare.pancreas(str(tmp_path / "in"), str(tmp_path / "out"), crop="none", allow_missing=True)
     affine = np.diag([-0.7, -0.8, 2.0, 1])  # DICOM's x and y point the other way
     _assert_holds(tmp_path / "out" / "images" / "0001.nii.gz", image, affine)
@@ -209,8 +152,8 @@ def test_a_pancreas_label_that_is_mirrored_in_plane_is_put_right(mirrored, tmp_p
 
 def test_pancreas_benchmark_is_cropped_at_one_millimetre(tmp_path):
     image, label = _ct()
-    _write_series(tmp_path / "in" / "PANCREAS_0001", image)
-    _write_nifti(tmp_path / "in" / "label0001.nii.gz", label)
+    write_dicom(tmp_path / "in" / "PANCREAS_0001", image)
+    write_nifti(tmp_path / "in" / "label0001.nii.gz", label)
     prepare.pancreas(str(tmp_path / "in"), str(tmp_path / "out"), allow_missing=True)
     prepared = nib.load(tmp_path / "out" / "images" / "0001.nii.gz")
     np.testing.assert_allclose(prepared.header.get_zooms(), 1, atol=1e-5)
@@ -240,14 +183,14 @@ def test_pancreas_community_copy_is_turned_back_into_hounsfield_units(tmp_path):
     ],
 )
 def test_a_broken_series_is_named(change, message, tmp_path):
-    _write_series(tmp_path / "in" / "scan", _ct()[0], **change)
+    write_dicom(tmp_path / "in" / "scan", _ct()[0], **change)
     with pytest.raises(UserError, match=message):
         prepare.own(str(tmp_path / "in"), str(tmp_path / "out"))
 
 
 def test_two_series_in_a_folder_are_named(tmp_path):
-    _write_series(tmp_path / "in" / "scan", _ct()[0])
-    _write_series(tmp_path / "in" / "other", _ct()[0], uid="1.2.9")
+    write_dicom(tmp_path / "in" / "scan", _ct()[0])
+    write_dicom(tmp_path / "in" / "other", _ct()[0], uid="1.2.9")
     for path in (tmp_path / "in" / "other").iterdir():
         path.rename(tmp_path / "in" / "scan" / f"other_{path.name}")
     with pytest.raises(UserError, match="expected one DICOM series, found 2"):
@@ -306,11 +249,11 @@ def own_folders(tmp_path) -> tuple[Path, Path]:
     """Six scans in four formats, four of them labeled."""
     images, labels = tmp_path / "my scans", tmp_path / "my labels"
     for seed, name in enumerate(("a.nii.gz", "b ü.nrrd", "c.mha", "d.nii", "e.nii.gz")):
-        write = _write_nifti if ".nii" in name else _write_itk
+        write = write_nifti if ".nii" in name else write_itk
         write(images / name, _volumes(seed)[0], OBLIQUE)
-    _write_series(images / "f", _ct()[0])
+    write_dicom(images / "f", _ct()[0])
     for seed, name in enumerate(("a_seg.nii.gz", "b ü.nrrd", "c-label.nii.gz")):
-        write = _write_nifti if ".nii" in name else _write_itk
+        write = write_nifti if ".nii" in name else write_itk
         write(labels / name, _volumes(seed)[1], OBLIQUE)
     return images, labels
 
@@ -363,8 +306,8 @@ def test_patients_are_split_whole_and_always_the_same_way(tmp_path):
     images, labels = tmp_path / "images", tmp_path / "labels"
     for patient in range(5):
         for visit in range(2):
-            _write_nifti(images / f"p{patient}_v{visit}.nii.gz", _volumes(0)[0])
-            _write_nifti(labels / f"p{patient}_v{visit}.nii.gz", _volumes(0)[1])
+            write_nifti(images / f"p{patient}_v{visit}.nii.gz", _volumes(0)[0])
+            write_nifti(labels / f"p{patient}_v{visit}.nii.gz", _volumes(0)[1])
     contents = []
     for name in ("one", "two"):
         split = {"validation": 0.2, "test": 0.4, "patient_pattern": r"p\d+"}
@@ -379,8 +322,8 @@ def test_patients_are_split_whole_and_always_the_same_way(tmp_path):
 def test_unlabeled_scans_of_held_out_patients_are_left_out(tmp_path):
     for patient in range(4):
         for visit in range(2):
-            _write_nifti(tmp_path / "images" / f"p{patient}_v{visit}.nii.gz", _volumes(0)[0])
-        _write_nifti(tmp_path / "labels" / f"p{patient}_v0.nii.gz", _volumes(0)[1])
+            write_nifti(tmp_path / "images" / f"p{patient}_v{visit}.nii.gz", _volumes(0)[0])
+        write_nifti(tmp_path / "labels" / f"p{patient}_v0.nii.gz", _volumes(0)[1])
     split = {"labels": str(tmp_path / "labels"), "validation": 0.25, "patient_pattern": r"p\d+"}
     prepare.own(str(tmp_path / "images"), str(tmp_path / "out"), **split)
     content = _datalist(tmp_path / "out", "datalist.json")
@@ -391,7 +334,7 @@ def test_unlabeled_scans_of_held_out_patients_are_left_out(tmp_path):
 
 def test_a_label_without_an_image_is_refused(own_folders, tmp_path):
     images, labels = own_folders
-    _write_nifti(labels / "z_seg.nii.gz", _volumes(0)[1])
+    write_nifti(labels / "z_seg.nii.gz", _volumes(0)[1])
     with pytest.raises(UserError, match=r"1 label\(s\) without an image of their own.*\n.*z_seg.nii.gz: no image of"):
         prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
 
@@ -406,12 +349,12 @@ def test_a_label_without_an_image_is_refused(own_folders, tmp_path):
 )
 def test_a_label_that_does_not_fit_is_named_and_the_others_are_kept(label, affine, message, own_folders, tmp_path):
     images, labels = own_folders
-    _write_nifti(labels / "a_seg.nii.gz", label, affine)
+    write_nifti(labels / "a_seg.nii.gz", label, affine)
     with pytest.raises(UserError, match=rf"(?s)1 of 6 scans could not be prepared.*{message}"):
         prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
     assert not (tmp_path / "out" / "datalist.json").exists()
     assert (tmp_path / "out" / "labels" / "c.nii.gz").exists()
-    _write_nifti(labels / "a_seg.nii.gz", _volumes(0)[1])
+    write_nifti(labels / "a_seg.nii.gz", _volumes(0)[1])
     prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
     assert (tmp_path / "out" / "datalist.json").exists()
 
@@ -441,7 +384,7 @@ def test_a_file_that_is_cut_short_never_counts(tmp_path, monkeypatch):
         Path(path).write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    _write_nifti(tmp_path / "in" / "a.nii.gz", _volumes(0)[0])
+    write_nifti(tmp_path / "in" / "a.nii.gz", _volumes(0)[0])
     monkeypatch.setattr(store.NibabelWriter, "write", fail)
     with pytest.raises(OSError, match="No space left"):
         store._write(tmp_path / "out" / "a.nii.gz", volume(str(tmp_path / "in" / "a.nii.gz")), is_label=False)

@@ -1,0 +1,49 @@
+"""Read weights as plain tensors, and say in one message why they do not fit a network."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from .errors import UserError
+
+__all__ = ["read_weights", "weight_problems"]
+
+
+def read_weights(path: str | Path, network: nn.Module) -> dict[str, torch.Tensor]:
+    """Read a flat state dictionary that fits a network; nothing in the file is executed.
+
+    Raises:
+        UserError: when the file does not exist, cannot be read, or belongs to another network.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such weights; train first, or set --ckpt_path.")
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch fails in many ways on a file that is not its own
+        raise UserError(f"{path}: cannot be read as PyTorch weights ({type(error).__name__}).") from error
+    problems = weight_problems(network.state_dict(), found)
+    if problems:
+        hint = "give the configs that it was trained with, such as quick.yaml:"
+        raise UserError(f"{path} was trained with another network; {hint}", problems[:3])
+    return found
+
+
+def weight_problems(expected: Mapping[str, torch.Tensor], found: Any) -> list[str]:
+    """Compare two flat state dictionaries by name and shape."""
+    if not isinstance(found, Mapping):
+        return [f"expected a dictionary of tensors, found {type(found).__name__}."]
+    lines = []
+    for name in dict.fromkeys([*expected, *found]):
+        wanted, given = (_shape_text(state.get(name)) for state in (expected, found))
+        if wanted != given:
+            lines.append(f"{name}: expected {wanted}, found {given}.")
+    return lines
+
+
+def _shape_text(value: Any) -> str:
+    return "nothing" if value is None else str(tuple(getattr(value, "shape", ())))

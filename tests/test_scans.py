@@ -1,0 +1,159 @@
+"""What people point at, files of many formats and DICOM folders, is found, and what is broken is left out by name."""
+
+import json
+from pathlib import Path
+
+import itk
+import nibabel as nib
+import numpy as np
+import pytest
+from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
+
+from custom.data import case_name
+from custom.errors import UserError
+from custom.scans import find_scans, refuse_left_out
+
+GRID = {"size": [8, 8, 8], "spacing": [1.0, 1.0, 1.0]}
+
+
+def _find(source, **changes):
+    return find_scans(source, **({"in_channels": 1, "dimensions": 3} | changes))
+
+
+def _noise(shape=(12, 10, 8)) -> np.ndarray:
+    return np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def test_scans_are_found_in_a_folder_a_data_set_a_file_and_a_list(own_dataset):
+    root = own_dataset.parent
+    in_folder = _find(str(root / "images"))
+    assert len(in_folder.cases) == 5
+    assert in_folder.problems == []
+    assert _find(str(root)) == in_folder
+    assert _find(in_folder.cases[0]["image"]).cases == in_folder.cases[:1]
+    assert _find([case["image"] for case in in_folder.cases[:2]]).cases == in_folder.cases[:2]
+
+
+def test_scans_of_a_data_list_are_its_validation_and_test_images(own_dataset):
+    (case,) = _find("unused", datalist=str(own_dataset)).cases
+    assert Path(case["image"]).name == "case_004.nii.gz"
+
+
+def test_files_of_every_format_and_dicom_folders_are_found(tmp_path):
+    write_nifti(tmp_path / "a.nii", _noise())
+    write_itk(tmp_path / "b.nrrd", _noise(), OBLIQUE)
+    write_itk(tmp_path / "c.mha", _noise(), OBLIQUE)
+    write_itk(tmp_path / "d.mhd", _noise(), OBLIQUE)
+    write_dicom(tmp_path / "patient" / "1.2.840.5", 100 * _noise())
+    write_dicom(tmp_path / "other" / "1.2.840.6", 100 * _noise(), uid="1.2.4")
+    for path in (tmp_path / "other" / "1.2.840.6").iterdir():  # many archives give DICOM files no ending
+        path.rename(path.with_name(f"IM{path.stem}"))
+    (tmp_path / "notes.txt").write_text("not a scan")
+    names = [case_name(case["image"]) for case in _find(str(tmp_path)).cases]
+    assert names == ["a", "b", "c", "d", "1.2.840.6", "1.2.840.5"]
+
+
+def test_a_dicom_folder_can_be_given_itself(tmp_path):
+    write_dicom(tmp_path / "series", 100 * _noise())
+    (case,) = _find(str(tmp_path / "series")).cases
+    assert case["image"] == str(tmp_path / "series")
+
+
+def test_missing_input_folder_is_named(tmp_path):
+    with pytest.raises(UserError, match="nowhere: no such file or folder; give --dataset_dir a folder of images"):
+        _find(str(tmp_path / "nowhere"))
+
+
+@pytest.mark.parametrize(("dimensions", "kinds"), [(3, "NIfTI, NRRD, MetaImage or DICOM"), (2, "photographs")])
+def test_folder_with_nothing_readable_is_named(dimensions, kinds, tmp_path):
+    (tmp_path / "notes.txt").write_text("not a scan")
+    with pytest.raises(UserError, match=f"no image to segment; expected {kinds}"):
+        _find(str(tmp_path), dimensions=dimensions)
+
+
+def test_scans_whose_predictions_would_overwrite_each_other_are_refused(own_dataset):
+    image = own_dataset.parent / "images" / "case_000.nii.gz"
+    twin = own_dataset.parent / "case_000.nii"
+    nib.save(nib.load(image), twin)
+    with pytest.raises(UserError, match="predictions would have the same name"):
+        _find([str(image), str(twin)])
+
+
+def test_a_series_can_be_segmented_where_it_is_asked_for(tmp_path):
+    write_nifti(tmp_path / "cine.nii.gz", _noise((12, 10, 3, 5)))
+    assert len(_find(str(tmp_path), series=True).cases) == 1
+    with pytest.raises(UserError, match="save the frames of a series"):
+        _find(str(tmp_path))
+    write_nifti(tmp_path / "cine.nii.gz", _noise((12, 10)))
+    with pytest.raises(UserError, match="expected 3 dimensions"):
+        _find(str(tmp_path), series=True)
+
+
+def _not_finite(path: Path) -> None:
+    volume = _noise()
+    volume[3, 3, 3] = np.nan
+    write_nifti(path, volume)
+
+
+def _flat(path: Path) -> None:
+    image = nib.Nifti1Image(_noise(), None)
+    image.header["pixdim"][1:4] = (1, 1, 0)
+    image.header.set_sform(np.diag([1.0, 1.0, 0.0, 1.0]), code=1)
+    nib.save(image, path)
+
+
+def _without_spacing(path: Path) -> None:
+    nib.save(nib.Nifti1Image(_noise(), None), path)
+
+
+BROKEN = {
+    "voxel": (_not_finite, r"bad\.nii\.gz: 1 voxel\(s\) are NaN or infinite"),
+    "flat": (_flat, r"bad\.nii\.gz: its header has no spacing, or axes that do not span a volume"),
+    "spacing": (_without_spacing, r"bad\.nii\.gz: its header has no spacing, which resampling needs; .*'\$None'"),
+    "truncated": (lambda path: path.write_bytes(b"\x1f\x8b"), r"bad\.nii\.gz: cannot be read"),
+}
+
+
+@pytest.mark.parametrize(("write", "message"), BROKEN.values(), ids=BROKEN)
+def test_a_bad_scan_is_left_out_and_named_at_the_end(write, message, tmp_path):
+    write_nifti(tmp_path / "good.nii.gz", _noise())
+    write(tmp_path / "bad.nii.gz")
+    scans = _find(str(tmp_path), pad_to=GRID)
+    assert [case_name(case["image"]) for case in scans.cases] == ["good"]
+    with pytest.raises(UserError, match=r"(?s)1 scan\(s\) segmented; left out, with 1 problem\(s\):.*" + message):
+        refuse_left_out(scans)
+    (tmp_path / "good.nii.gz").unlink()
+    with pytest.raises(UserError, match=r"(?s)1 problem\(s\), nothing was segmented:.*" + message):
+        _find(str(tmp_path), pad_to=GRID)
+
+
+def test_nothing_is_said_at_the_end_where_nothing_was_left_out(tmp_path):
+    write_nifti(tmp_path / "good.nii.gz", _noise())
+    assert refuse_left_out(_find(str(tmp_path))) is None
+
+
+def test_voxels_without_spacing_are_taken_as_they_are_where_nothing_is_resampled(tmp_path):
+    _without_spacing(tmp_path / "plain.nii.gz")
+    assert len(_find(str(tmp_path), pad_to=GRID | {"spacing": None}).cases) == 1
+
+
+def test_a_metaimage_without_spacing_is_told_from_one_of_1_mm(tmp_path):
+    for name in ("silent", "one_mm"):
+        itk.imwrite(itk.image_from_array(_noise()), str(tmp_path / f"{name}.mhd"))
+    header = tmp_path / "silent.mhd"
+    lines = [line for line in header.read_text().splitlines() if not line.startswith("ElementSpacing")]
+    header.write_text("\n".join(lines) + "\n")
+    scans = _find(str(tmp_path), pad_to=GRID)
+    assert [case_name(case["image"]) for case in scans.cases] == ["one_mm"]
+    assert "silent.mhd: its header has no spacing" in scans.problems[0]
+
+
+def test_two_dicom_series_in_a_folder_are_left_out(tmp_path):
+    write_nifti(tmp_path / "good.nii.gz", _noise())
+    write_dicom(tmp_path / "mixed", 100 * _noise())
+    for path in list((tmp_path / "mixed").iterdir()):
+        path.rename(path.with_name(f"first_{path.name}"))
+    write_dicom(tmp_path / "mixed", 100 * _noise(), uid="1.2.9")
+    scans = _find(str(tmp_path))
+    assert len(scans.cases) == 1
+    assert "expected one DICOM series, found 2" in json.dumps(scans.problems)
