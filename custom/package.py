@@ -13,6 +13,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -153,7 +154,7 @@ def check_archive(archive: Path, limit_mb: float = LIMIT_MB) -> None:
             broken = source.testzip()
             names = [name for name in source.namelist() if not name.endswith("/")]
             files = {} if broken else {name: source.read(name) for name in names}
-    except (zipfile.BadZipFile, OSError, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError) as error:
         raise UserError(f"{archive}: is not a whole zip archive ({error}); download or package it again.") from error
     if broken:
         raise UserError(f"{archive}: {broken} is damaged; download or package it again.")

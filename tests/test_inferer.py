@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from custom.inferer import SlidingWindowProbabilities
+from custom.inferer import SlidingWindowProbabilities, disagreement
+from custom.networks import UNet
 
 
 def _starts(size: int, roi: int, stride: int) -> list[int]:
@@ -71,3 +72,49 @@ def test_frames_of_a_series_are_segmented_one_by_one():
     probs = inferer(series, _threshold)
     assert probs.shape == (1, 4 * 2, 6, 6, 3)
     torch.testing.assert_close(probs[:, 1::2], torch.sigmoid(2 * series - 1))
+
+
+class Lopsided(torch.nn.Module):
+    """Logits that depend on the place in the window, not on the image alone."""
+
+    def forward(self, window: torch.Tensor) -> torch.Tensor:
+        ramp = torch.arange(window.shape[-1], dtype=torch.float32)
+        return torch.cat([window * ramp, -window], 1)
+
+
+def test_mirrored_windows_are_averaged_over_all_combinations_of_axes():
+    image = torch.rand(1, 1, 4, 4)
+    network = Lopsided()
+    probs = SlidingWindowProbabilities((4, 4), (4, 4), test_time_flips=[0, 1])(image, network)
+    views = [network(image.flip(axes)).softmax(1).flip(axes) for axes in ((), (2,), (3,), (2, 3))]
+    torch.testing.assert_close(probs, torch.stack(views).mean(0))
+    torch.testing.assert_close(probs.flip(3), SlidingWindowProbabilities((4, 4), (4, 4), test_time_flips=[0, 1])(
+        image.flip(3), network
+    ))  # fmt: skip
+
+
+def test_an_axis_that_is_not_there_cannot_be_mirrored():
+    with pytest.raises(ValueError, match=r"test_time_flips must be spatial axes out of \[0, 1\], got \[2\]"):
+        SlidingWindowProbabilities((4, 4), (4, 4), test_time_flips=[2])
+
+
+def test_disagreement_is_0_for_equal_and_1_for_disjoint_decodings():
+    clean = torch.tensor([1.0, 0.0]).reshape(1, 2, 1, 1)
+    assert disagreement(clean, [clean, clean]).item() == 0
+    assert disagreement(clean, [clean.flip(1), clean.flip(1)]).item() == 1
+    assert disagreement(clean, [clean, clean.flip(1)]).item() == 0.5
+
+
+def test_uncertainty_is_the_same_twice_and_leaves_probabilities_network_and_generator_as_they_are():
+    torch.manual_seed(0)
+    network, image = UNet(out_channels=3, base_filters=4).eval(), torch.randn(1, 1, 32, 48)
+    plain = SlidingWindowProbabilities((32, 32), (16, 16))(image, network)
+    state = torch.random.get_rng_state()
+    first, second = (SlidingWindowProbabilities((32, 32), (16, 16), uncertainty=True)(image, network) for _ in range(2))
+    assert torch.equal(first, second)
+    torch.testing.assert_close(first[:, :3], plain)
+    assert first.shape == (1, 4, 32, 48)
+    assert first[:, 3].min() > 0
+    assert first[:, 3].max() <= 1
+    assert torch.equal(torch.random.get_rng_state(), state)
+    assert not any(module.training for module in network.modules())

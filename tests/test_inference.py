@@ -1,0 +1,196 @@
+"""Scans as they come from scanners and archives are segmented on their own grid, with the options of the config."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from conftest import LEFT_ATRIUM, ROOT, SHORT_AXIS
+from monai.transforms import LoadImage
+from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
+from test_bundles import LEARNABLE, ByIntensity
+
+from custom.networks import VNet
+
+GRIDS = {
+    "oblique": OBLIQUE,
+    "flipped": np.diag([-0.9, -1.1, -2.0, 1.0]),
+    "swapped": np.array([[0, 0, 1.2, 5], [0.8, 0, 0, 6], [0, -0.9, 0, 7], [0, 0, 0, 1.0]]),
+}
+RAW = {"spacing": [1.0, 1.0, 1.0], "amp": False}
+
+
+def _noise(shape=(26, 22, 12)) -> np.ndarray:
+    return 100 * np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def learned(tmp_path_factory) -> dict[str, tuple[Path, dict, Path]]:
+    """Data list, settings and weights of a short training, by bundle; filled by :func:`trained`."""
+    return {}
+
+
+@pytest.fixture
+def trained(bundle, run_bundle, learned, tmp_path_factory) -> tuple[Path, dict, Path]:
+    """Data list, settings and weights of a training long enough to learn something, done once per bundle."""
+    if bundle.name not in learned:
+        size, settings, schedule, supervised, _ = LEARNABLE[bundle.name]
+        folder = tmp_path_factory.mktemp("learned")
+        datalist = bundle.write(folder / "data", {"training": 4, "unlabeled": 6, "validation": 4}, size=size)
+        ramp = {"start": 0.0, "end": 1.0, "delay": supervised, "rampup_iterations": 20}
+        options = {"unsupervised_weight": ramp, "batch_norm_recalibration": 10, "ckpt_dir": str(folder)}
+        run_bundle("training", ["train"], datalist=str(datalist), **settings, **schedule, **options)
+        network = {key: settings[key] for key in ("patch_size", "stride", "base_filters") if key in settings}
+        learned[bundle.name] = (datalist, network, folder / "model.pt")
+    return learned[bundle.name]
+
+
+@pytest.fixture
+def untrained(bundle, tmp_path) -> str:
+    """Weights of the tiny network as it is initialized."""
+    torch.manual_seed(0)
+    torch.save(VNet(base_filters=2).state_dict(), tmp_path / "untrained.pt")
+    return str(tmp_path / "untrained.pt")
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize("affine", GRIDS.values(), ids=GRIDS)
+@pytest.mark.parametrize("name", ["scan.nii.gz", "scan.nrrd", "scan.mha"])
+def test_predictions_have_the_geometry_of_files_of_any_orientation(name, affine, untrained, run_bundle, tmp_path):
+    write = write_nifti if ".nii" in name else write_itk
+    write(tmp_path / "scans" / name, _noise(), affine)
+    run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "scans"), ckpt_path=untrained, **RAW)
+    pred = nib.load(tmp_path / "eval" / "scan_seg.nii.gz")
+    assert pred.shape == (26, 22, 12)
+    np.testing.assert_allclose(pred.affine, affine, atol=1e-5)
+
+
+@LEFT_ATRIUM
+def test_predictions_of_dicom_folders_are_named_after_them_and_lie_on_their_grid(untrained, run_bundle, tmp_path):
+    write_dicom(tmp_path / "scans" / "patient" / "1.2.840.77", _noise())
+    run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "scans"), ckpt_path=untrained, **RAW)
+    image = LoadImage(ensure_channel_first=True)(tmp_path / "scans" / "patient" / "1.2.840.77")
+    pred = nib.load(tmp_path / "eval" / "1.2.840.77_seg.nii.gz")
+    assert pred.shape == tuple(image.shape[1:])
+    np.testing.assert_allclose(pred.affine, image.affine, atol=1e-5)
+
+
+@LEFT_ATRIUM
+def test_a_turned_and_resampled_scan_is_segmented_as_the_plain_one(trained, run_bundle, tmp_path):
+    datalist, settings, weights = trained
+    case = json.loads(datalist.read_text())["validation"][0]
+    image = nib.load(datalist.parent / case["image"])
+    turned = image.slicer[:, :, :].as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
+    for name, scan in {"plain": image, "turned": turned}.items():
+        (tmp_path / "scans").mkdir(exist_ok=True)
+        nib.save(scan, tmp_path / "scans" / f"{name}.nii.gz")
+    run_bundle(
+        "inference", ["inference"], dataset_dir=str(tmp_path / "scans"), ckpt_path=str(weights), **settings, amp=False
+    )
+    plain, back = (nib.load(tmp_path / "eval" / f"{name}_seg.nii.gz") for name in ("plain", "turned"))
+    assert back.shape == turned.shape
+    again = np.asarray(nib.as_closest_canonical(back).dataobj)
+    expected = np.asarray(nib.as_closest_canonical(plain).dataobj)
+    assert expected.any()
+    np.testing.assert_array_equal(again, expected)
+
+
+@LEFT_ATRIUM
+def test_probabilities_are_written_on_request_and_give_the_label_map(trained, run_bundle, tmp_path):
+    datalist, settings, weights = trained
+    run_bundle(
+        "inference",
+        ["inference"],
+        datalist=str(datalist),
+        ckpt_path=str(weights),
+        save_probabilities=True,
+        keep_largest=[],
+        **settings,
+    )
+    for path in (tmp_path / "eval").glob("*_seg.nii.gz"):
+        probs = nib.load(str(path).replace("_seg", "_probs"))
+        assert probs.shape == (32, 32, 32, 2)
+        values = np.asarray(probs.dataobj)
+        np.testing.assert_allclose(values.sum(-1), 1, atol=1e-4)
+        np.testing.assert_array_equal(values.argmax(-1), np.asarray(nib.load(path).dataobj))
+        np.testing.assert_allclose(probs.affine, nib.load(path).affine)
+
+
+@SHORT_AXIS
+def test_only_the_largest_component_of_each_class_is_kept_in_every_frame(run_bundle, tmp_path):
+    intensity = np.zeros((32, 32, 3, 2), np.float32)
+    intensity[2:10, 2:10], intensity[20:24, 20:24], intensity[14:18, 2:6] = 1 / 3, 1 / 3, 1
+    write_nifti(tmp_path / "scans" / "scan.nii.gz", intensity, np.diag([1.4, 1.4, 8, 1]))
+    torch.save(ByIntensity().state_dict(), tmp_path / "model.pt")
+    options = {"ckpt_path": str(tmp_path / "model.pt"), "network_def": {"_target_": "test_bundles.ByIntensity"}}
+    expected = np.rint(intensity * 3)
+    for keep in ([], [1, 2, 3]):
+        run_bundle(
+            "inference",
+            ["inference"],
+            dataset_dir=str(tmp_path / "scans"),
+            patch_size=[32, 32],
+            keep_largest=keep,
+            **options,
+        )
+        expected[20:24, 20:24] = 0 if keep else 1
+        np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "eval" / "scan_seg.nii.gz").dataobj), expected)
+
+
+@pytest.mark.parametrize("bundle", list(LEARNABLE), indirect=True)
+def test_the_most_uncertain_tenth_of_the_voxels_holds_half_of_the_errors(trained, run_bundle, tmp_path):
+    datalist, settings, weights = trained
+    run_bundle("inference", ["inference"], datalist=str(datalist), ckpt_path=str(weights), uncertainty=True, **settings)
+    uncertainty, wrong = [], []
+    for case in json.loads(datalist.read_text())["validation"]:
+        stem = str(tmp_path / "eval" / Path(case["image"]).name.removesuffix(".nii.gz"))
+        found = nib.load(f"{stem}_uncertainty.nii.gz")
+        pred, label = (np.asarray(nib.load(p).dataobj) for p in (f"{stem}_seg.nii.gz", datalist.parent / case["label"]))
+        assert found.shape == pred.shape
+        uncertainty.append(np.asarray(found.dataobj).ravel())
+        wrong.append((pred != label).ravel())
+    uncertainty, wrong = np.concatenate(uncertainty), np.concatenate(wrong)
+    assert uncertainty.min() >= 0
+    assert uncertainty.max() <= 1
+    assert wrong.sum() > 100
+    most = np.argsort(uncertainty, kind="stable")[-len(uncertainty) // 10 :]
+    share = wrong[most].sum() / wrong.sum()
+    print(f"\nshare of the errors in the top decile: {share:.3f}, error rate {wrong.mean():.3f}")
+    assert share >= 0.5
+
+
+@SHORT_AXIS
+def test_uncertainty_of_a_series_has_its_frames_and_changes_no_label(trained, run_bundle, tmp_path):
+    _, settings, weights = trained
+    write_nifti(tmp_path / "scans" / "cine.nii.gz", _noise((40, 36, 3, 4)), np.diag([1.4, 1.4, 8, 1]))
+    options = {"dataset_dir": str(tmp_path / "scans"), "ckpt_path": str(weights), **settings}
+    preds = []
+    for uncertainty in (False, True):
+        run_bundle("inference", ["inference"], uncertainty=uncertainty, **options)
+        preds.append(np.asarray(nib.load(tmp_path / "eval" / "cine_seg.nii.gz").dataobj))
+    np.testing.assert_array_equal(*preds)
+    assert nib.load(tmp_path / "eval" / "cine_uncertainty.nii.gz").shape == (40, 36, 3, 4)
+
+
+@LEFT_ATRIUM
+def test_one_bad_volume_of_many_is_named_at_the_end_and_the_others_are_segmented(untrained, tmp_path):
+    for name in ("a", "b", "c"):
+        write_nifti(tmp_path / "scans" / f"{name}.nii.gz", _noise())
+    (tmp_path / "scans" / "b.nii.gz").write_bytes(b"\x1f\x8b\x08 cut off")
+    command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
+    command += ["--config_file", "bundles/crossmatch_la/configs/inference.yaml", "--base_filters", "2"]
+    command += ["--patch_size", "[16,16,16]", "--stride", "[16,16,16]", "--spacing", "[1.0,1.0,2.0]"]
+    command += ["--dataset_dir", tmp_path / "scans", "--ckpt_path", untrained, "--output_dir", tmp_path / "out"]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "error: 2 scan(s) segmented; left out, with 1 problem(s):" in done.stderr
+    assert "b.nii.gz: cannot be read" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a_seg.nii.gz", "c_seg.nii.gz"]
+    with open(tmp_path / "out" / "volumes.csv", newline="") as file:
+        assert [row["case"] for row in csv.DictReader(file)] == ["a", "c"]

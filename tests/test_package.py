@@ -1,0 +1,330 @@
+"""The packaged bundle, unzipped in an empty folder, works where nobody has this repository.
+
+``PACKAGE_PYTHON`` may name the interpreter of an environment with the packages of a bundle's metadata, and nothing
+else; without it, one is made that has the packages of this environment, but neither this repository nor what the
+metadata do not list.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import sysconfig
+import venv
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jsonschema
+import nibabel as nib
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from conftest import LEFT_ATRIUM, ROOT, Bundle
+from monai.bundle import ConfigParser
+from monai.transforms import LoadImage, NormalizeIntensity, Orientation
+
+from custom import __version__
+from custom.config import refuse_newer_bundle
+from custom.errors import UserError
+from custom.inferer import SlidingWindowProbabilities
+from custom.package import check_archive, package, write_archive
+
+SCHEMA = Path(__file__).parent / "data" / "schema" / "meta_schema_20240725.json"
+#: Installed for development, and not in the metadata of any bundle.
+NOT_LISTED = ("h5py", "matplotlib", "onnxruntime", "pytest", "ruff")
+
+
+@pytest.fixture(scope="session")
+def interpreter(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Python of an environment that does not have this repository."""
+    if "PACKAGE_PYTHON" in os.environ:
+        return os.environ["PACKAGE_PYTHON"]
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder)
+    python = folder / "bin" / "python"
+    query = "import sysconfig; print(sysconfig.get_paths()['purelib'])"
+    found = subprocess.run([python, "-c", query], capture_output=True, text=True, check=True)
+    packages = Path(found.stdout.strip())
+    # Installed packages are visible, this repository, of which a .pth file in there tells, is not.
+    (packages / "packages.pth").write_text(sysconfig.get_paths()["purelib"] + "\n")
+    (packages / "sitecustomize.py").write_text(f"import sys\nsys.modules.update(dict.fromkeys({NOT_LISTED!r}))\n")
+    return str(python)
+
+
+@pytest.fixture(scope="session")
+def unzipped(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packaged bundle, unzipped in an empty folder."""
+    folder = tmp_path_factory.mktemp(bundle.name)
+    package(str(bundle.folder), str(folder / "dist"), weights=None)
+    with zipfile.ZipFile(folder / "dist" / f"{bundle.name}.zip") as archive:
+        archive.extractall(folder / "elsewhere")
+    return folder / "elsewhere" / bundle.name
+
+
+@pytest.fixture(scope="session")
+def python(interpreter: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """Run Python without this repository, in a folder that has nothing to do with it."""
+    folder = tmp_path_factory.mktemp("cwd")
+
+    def run(*arguments: object) -> str:
+        clean = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "VIRTUAL_ENV")} | {"MPLBACKEND": "agg"}
+        command = [interpreter, *map(str, arguments)]
+        done = subprocess.run(command, cwd=folder, env=clean, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr[-3000:]
+        return done.stdout
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def trained(unzipped: Path, bundle: Bundle, python: Callable[..., str], tiny_dataset: Path) -> Path:
+    """The unzipped bundle with the weights of a tiny training, by its own command, in its own folder."""
+    python("-m", "monai.bundle", "run", "training", *_configs(unzipped, "train"), *_tiny(bundle, tiny_dataset))
+    assert (unzipped / "models" / "model.pt").is_file()
+    return unzipped
+
+
+def _configs(folder: Path, *names: str, ending: str = "yaml") -> list[str]:
+    return ["--config_file", str([str(folder / "configs" / f"{name}.{ending}") for name in names])]
+
+
+def _tiny(bundle: Bundle, datalist: Path, run_id: str = "training") -> list[str]:
+    settings = bundle.settings(run_id, datalist=str(datalist), max_iterations=2, val_interval=2)
+    return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
+
+
+def test_unzipped_bundle_trains_evaluates_and_segments(trained, bundle, python, tiny_dataset):
+    run = ("-m", "monai.bundle", "run")
+    python(*run, "evaluating", *_configs(trained, "train", "evaluate"), *_tiny(bundle, tiny_dataset))
+    assert (trained / "eval" / "metrics.csv").is_file()
+    settings = _tiny(bundle, tiny_dataset, "inference")
+    python(*run, "inference", *_configs(trained, "inference", ending="json"), *settings)
+    assert len(list((trained / "eval" / "predictions").glob("*_seg.*"))) == len(
+        [case for name in ("validation", "test") for case in json.loads(tiny_dataset.read_text())[name]]
+    )
+
+
+def test_unzipped_bundle_brings_its_own_code(unzipped, python):
+    script = (
+        "import sys; from monai.bundle import create_workflow;"
+        "w = create_workflow(config_file=sys.argv[1], workflow_type='train', init_id='none');"
+        "print(sys.modules[type(w.network_def).__module__].__file__, w.bundle_root)"
+    )
+    code, root = python("-c", script, unzipped / "configs" / "train.yaml").split()[-2:]
+    assert Path(code) == unzipped / "custom" / "networks.py"
+    assert Path(root) == unzipped
+
+
+def test_monai_verifies_and_loads_the_unzipped_bundle(trained, bundle, python, tmp_path):
+    meta = ("--meta_file", trained / "configs" / "metadata.json")
+    (tmp_path / "schema.json").write_bytes(SCHEMA.read_bytes())  # found there, it is not downloaded
+    python("-m", "monai.bundle", "verify_metadata", *meta, "--filepath", tmp_path / "schema.json")
+    inference = ("--config_file", trained / "configs" / "inference.yaml")
+    python("-m", "monai.bundle", "verify_net_in_out", "network_def", *meta, *inference, "--device", "cpu")
+    script = (
+        "import sys, torch; from monai.bundle import load;"
+        "net = load(sys.argv[1], bundle_dir=sys.argv[2], net_override={'base_filters': 2});"
+        "state = torch.load(sys.argv[3], weights_only=True);"
+        "assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items()); print(type(net).__name__)"
+    )
+    found = python("-c", script, bundle.name, trained.parent, trained / "models" / "model.pt")
+    assert found.split()[-1] == ("VNet" if len(bundle.size) == 3 and bundle.name != "crossmatch_acdc" else "UNet")
+
+
+def _probabilities(bundle: Bundle, image: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
+    inferer = SlidingWindowProbabilities(bundle.tiny["patch_size"], bundle.tiny["stride"])
+    with torch.no_grad():
+        return inferer(image[None], network)[0].numpy()
+
+
+@LEFT_ATRIUM
+def test_inference_torchscript_and_onnx_agree(trained, bundle, python, tiny_dataset, tmp_path):
+    export, settings = ("-m", "monai.bundle"), ["--base_filters", "2"]
+    places = [*_configs(trained, "inference"), "--bundle_root", trained]
+    python(*export, "ckpt_export", *places, "--filepath", tmp_path / "model.ts", *settings)
+    shape = [1, 1, *bundle.tiny["patch_size"]]
+    onnx = ["--filepath", tmp_path / "model.onnx", "--ckpt_file", trained / "models" / "model.pt"]
+    python(*export, "onnx_export", "network_def", *places, *onnx, "--input_shape", shape, *settings)
+    image_file = sorted((tiny_dataset.parent / "images").iterdir())[0]
+    options = ["--files", str([str(image_file)]), "--output_dir", tmp_path, "--save_probabilities", "True"]
+    settings = [text for name, value in bundle.settings("inference").items() for text in (f"--{name}", str(value))]
+    python("-m", "monai.bundle", "run", "inference", *_configs(trained, "inference"), *options, *settings)
+
+    (written,) = tmp_path.glob("*_probs.nii.gz")
+    probs = np.moveaxis(np.asarray(nib.load(written).dataobj), -1, 0)
+    image = NormalizeIntensity(channel_wise=True)(
+        Orientation("RAS", labels=None)(LoadImage(ensure_channel_first=True)(image_file))
+    ).as_tensor()
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx")
+    (name,) = (value.name for value in session.get_inputs())
+    networks = {
+        "TorchScript": torch.jit.load(tmp_path / "model.ts"),
+        "ONNX Runtime": lambda window: torch.from_numpy(session.run(None, {name: window.numpy()})[0]),
+    }
+    for kind, network in networks.items():
+        found = _probabilities(bundle, image, network)
+        assert np.abs(found - probs).max() < 1e-4, kind
+
+
+def test_download_unzips_the_archive(bundle, tmp_path, python):
+    package(str(bundle.folder), str(tmp_path / "dist"), weights=None)
+    url = (tmp_path / "dist" / f"{bundle.name}.zip").as_uri()
+    python("-m", "monai.bundle", "download", "--name", bundle.name, "--url", url, "--bundle_dir", tmp_path / "got")
+    assert (tmp_path / "got" / bundle.name / "configs" / "metadata.json").is_file()
+
+
+def test_the_same_bundle_gives_the_same_bytes(bundle, tmp_path):
+    for name in ("first", "second"):
+        package(str(bundle.folder), str(tmp_path / name), weights=None)
+        os.utime(bundle.configs / "train.yaml")
+    first, second = ((tmp_path / name / f"{bundle.name}.zip").read_bytes() for name in ("first", "second"))
+    assert first == second
+
+
+def test_archive_holds_nothing_that_was_written_by_running(unzipped):
+    places = {path.relative_to(unzipped).parts[0] for path in unzipped.rglob("*") if path.is_file()}
+    assert places - {"models", "eval"} == {"LICENSE", "configs", "custom", "docs"}
+    package_files = {path.name for path in (unzipped / "custom").iterdir()} - {"__pycache__"}
+    assert package_files == {path.name for path in (ROOT / "custom").iterdir()} - {"__pycache__"}
+
+
+def test_json_configs_say_what_the_yaml_configs_say(unzipped):
+    yamls = sorted((unzipped / "configs").glob("*.yaml"))
+    assert {"train", "evaluate", "inference", "quick"} <= {path.stem for path in yamls}
+    for path in yamls:
+        twin = path.with_suffix(".json")
+        assert ConfigParser.load_config_file(twin) == ConfigParser.load_config_file(path), path.name
+
+
+def test_metadata_satisfies_the_schema_and_lists_the_packages_that_were_tested(bundle):
+    metadata = json.loads((bundle.configs / "metadata.json").read_text())
+    jsonschema.validate(metadata, json.loads(SCHEMA.read_text()))
+    assert metadata["schema"].endswith(SCHEMA.name)
+    assert metadata["version"] == __version__
+    assert {"intended_use", "references", "eval_metrics"} <= set(metadata)
+    pins = (ROOT / "requirements.txt").read_text() + (ROOT / "requirements-dev.txt").read_text()
+    listed = metadata["required_packages_version"] | {
+        "monai": metadata["monai_version"],
+        "torch": metadata["pytorch_version"],
+        "numpy": metadata["numpy_version"],
+    }
+    missing = [f"{name}=={version}" for name, version in listed.items() if f"{name}=={version}" not in pins]
+    assert missing == []
+
+
+def test_published_figures_stand_in_the_results(bundle):
+    metadata = json.loads((bundle.configs / "metadata.json").read_text())
+    results = (ROOT / "docs" / "results.md").read_text()
+    for name, value in metadata["eval_metrics"].items():
+        assert f"{value:.4f}" in results, name
+
+
+@pytest.fixture
+def archive(bundle, tmp_path) -> Path:
+    """A whole archive."""
+    package(str(bundle.folder), str(tmp_path), weights=None)
+    return tmp_path / f"{bundle.name}.zip"
+
+
+def test_a_whole_archive_passes_the_check(archive, capsys):
+    package(str(archive))
+    assert "fit for use and for the model zoo" in capsys.readouterr().out
+
+
+def _contents(archive: Path) -> dict[str, bytes]:
+    with zipfile.ZipFile(archive) as source:
+        return {name.partition("/")[2]: source.read(name) for name in source.namelist()}
+
+
+def _edited(files: dict[str, bytes], **changes: object) -> dict[str, bytes]:
+    metadata = json.loads(files["configs/metadata.json"]) | changes
+    return files | {"configs/metadata.json": json.dumps(metadata).encode()}
+
+
+SPOILED = {
+    "missing": (lambda files: {k: v for k, v in files.items() if k != "LICENSE"}, r"LICENSE: is missing"),
+    "twin": (lambda files: files | {"configs/train.json": b"{}"}, r"train\.json: differs from configs/train\.yaml"),
+    "large": (lambda files: files | {"models/model.pt": bytes(26 * 2**20)}, r"26\.0 MB, more than the limit of 25 MB"),
+    "changelog": (lambda files: _edited(files, changelog={}), r"changelog does not tell of version"),
+    "newer": (
+        lambda files: _edited(files, version="99.0.0", changelog={"99.0.0": "x"}),
+        r"version 99\.0\.0, newer than the code",
+    ),
+    "no metadata": (lambda files: _edited(files) | {"configs/metadata.json": b"{"}, r"metadata\.json: is not JSON"),
+}
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize(("spoil", "message"), SPOILED.values(), ids=SPOILED)
+def test_an_archive_that_lacks_something_is_refused(spoil, message, archive):
+    write_archive(archive, archive.stem, spoil(_contents(archive)))
+    with pytest.raises(UserError, match=message):
+        check_archive(archive)
+
+
+DAMAGED = {
+    "cut": (lambda content: content[: len(content) // 2], "is not a whole zip archive"),
+    "changed": (lambda content: content[:200] + bytes(64) + content[264:], "is damaged|not a whole zip"),
+    "empty": (lambda content: b"", "is not a whole zip archive"),
+}
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize(("spoil", "message"), DAMAGED.values(), ids=DAMAGED)
+def test_a_damaged_archive_is_refused(spoil, message, archive):
+    archive.write_bytes(spoil(archive.read_bytes()))
+    with pytest.raises(UserError, match=message):
+        check_archive(archive)
+
+
+@LEFT_ATRIUM
+def test_an_archive_whose_files_would_lie_elsewhere_is_refused(archive):
+    with zipfile.ZipFile(archive, "a") as target:
+        target.writestr("../outside.txt", "x")
+    with pytest.raises(UserError, match="everything must lie in one folder named crossmatch_la/"):
+        check_archive(archive)
+
+
+@LEFT_ATRIUM
+def test_weights_are_packed_listed_or_refused(bundle, tmp_path):
+    weights = tmp_path / "model.pt"
+    parser = ConfigParser(ConfigParser.load_config_file(bundle.configs / "inference.yaml"))
+    torch.save(parser.get_parsed_content("network_def").state_dict(), weights)
+    with pytest.raises(UserError, match=r"models/model\.pt: 36\.\d MB, more than the limit of 25 MB.*--weights_url"):
+        package(str(bundle.folder), str(tmp_path / "a"), weights=str(weights))
+    assert not (tmp_path / "a").exists()
+    package(str(bundle.folder), str(tmp_path / "a"), weights=str(weights), limit_mb=50)
+    assert _contents(tmp_path / "a" / "crossmatch_la.zip")["models/model.pt"] == weights.read_bytes()
+    package(str(bundle.folder), str(tmp_path / "b"), weights=str(weights), weights_url="https://example.org/model.pt")
+    files = _contents(tmp_path / "b" / "crossmatch_la.zip")
+    assert b"url: https://example.org/model.pt" in files["large_files.yml"]
+    assert b"hash_type: sha256" in files["large_files.yml"]
+    assert "models/model.pt" not in files
+    torch.save({"head.weight": torch.zeros(1)}, weights)
+    with pytest.raises(UserError, match="was trained with another network"):
+        package(str(bundle.folder), str(tmp_path / "c"), weights=str(weights))
+
+
+@LEFT_ATRIUM
+def test_an_archive_is_not_overwritten_unasked(bundle, archive):
+    with pytest.raises(UserError, match="is there already"):
+        package(str(bundle.folder), str(archive.parent), weights=None)
+    package(str(bundle.folder), str(archive.parent), weights=None, overwrite=True)
+
+
+def test_a_bundle_newer_than_the_code_is_refused():
+    refuse_newer_bundle({"version": __version__})
+    with pytest.raises(UserError, match=r"the bundle is version 99\.0\.0, newer than the code"):
+        refuse_newer_bundle({"version": "99.0.0"})
+
+
+@LEFT_ATRIUM
+def test_command_line_names_a_damaged_archive_in_one_line(archive):
+    archive.write_bytes(archive.read_bytes()[:1000])
+    command = [sys.executable, "-m", "custom.package", str(archive)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "error: " in done.stderr
