@@ -21,6 +21,9 @@ from .errors import UserError, show_user_errors_plainly
 
 __all__ = ["check_config", "refuse_newer_bundle"]
 
+#: Top-level keys that MONAI's own clients set, whether a bundle reads them or not: the federated client.
+CLIENT_KEYS = {"run_name"}
+
 
 def check_config() -> None:
     """Check the config that is being run; call it first, from ``initialize``.
@@ -36,7 +39,7 @@ def check_config() -> None:
     workflow = _running_workflow()
     config = workflow.parser.get()
     refuse_newer_bundle(config.get(ConfigParser.meta_key) or {})
-    known = _keys_of_files(workflow.config_root_path) | _referenced_keys(config)
+    known = _keys_of_files(workflow.config_root_path) | _referenced_keys(config) | CLIENT_KEYS
     unknown = [key for key in config if key not in known and key != ConfigParser.meta_key]
     if unknown:
         raise UserError("unknown setting, nothing was run:", [_describe(key, known) for key in unknown])

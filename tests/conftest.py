@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,6 +11,7 @@ from typing import Any, NamedTuple
 import pytest
 from monai.bundle import ConfigWorkflow
 
+from custom.package import package
 from custom.synthetic import write_dataset, write_hearts, write_photos
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -78,6 +80,16 @@ def tiny_dataset(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """Data list of a data set that no test may change."""
     counts = {"training": 2, "unlabeled": 3, "validation": 2, "test": 2}
     return bundle.write(tmp_path_factory.mktemp("tiny"), counts, size=bundle.size)
+
+
+@pytest.fixture(scope="session")
+def unzipped(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packaged bundle, unzipped in an empty folder."""
+    folder = tmp_path_factory.mktemp(bundle.name)
+    package(str(bundle.folder), str(folder / "dist"), weights=None)
+    with zipfile.ZipFile(folder / "dist" / f"{bundle.name}.zip") as archive:
+        archive.extractall(folder / "elsewhere")
+    return folder / "elsewhere" / bundle.name
 
 
 @pytest.fixture
