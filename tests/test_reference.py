@@ -12,15 +12,12 @@ import numpy as np
 import pytest
 import torch
 
+from custom.checkpoints import convert
 from custom.losses import PAIRS, CrossMatchLoss, mix_teachers, pseudo_label
 from custom.networks import UNet, VNet
 
 GOLDEN = Path(os.environ.get("CROSSMATCH_GOLDEN") or Path(__file__).parent / "data" / "golden")
 
-# Names of the original code, shared guide on the golden files: blocks one to five go down, six to nine go up.
-ENCODER = ["block_one", "block_two", "block_three", "block_four", "block_five"]
-DECODER = ["block_six", "block_seven", "block_eight", "block_nine"]
-UP = ["block_five_up", "block_six_up", "block_seven_up", "block_eight_up"]
 LOGITS = {
     "labeled": "labeled",
     "weak": "unlabeled",
@@ -56,42 +53,13 @@ def _files(pattern: str) -> list[Path]:
     return sorted(GOLDEN.glob(pattern))
 
 
-def _rename_vnet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    prefixes = {f"{name}.conv.": f"encoder.{i}." for i, name in enumerate(ENCODER)}
-    prefixes |= {f"{name}_dw.conv.": f"down.{i}." for i, name in enumerate(ENCODER[:4])}
-    prefixes |= {f"{name}.conv.": f"up.{i}." for i, name in enumerate(UP)}
-    prefixes |= {f"{name}.conv.": f"decoder.{i}." for i, name in enumerate(DECODER)}
-    prefixes["out_conv."] = "head."
-    return _rename(state, prefixes)
-
-
-def _rename_unet(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    prefixes = {"encoder.in_conv.conv_conv.": "encoder.0.", "decoder.out_conv.": "head."}
-    for i in range(1, 5):
-        prefixes[f"encoder.down{i}.maxpool_conv.1.conv_conv."] = f"encoder.{i}."
-        prefixes[f"decoder.up{i}.conv1x1."] = f"reduce.{i - 1}."
-        prefixes[f"decoder.up{i}.conv.conv_conv."] = f"decoder.{i - 1}."
-    return _rename(state, prefixes)
-
-
-def _rename(state: dict[str, torch.Tensor], prefixes: dict[str, str]) -> dict[str, torch.Tensor]:
-    renamed = {}
-    for name, value in state.items():
-        old = next(prefix for prefix in prefixes if name.startswith(prefix))
-        renamed[prefixes[old] + name.removeprefix(old)] = value
-    return renamed
-
-
 def test_every_golden_file_is_understood():
     known = {path.name for path in _files("*vnet*.pt") + _files("*unet*.pt") + _files("*loss*.npz")}
     assert known, f"no golden files in {GOLDEN}"
     assert {path.name for path in GOLDEN.iterdir() if path.suffix in (".pt", ".npz")} == known
 
 
-NETWORKS = {  # class, names, and the original's name of the first convolution
-    "vnet": (VNet, _rename_vnet, "block_one.conv.0.weight"),
-    "unet": (UNet, _rename_unet, "encoder.in_conv.conv_conv.0.weight"),
-}
+NETWORKS = {"vnet": VNet, "unet": UNet}
 
 
 @pytest.mark.parametrize(
@@ -99,15 +67,13 @@ NETWORKS = {  # class, names, and the original's name of the first convolution
     [(kind, path) for kind in NETWORKS for path in _files(f"*{kind}*.pt")],
     ids=lambda value: getattr(value, "stem", value),
 )
-def test_network_gives_the_logits_of_the_original(kind: str, path: Path):
-    build, rename, first = NETWORKS[kind]
+def test_converted_weights_give_the_logits_of_the_original(kind: str, path: Path):
     golden = torch.load(path, weights_only=True)
-    state, image, logits = golden["state_dict"], golden["input"], golden["logits"]
-    base_filters, in_channels = state[first].shape[:2]
-    network = build(in_channels, out_channels=logits.shape[1], base_filters=base_filters).eval()
-    network.load_state_dict(rename(state))
+    network = convert(golden["state_dict"])
+    assert isinstance(network, NETWORKS[kind])
     with torch.no_grad():
-        difference = (network(image) - logits).abs().max()
+        logits = golden["logits"]
+        difference = (network(golden["input"]) - logits).abs().max()
     assert difference <= 1e-5 * (logits.max() - logits.min())
 
 

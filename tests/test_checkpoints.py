@@ -1,0 +1,145 @@
+"""Weights of the original code become ours, and anything else is refused in words that help."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import ROOT
+
+from custom.checkpoints import FAMILIES, _original_name, convert, convert_file
+from custom.errors import UserError
+from custom.networks import PerturbedNetwork, UNet, VNet
+
+NETWORKS = {
+    "vnet": lambda: VNet(in_channels=1, out_channels=2, base_filters=4),
+    "unet": lambda: UNet(in_channels=3, out_channels=4, base_filters=8),
+}
+WRAPPED = {
+    "plain": lambda state: state,
+    "model": lambda state: {"model": state, "epoch": 3},
+    "state_dict": lambda state: {"state_dict": state},
+    "parallel": lambda state: {"model": {f"module.{name}": value for name, value in state.items()}},
+    "older": lambda state: {name: value for name, value in state.items() if "num_batches_tracked" not in name},
+}
+
+
+def _original(network: PerturbedNetwork) -> dict[str, torch.Tensor]:
+    """The network's weights under the original's names."""
+    family = next(family for family in FAMILIES if isinstance(network, family.network))
+    return {_original_name(name, family): value for name, value in network.state_dict().items()}
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """A file of the original's V-Net."""
+    torch.save(_original(NETWORKS["vnet"]()), tmp_path / "original.pth")
+    return tmp_path / "original.pth"
+
+
+@pytest.mark.parametrize("wrap", WRAPPED.values(), ids=WRAPPED)
+@pytest.mark.parametrize("build", NETWORKS.values(), ids=NETWORKS)
+def test_converted_weights_give_the_same_logits(build, wrap, tmp_path, capsys):
+    network = build().eval()
+    torch.save(wrap(_original(network)), tmp_path / "original.pth")
+    convert_file(str(tmp_path / "original.pth"), str(tmp_path / "out" / "model.pt"))
+    again = build().eval()
+    again.load_state_dict(torch.load(tmp_path / "out" / "model.pt", weights_only=True))
+    channels = network.encoder[0][0].in_channels
+    image = torch.randn(1, channels, *[16] * (3 if isinstance(network, VNet) else 2))
+    assert torch.equal(network(image), again(image))
+    parameters = sum(parameter.numel() for parameter in network.parameters())
+    assert f"{channels} channel(s), {network.head.out_channels} classes" in capsys.readouterr().out
+    assert parameters == sum(p.numel() for p in again.parameters())
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.pt"]
+
+
+class Evil:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.path),)
+
+
+def _change(**tensors: torch.Tensor | None):
+    def change(state):
+        changed = {**state, **{name.replace("__", "."): value for name, value in tensors.items()}}
+        return {name: value for name, value in changed.items() if value is not None}
+
+    return change
+
+
+REFUSED = {
+    "shape": (
+        _change(block_two__conv__0__weight=torch.zeros(1)),
+        r"1 tensor\(s\) differ .* V-Net.*block_two\.conv\.0\.weight: expected \(8, 8, 3, 3, 3\), found \(1,\)",
+    ),
+    "missing": (_change(block_nine__conv__0__bias=None), r"block_nine\.conv\.0\.bias: expected \(4,\), found nothing"),
+    "extra": (_change(aux=torch.zeros(2)), r"aux: expected nothing, found \(2,\)"),
+    "no head": (_change(out_conv__weight=None), r"first or last convolution is missing"),
+    "other network": (lambda state: {"conv1.weight": torch.zeros(1)}, r"not of the original's networks.*conv1\.weight"),
+    "no state": (lambda state: {"epoch": 3}, r"expected a state dictionary.*a dictionary of epoch"),
+    "a list": (lambda state: [1, 2], r"expected a state dictionary.*found list"),
+}
+
+
+@pytest.mark.parametrize(("change", "message"), REFUSED.values(), ids=REFUSED)
+def test_anything_else_is_refused_and_nothing_written(change, message, source, tmp_path):
+    torch.save(change(torch.load(source, weights_only=True)), source)
+    with pytest.raises(UserError, match=r"(?s)original\.pth: .*" + message):
+        convert_file(str(source), str(tmp_path / "model.pt"))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["original.pth"]
+
+
+def test_only_the_first_differences_are_named():
+    state = _original(NETWORKS["vnet"]())
+    with pytest.raises(UserError) as error:
+        convert({name: value for name, value in state.items() if "block_five" not in name})
+    assert len(str(error.value).splitlines()) == 4
+
+
+def test_a_file_that_would_run_code_is_refused(tmp_path):
+    torch.save({"model": Evil(tmp_path / "made")}, tmp_path / "original.pth")
+    with pytest.raises(UserError, match="holds more than tensors, or is damaged; reading it could run code"):
+        convert_file(str(tmp_path / "original.pth"), str(tmp_path / "model.pt"))
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("spoil", [lambda content: content[: len(content) // 2], lambda content: b""])
+def test_a_damaged_file_is_refused(spoil, source, tmp_path):
+    source.write_bytes(spoil(source.read_bytes()))
+    with pytest.raises(UserError, match=r"original\.pth: .*(cannot be read as PyTorch weights|is damaged)"):
+        convert_file(str(source), str(tmp_path / "model.pt"))
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"absent\.pth: no such file"):
+        convert_file(str(tmp_path / "absent.pth"), str(tmp_path / "model.pt"))
+
+
+def test_an_output_is_not_overwritten_unasked(source, tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"precious")
+    with pytest.raises(UserError, match=r"model\.pt: is there already"):
+        convert_file(str(source), str(tmp_path / "model.pt"))
+    with pytest.raises(UserError, match=r"original\.pth: is there already"):
+        convert_file(str(source), str(source))
+    assert (tmp_path / "model.pt").read_bytes() == b"precious"
+    convert_file(str(source), str(tmp_path / "model.pt"), overwrite=True)
+    assert "head.weight" in torch.load(tmp_path / "model.pt", weights_only=True)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_command_line_converts_or_says_why_not(there, source, tmp_path):
+    given = source if there else tmp_path / "absent.pth"
+    command = [sys.executable, "-m", "custom.checkpoints", "--source", given, "--output", tmp_path / "model.pt"]
+    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == (0 if there else 1)
+    assert "Traceback" not in done.stderr
+    assert (tmp_path / "model.pt").exists() == there
+    assert ("V-Net, 1 channel(s), 2 classes, 4 base filters" in done.stdout) == there
+    assert ("error: " in done.stderr) != there
