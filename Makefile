@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean
+.PHONY: help demo test package lint format clean
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
@@ -15,6 +15,9 @@ demo: $(VENV)/ready  ## train, evaluate and infer on synthetic volumes, in about
 test: $(VENV)/ready  ## run the test suite
 	$(BIN)/python -m pytest
 
+package: $(VENV)/ready  ## make an archive of each bundle in dist/
+	for bundle in bundles/*/; do $(BIN)/python -m custom.package $$bundle --output dist --overwrite True || exit 1; done
+
 lint: $(VENV)/ready  ## check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -24,7 +27,7 @@ format: $(VENV)/ready  ## put style right
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and what demo and training wrote
-	rm -rf $(VENV) demo bundles/*/models bundles/*/eval
+	rm -rf $(VENV) demo dist bundles/*/models bundles/*/eval
 
 $(VENV)/ready: requirements.txt requirements-dev.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, found " + sys.version) if sys.version_info < (3, 10) else None'

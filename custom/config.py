@@ -19,10 +19,10 @@ from monai.utils import version_leq
 from . import __version__
 from .errors import UserError, show_user_errors_plainly
 
-__all__ = ["check_config", "refuse_newer_bundle"]
+__all__ = ["check_config", "client_gives_cases", "refuse_newer_bundle"]
 
-#: Top-level keys that MONAI's own clients set, whether a bundle reads them or not: the federated client.
-CLIENT_KEYS = {"run_name"}
+#: Top-level keys that MONAI's own clients set, whether a bundle reads them or not: federated, Label with tracking.
+CLIENT_KEYS = {"run_name", "tracking_uri", "experiment_name"}
 
 
 def check_config() -> None:
@@ -37,12 +37,20 @@ def check_config() -> None:
     """
     show_user_errors_plainly()
     workflow = _running_workflow()
+    if workflow is None:
+        raise RuntimeError("check_config must be called from a MONAI bundle config.")
     config = workflow.parser.get()
     refuse_newer_bundle(config.get(ConfigParser.meta_key) or {})
     known = _keys_of_files(workflow.config_root_path) | _referenced_keys(config) | CLIENT_KEYS
     unknown = [key for key in config if key not in known and key != ConfigParser.meta_key]
     if unknown:
         raise UserError("unknown setting, nothing was run:", [_describe(key, known) for key in unknown])
+
+
+def client_gives_cases() -> bool:
+    """Say whether a client, such as MONAI Label, has put its own cases in the place of the data list's."""
+    workflow = _running_workflow()
+    return workflow is not None and isinstance(workflow.parser["train::dataset::data"], list)
 
 
 def refuse_newer_bundle(metadata: Mapping[str, Any]) -> None:
@@ -65,7 +73,7 @@ def _describe(key: str, known: set[str]) -> str:
     return f"--{key}" + (f": did you mean --{nearest[0]}?" if nearest else " is not a key of this bundle's configs.")
 
 
-def _running_workflow() -> ConfigWorkflow:
+def _running_workflow() -> ConfigWorkflow | None:
     """Find the workflow that is instantiating us; MONAI hands its components no reference to it."""
     frame = sys._getframe()
     while frame is not None:
@@ -73,7 +81,7 @@ def _running_workflow() -> ConfigWorkflow:
         if isinstance(caller, ConfigWorkflow):
             return caller
         frame = frame.f_back
-    raise RuntimeError("check_config must be called from a MONAI bundle config.")
+    return None
 
 
 def _keys_of_files(folder: Path) -> set[str]:

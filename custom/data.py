@@ -164,6 +164,7 @@ def load_datalist(
     dimensions: int,
     pad_to: Mapping[str, Any] | None = None,
     patient_pattern: str | None = None,
+    optional: bool = False,
 ) -> dict[str, list[Case]]:
     """Read a data list, and every voxel of the named lists, and check them.
 
@@ -179,6 +180,7 @@ def load_datalist(
             their own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
         patient_pattern: regular expression that finds the patient in a file name; the patient may be in one list only.
             None when every file is a patient of its own.
+        optional: the labeled cases come from elsewhere, so that the file or its labeled cases may be missing.
 
     Returns:
         Cases by list, with absolute paths; a list that the file does not have is empty.
@@ -186,9 +188,11 @@ def load_datalist(
     Raises:
         UserError: lists everything that is wrong with the file and the cases.
     """
+    if optional and not Path(path).is_file():
+        return {name: [] for name in LISTS}
     cases = read_lists(Path(path))
     problems = overlap_problems(cases, patient_pattern)
-    if "training" in lists and not cases["training"]:
+    if "training" in lists and not cases["training"] and not optional:
         problems.append("the list 'training' is empty; at least one labeled case is needed.")
     if "training" not in lists and not any(cases[name] for name in lists):
         problems.append(f"nothing to read: the list {' or '.join(map(repr, lists))} is empty.")

@@ -136,6 +136,22 @@ def test_training_without_unlabeled_cases_is_supervised(run_bundle, bundle, edit
     assert (tmp_path / "models" / "model.pt").is_file()
 
 
+def test_a_client_s_own_cases_take_the_place_of_the_data_list(run_bundle, bundle, tiny_dataset, tmp_path):
+    cases = [
+        {key: str(tiny_dataset.parent / case[key]) for key in ("image", "label")}
+        for case in _cases(tiny_dataset, "training")
+    ]
+    given = {"train#dataset#data": cases[:1], "validate#dataset#data": cases[1:]}
+    absent = str(tmp_path / "absent.json")
+    workflow = run_bundle("run", ["train"], datalist=absent, **given)
+    assert sorted(workflow.parser.get_parsed_content("train::trainer").state.output) == ["loss", "supervised"]
+    assert "val_mean_dice" in workflow.parser.get_parsed_content("validate::evaluator").state.metrics
+    unlabeled = run_bundle("run", ["train"], datalist=str(tiny_dataset), **given)
+    assert "confident_share" in unlabeled.parser.get_parsed_content("train::trainer").state.output
+    with pytest.raises(RuntimeError):
+        run_bundle("run", ["train"], datalist=absent)
+
+
 #: A data set, settings of a training that learns it, and how many of its iterations are supervised, the Dice
 #: that it must reach; by bundle.
 LEARNABLE = {
@@ -401,13 +417,15 @@ def test_short_axis_defaults_are_the_paper_s_protocol(bundle):
 def test_inference_uses_the_network_and_the_numbers_of_training(bundle):
     train, inference = _config(bundle, "train"), _config(bundle, "inference")
     only_inference = {"dataset_dir", "files", "datalist", "output_dir", "ckpt_path"}
-    only_inference |= {"series", "densities", "ventricles", "output_ext", "writer"}
-    tail = ["checks", "network", "preprocessing", "dataset", "dataloader", "inferer", "postprocessing", "handlers"]
+    only_inference |= {"series", "densities", "ventricles", "output_ext", "writer", "stitch_device"}
+    only_inference |= {"keep_largest", "test_time_flips", "save_probabilities", "uncertainty"}
+    tail = ["checks", "network", "preprocessing", "scans", "dataset", "dataloader", "inferer", "postprocessing", "handlers"]
     tail += ["evaluator", "initialize", "inference", "run", "imports", "read_inference"]
     shared = set(inference) - only_inference - set(tail)
     assert {"network_def", "class_names", "patch_size", "stride", "base_filters", "memory_format"} <= shared
     assert {key: inference[key] for key in shared} == {key: train[key] for key in shared}
-    inferer = {key: value for key, value in inference["inferer"].items() if key != "series"}
+    options = {"series", "test_time_flips", "uncertainty", "device"}
+    inferer = {key: value for key, value in inference["inferer"].items() if key not in options}
     assert inferer == train["validate"]["inferer"]
     image_only = [step | ({"keys": "image"} if "label" in step["keys"] else {}) for step in train["read_evaluation"]]
     assert [{k: v for k, v in step.items() if k != "allow_missing_keys"} for step in image_only] == (
