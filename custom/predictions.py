@@ -73,11 +73,11 @@ class LabelMapd(MapTransform):
         self.num_classes = num_classes
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the sample with class indices, TH[WD], instead of probabilities."""
+        """Return the sample with class indices, TH[WD], uint8, instead of probabilities."""
         sample = dict(data)
         for key in self.keys:
             frames = sample[key].split(self.num_classes)
-            sample[key] = torch.cat([probs.argmax(0, keepdim=True) for probs in frames])
+            sample[key] = torch.cat([probs.argmax(0, keepdim=True).to(torch.uint8) for probs in frames])
         return sample
 
 

@@ -128,9 +128,14 @@ def make_app(venv: Path, work: Path) -> Path:
 
 
 def server_command(venv: Path, app: Path, studies: Path, port: int) -> list[Any]:
-    """Serve the bundle; with a zoo source other than ``monaihosting``, what lies in ``model/`` needs no network."""
+    """Serve the bundle alone, without the network.
+
+    The app's other model, SAM 2, would be downloaded; and only with a zoo source other than ``monaihosting`` is what
+    lies in ``model/`` taken unasked.
+    """
     command = [*server_python(venv), "start_server", "--app", app, "--studies", studies]
     command += ["--host", "127.0.0.1", "--port", port, "--conf", "models", NAME, "--conf", "zoo_source", "ngc"]
+    command += ["--conf", "sam2", "false"]
     return [str(part) for part in command]
 
 
@@ -191,7 +196,7 @@ def check_inference(url: str, studies: Path) -> str:
     parts = {part.get_param("name", header="content-disposition"): part for part in message.iter_parts()}
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "label.nii.gz"
-        path.write_bytes(parts["file"].get_payload(decode=True))
+        path.write_bytes(parts["image"].get_payload(decode=True))
         image, found = nib.load(study), nib.load(path)
         assert found.shape == image.shape, (found.shape, image.shape)
         np.testing.assert_allclose(found.affine, image.affine, atol=1e-4)
@@ -209,7 +214,7 @@ def check_training(url: str, app: Path, epochs: int = 2) -> str:
     headers = {"Content-Type": "application/json"}
     urllib.request.urlopen(urllib.request.Request(f"{url}/train/{NAME}", body, headers), timeout=60).close()
     while True:
-        status = json.loads(request(f"{url}/train/?all=true")[1])
+        status = json.loads(request(f"{url}/train/")[1])
         if status["status"] != "RUNNING":
             break
         time.sleep(2)

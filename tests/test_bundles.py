@@ -419,7 +419,17 @@ def test_inference_uses_the_network_and_the_numbers_of_training(bundle):
     only_inference = {"dataset_dir", "files", "datalist", "output_dir", "ckpt_path"}
     only_inference |= {"series", "densities", "ventricles", "output_ext", "writer", "stitch_device"}
     only_inference |= {"keep_largest", "test_time_flips", "save_probabilities", "uncertainty"}
-    tail = ["checks", "network", "preprocessing", "scans", "dataset", "dataloader", "inferer", "postprocessing", "handlers"]
+    tail = [
+        "checks",
+        "network",
+        "preprocessing",
+        "scans",
+        "dataset",
+        "dataloader",
+        "inferer",
+        "postprocessing",
+        "handlers",
+    ]
     tail += ["evaluator", "initialize", "inference", "run", "imports", "read_inference"]
     shared = set(inference) - only_inference - set(tail)
     assert {"network_def", "class_names", "patch_size", "stride", "base_filters", "memory_format"} <= shared

@@ -96,31 +96,38 @@ def test_unzipped_bundle_trains_evaluates_and_segments(trained, bundle, python, 
     )
 
 
-def test_unzipped_bundle_brings_its_own_code(unzipped, python):
-    script = (
-        "import sys; from monai.bundle import create_workflow;"
-        "w = create_workflow(config_file=sys.argv[1], workflow_type='train', init_id='none');"
-        "print(sys.modules[type(w.network_def).__module__].__file__, w.bundle_root)"
-    )
-    code, root = python("-c", script, unzipped / "configs" / "train.yaml").split()[-2:]
-    assert Path(code) == unzipped / "custom" / "networks.py"
-    assert Path(root) == unzipped
+#: What MONAI's own commands make of a bundle, in a process that has seen neither its code nor its folder.
+SCRIPT = """
+import sys, torch
+from pathlib import Path
+from monai.bundle import create_workflow, load, verify_metadata, verify_net_in_out
+folder, schema = Path(sys.argv[1]), sys.argv[2]
+configs = folder / "configs"
+files = {"meta_file": str(configs / "metadata.json"), "config_file": str(configs / "inference.yaml")}
+verify_metadata(meta_file=files["meta_file"], filepath=schema)
+verify_net_in_out(net_id="network_def", device="cpu", **files)
+net = load(folder.name, bundle_dir=str(folder.parent), net_override={"base_filters": 2})
+state = torch.load(folder / "models" / "model.pt", weights_only=True)
+assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+workflow = create_workflow(config_file=str(configs / "train.yaml"), workflow_type="train", init_id="none")
+print(sys.modules[type(net).__module__].__file__, workflow.bundle_root)
+"""
 
 
-def test_monai_verifies_and_loads_the_unzipped_bundle(trained, bundle, python, tmp_path):
-    meta = ("--meta_file", trained / "configs" / "metadata.json")
+def test_monai_verifies_and_loads_the_unzipped_bundle_with_its_own_code(trained, python, tmp_path):
     (tmp_path / "schema.json").write_bytes(SCHEMA.read_bytes())  # found there, it is not downloaded
+    code, root = python("-c", SCRIPT, trained, tmp_path / "schema.json").split()[-2:]
+    assert Path(code) == trained / "custom" / "networks.py"
+    assert Path(root) == trained
+
+
+@LEFT_ATRIUM
+def test_monai_s_command_line_verifies_the_unzipped_bundle(trained, python, tmp_path):
+    meta = ("--meta_file", trained / "configs" / "metadata.json")
+    (tmp_path / "schema.json").write_bytes(SCHEMA.read_bytes())
     python("-m", "monai.bundle", "verify_metadata", *meta, "--filepath", tmp_path / "schema.json")
-    inference = ("--config_file", trained / "configs" / "inference.yaml")
+    inference = ("--config_file", trained / "configs" / "inference.json")
     python("-m", "monai.bundle", "verify_net_in_out", "network_def", *meta, *inference, "--device", "cpu")
-    script = (
-        "import sys, torch; from monai.bundle import load;"
-        "net = load(sys.argv[1], bundle_dir=sys.argv[2], net_override={'base_filters': 2});"
-        "state = torch.load(sys.argv[3], weights_only=True);"
-        "assert all(torch.equal(v, state[k]) for k, v in net.state_dict().items()); print(type(net).__name__)"
-    )
-    found = python("-c", script, bundle.name, trained.parent, trained / "models" / "model.pt")
-    assert found.split()[-1] == ("VNet" if len(bundle.size) == 3 and bundle.name != "crossmatch_acdc" else "UNet")
 
 
 def _probabilities(bundle: Bundle, image: torch.Tensor, network: Callable[[torch.Tensor], torch.Tensor]) -> np.ndarray:
@@ -159,6 +166,7 @@ def test_inference_torchscript_and_onnx_agree(trained, bundle, python, tiny_data
         assert difference < 1e-4, kind
 
 
+@LEFT_ATRIUM
 def test_download_unzips_the_archive(bundle, tmp_path, python):
     package(str(bundle.folder), str(tmp_path / "dist"), weights=None)
     url = (tmp_path / "dist" / f"{bundle.name}.zip").as_uri()
