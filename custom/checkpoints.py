@@ -9,9 +9,7 @@ doi:10.1007/978-3-030-32245-8_67), so that such weights can be converted too.
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +18,7 @@ import fire
 import torch
 
 from .errors import UserError, show_user_errors_plainly
+from .files import whole_file
 from .networks import PerturbedNetwork, UNet, VNet
 from .weights import weight_problems
 
@@ -76,7 +75,8 @@ def convert_file(source: str, output: str, overwrite: bool = False, **unknown: A
     if target.exists() and not overwrite:
         raise UserError(f"{target}: is there already; remove it, or give --overwrite True.")
     network = convert(_read(Path(str(source))), str(source))
-    _write(network.state_dict(), target)
+    with whole_file(target) as part:
+        torch.save(network.state_dict(), part)
     print(f"{describe(network)} -> {target}")
 
 
@@ -173,20 +173,6 @@ def _first(family: _Family) -> str:
 def _original_name(ours: str, family: _Family) -> str:
     prefix = next(prefix for prefix in family.prefixes if ours.startswith(prefix))
     return family.prefixes[prefix] + ours.removeprefix(prefix)
-
-
-def _write(state: State, target: Path) -> None:
-    """Write a whole file or none."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=target.parent, suffix=".partial")
-    os.close(descriptor)
-    try:
-        torch.save(state, partial)
-        os.chmod(partial, 0o644)
-        os.replace(partial, target)
-    except BaseException:
-        os.unlink(partial)
-        raise
 
 
 if __name__ == "__main__":

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -24,6 +22,7 @@ from monai.bundle import ConfigParser
 
 from .config import refuse_newer_bundle
 from .errors import UserError, show_user_errors_plainly
+from .files import whole_file
 from .weights import read_weights
 
 __all__ = ["check_archive", "package", "write_archive"]
@@ -127,20 +126,12 @@ def write_archive(archive: Path, name: str, files: Files) -> None:
 
     The archive appears only when it is complete.
     """
-    archive.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=archive.parent, suffix=".partial")
-    try:
-        with os.fdopen(descriptor, "wb") as stream, zipfile.ZipFile(stream, "w") as target:
-            for place in sorted(files):
-                info = zipfile.ZipInfo(f"{name}/{place}", _FIRST_DAY)
-                info.compress_type = zipfile.ZIP_DEFLATED
-                info.create_system, info.external_attr = 3, 0o644 << 16  # a plain file on Unix, wherever this runs
-                target.writestr(info, files[place])
-        os.chmod(partial, 0o644)
-        os.replace(partial, archive)
-    except BaseException:
-        os.unlink(partial)
-        raise
+    with whole_file(archive) as part, zipfile.ZipFile(part, "w") as target:
+        for place in sorted(files):
+            info = zipfile.ZipInfo(f"{name}/{place}", _FIRST_DAY)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            info.create_system, info.external_attr = 3, 0o644 << 16  # a plain file on Unix, wherever this runs
+            target.writestr(info, files[place])
 
 
 def check_archive(archive: Path, limit_mb: float = LIMIT_MB) -> None:

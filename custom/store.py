@@ -10,7 +10,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from monai.data import MetaTensor, NibabelWriter, PILWriter
 from tqdm import tqdm
 
 from .errors import UserError
+from .files import whole_file
 from .parallel import process_pool
 
 __all__ = ["Scan", "write_dataset", "write_json"]
@@ -96,10 +96,8 @@ def write_dataset(
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one step."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
-    part.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(part, path)
+    with whole_file(path) as part:
+        part.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def _finished_files(output: Path, record: Mapping[str, Any]) -> dict[str, str]:
@@ -157,19 +155,12 @@ def _write_scan(output: Path, scan: Scan) -> dict[str, str]:
 
 
 def _write(path: Path, content: MetaTensor | Path, is_label: bool) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".part-{path.name}")
-    try:
+    with whole_file(path) as part:
         if isinstance(content, Path):
             shutil.copyfile(content, part)
         else:
             _write_array(part, content, np.uint8 if is_label else _compact_dtype(content))
-        digest = _checksum(part)
-        os.replace(part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-    return digest
+        return _checksum(part)
 
 
 def _write_array(path: Path, array: MetaTensor, dtype: type) -> None:
