@@ -32,7 +32,8 @@ def check_series(folder: Path) -> None:
     """Check that the DICOM files of a folder are one complete series.
 
     Raises:
-        UserError: when there are several series, or slices are missing, double, or differ in orientation.
+        UserError: when there are several series, or slices have no spacing, are missing, double, or differ in
+            orientation.
     """
     import pydicom
 
@@ -40,6 +41,8 @@ def check_series(folder: Path) -> None:
     series = {str(header.SeriesInstanceUID) for header in headers}
     if len(series) != 1:
         raise UserError(f"{folder}: expected one DICOM series, found {len(series)}; give each its own folder.")
+    if not all("PixelSpacing" in header for header in headers):
+        raise UserError(f"{folder}: its headers have no spacing (PixelSpacing); is it a series of scanner images?")
     orientations = {tuple(np.round(np.asarray(header.ImageOrientationPatient, float), 3)) for header in headers}
     if len(orientations) != 1:
         raise UserError(f"{folder}: the slices have {len(orientations)} different orientations.")

@@ -43,3 +43,11 @@ def test_known_settings_and_referenced_helpers_pass(tmp_path):
 
 def test_user_error_lists_its_problems():
     assert str(UserError("file.json:", ["first", "second"])) == "file.json:\n  - first\n  - second"
+
+
+def test_a_bundle_newer_than_the_code_does_not_run(tmp_path):
+    workflow = _workflow(tmp_path)
+    workflow.parser.read_meta({"version": "99.0.0"})
+    with pytest.raises(RuntimeError) as caught:
+        workflow.initialize()
+    assert any("the bundle is version 99.0.0, newer than the code" in cause for cause in _causes(caught.value))

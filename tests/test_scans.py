@@ -6,6 +6,7 @@ from pathlib import Path
 import itk
 import nibabel as nib
 import numpy as np
+import pydicom
 import pytest
 from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 
@@ -157,3 +158,13 @@ def test_two_dicom_series_in_a_folder_are_left_out(tmp_path):
     scans = _find(str(tmp_path))
     assert len(scans.cases) == 1
     assert "expected one DICOM series, found 2" in json.dumps(scans.problems)
+
+
+def test_a_dicom_series_without_spacing_is_left_out(tmp_path):
+    write_nifti(tmp_path / "good.nii.gz", _noise())
+    write_dicom(tmp_path / "series", 100 * _noise())
+    for path in (tmp_path / "series").iterdir():
+        header = pydicom.dcmread(path)
+        del header.PixelSpacing
+        header.save_as(path)
+    assert "its headers have no spacing" in _find(str(tmp_path)).problems[0]
