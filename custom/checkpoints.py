@@ -71,12 +71,17 @@ def convert_file(source: str, output: str, overwrite: bool = False, **unknown: A
     """
     if unknown:
         raise UserError(f"unknown flag --{', --'.join(unknown)}; see --help.")
-    target = Path(str(output))
-    if target.exists() and not overwrite:
-        raise UserError(f"{target}: is there already; remove it, or give --overwrite True.")
-    network = convert(_read(Path(str(source))), str(source))
-    with whole_file(target) as part:
-        torch.save(network.state_dict(), part)
+    if not isinstance(overwrite, bool):
+        raise UserError(f"--overwrite must be True or False, got {overwrite}.")
+    origin, target = Path(str(source)), Path(str(output))
+    _check_target(origin, target, overwrite)
+    network = convert(_read(origin), str(origin))
+    try:
+        with whole_file(target) as part:
+            torch.save(network.state_dict(), part)
+    except (OSError, RuntimeError) as error:  # torch reports a folder that it cannot write to as a RuntimeError
+        hint = "give --output a file in a folder that you may write to, with enough space"
+        raise UserError(f"{target}: cannot be written ({type(error).__name__}); {hint}.") from error
     print(f"{describe(network)} -> {target}")
 
 
@@ -91,7 +96,8 @@ def convert(content: Any, source: str = "the checkpoint") -> PerturbedNetwork:
         A :class:`VNet` or :class:`UNet` whose channels, classes and width are those of the weights.
 
     Raises:
-        UserError: when a tensor is missing, is one too many, or has another shape than the original's.
+        UserError: when a tensor is missing, is one too many, has another shape than the original's, or holds no
+            ordinary floating-point numbers.
     """
     state = _flat_state(content, source)
     family = next((family for family in FAMILIES if _first(family) in state), None)
@@ -101,16 +107,21 @@ def convert(content: Any, source: str = "the checkpoint") -> PerturbedNetwork:
         raise UserError(
             f"{source}: not of the original's networks; expected {expected} among its names, found {found}."
         )
-    network = _build(family, state, source)
-    names = {ours: _original_name(ours, family) for ours in network.state_dict()}
-    wanted = {names[ours]: value for ours, value in network.state_dict().items()}
-    counters = {name: value for name, value in wanted.items() if name.endswith(".num_batches_tracked")}
-    state = counters | state  # older PyTorch wrote none
-    problems = weight_problems(wanted, state)
+    sizes = _sizes(family, state, source)
+    with torch.device("meta"):  # a wrong width must not cost memory
+        expected = family.network(**sizes).state_dict()
+    names = {ours: _original_name(ours, family) for ours in expected}
+    # Older PyTorch wrote no counters.
+    counters = {name: torch.tensor(0) for name in names.values() if name.endswith(".num_batches_tracked")}
+    state = counters | state
+    wanted = {names[ours]: value for ours, value in expected.items()}
+    problems = weight_problems(wanted, state) or _value_problems(wanted, state)
     if problems:
+        hint = "give a checkpoint of the original's code, unchanged; the first:"
         raise UserError(
-            f"{source}: {len(problems)} tensor(s) differ from the original's {family.title}; the first:", problems[:3]
+            f"{source}: {len(problems)} tensor(s) differ from the original's {family.title}; {hint}", problems[:3]
         )
+    network = family.network(**sizes)
     network.load_state_dict({ours: state[name] for ours, name in names.items()})
     return network.eval()
 
@@ -120,14 +131,28 @@ def describe(network: PerturbedNetwork) -> str:
     title = next(family.title for family in FAMILIES if isinstance(network, family.network))
     base_filters, in_channels = network.encoder[0][0].weight.shape[:2]
     classes, parameters = network.head.out_channels, sum(p.numel() for p in network.parameters())
-    return (
-        f"{title}, {in_channels} channel(s), {classes} classes, {base_filters} base filters, {parameters:,} parameters"
-    )
+    numbers = {"channel": in_channels, "class": classes, "base filter": base_filters, "parameter": parameters}
+    return ", ".join([title, *(_count(number, noun) for noun, number in numbers.items())])
+
+
+def _count(number: int, noun: str) -> str:
+    ending = "" if number == 1 else "es" if noun.endswith("s") else "s"
+    return f"{number:,} {noun}{ending}"
+
+
+def _check_target(origin: Path, target: Path, overwrite: bool) -> None:
+    """Refuse an output that would cost the user a file."""
+    if target.is_dir():
+        raise UserError(f"{target}: is a folder; give --output a file, such as {target / 'model.pt'}.")
+    if target.exists() and origin.exists() and target.samefile(origin):
+        raise UserError(f"{target}: is the source too, which would be lost; give --output another name.")
+    if target.exists() and not overwrite:
+        raise UserError(f"{target}: is there already; remove it, or give --overwrite True.")
 
 
 def _read(path: Path) -> Any:
     if not path.is_file():
-        raise UserError(f"{path}: no such file.")
+        raise UserError(f"{path}: no such file; give --source a file of the original's weights, such as best.pth.")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
@@ -136,7 +161,8 @@ def _read(path: Path) -> Any:
             f"{path}: holds more than tensors, or is damaged; reading it could run code; {hint}."
         ) from error
     except Exception as error:  # torch fails in many ways on a file that is not its own
-        raise UserError(f"{path}: cannot be read as PyTorch weights ({type(error).__name__}).") from error
+        hint = "expected what torch.save writes; if it was, copy or download it again, for it is damaged"
+        raise UserError(f"{path}: cannot be read as PyTorch weights ({type(error).__name__}); {hint}.") from error
 
 
 def _flat_state(content: Any, source: str) -> State:
@@ -144,26 +170,58 @@ def _flat_state(content: Any, source: str) -> State:
     for key in ("model", "state_dict"):
         if isinstance(content, Mapping) and isinstance(content.get(key), Mapping):
             content = content[key]
-    if (
-        not isinstance(content, Mapping)
-        or not content
-        or not all(isinstance(v, torch.Tensor) for v in content.values())
-    ):
-        found = (
-            f"a dictionary of {', '.join(list(content)[:3])}"
-            if isinstance(content, Mapping)
-            else type(content).__name__
+    if not _is_state(content):
+        hint = "save network.state_dict() where it was trained"
+        raise UserError(
+            f"{source}: expected a state dictionary, plain or in 'model' or 'state_dict', "
+            f"found {_content_text(content)}; {hint}."
         )
-        raise UserError(f"{source}: expected a state dictionary, plain or in 'model' or 'state_dict', found {found}.")
-    return {name.removeprefix("module."): value for name, value in content.items()}
+    # All or none: of two tensors whose names differ by the prefix alone, one would be lost.
+    parallel = all(name.startswith("module.") for name in content)
+    return {name.removeprefix("module.") if parallel else name: value for name, value in content.items()}
 
 
-def _build(family: _Family, state: State, source: str) -> PerturbedNetwork:
-    first, last = state[_first(family)], state.get(f"{family.prefixes['head.']}weight")
-    if last is None or min(first.ndim, last.ndim) < 2:
-        raise UserError(f"{source}: its first or last convolution is missing, so its channels and classes are unknown.")
-    base_filters, in_channels = first.shape[:2]
-    return family.network(in_channels=in_channels, out_channels=last.shape[0], base_filters=base_filters)
+def _is_state(content: Any) -> bool:
+    return isinstance(content, Mapping) and len(content) > 0 and all(map(_is_entry, content.items()))
+
+
+def _is_entry(item: tuple[Any, Any]) -> bool:
+    return isinstance(item[0], str) and isinstance(item[1], torch.Tensor)
+
+
+def _content_text(content: Any) -> str:
+    """Say what is there in place of a state dictionary."""
+    if not isinstance(content, Mapping):
+        return type(content).__name__
+    wrong = [f"{item[0]!r} ({type(item[1]).__name__})" for item in content.items() if not _is_entry(item)]
+    return f"a dictionary with {', '.join(wrong[:3])}" if wrong else "an empty dictionary"
+
+
+def _sizes(family: _Family, state: State, source: str) -> dict[str, int]:
+    """Read the network's arguments off its first and last convolution."""
+    names = _first(family), f"{family.prefixes['head.']}weight"
+    first, last = (tuple(state[name].shape) if name in state else () for name in names)
+    if min(len(first), len(last)) < 2 or 0 in first + last:
+        found = " and ".join(str(tuple(state[name].shape)) if name in state else "nothing" for name in names)
+        raise UserError(
+            f"{source}: channels and classes are unknown; expected two convolutions, {names[0]} and {names[1]}, "
+            f"found {found}; give a checkpoint of the original's code, unchanged."
+        )
+    return {"in_channels": first[1], "out_channels": last[0], "base_filters": first[0]}
+
+
+def _value_problems(expected: State, found: State) -> list[str]:
+    """Name tensors whose values would be lost or altered; half precision is fine."""
+    lines = []
+    for name, wanted in expected.items():
+        given = found[name]
+        kind = str(given.dtype).removeprefix("torch.")
+        if given.layout != torch.strided or given.is_meta or given.is_quantized:
+            lines.append(f"{name}: expected a dense tensor with values, found {kind}, {given.layout}, {given.device}.")
+        elif given.is_floating_point() != wanted.is_floating_point() or given.is_complex():
+            expected_kind = "floating-point numbers" if wanted.is_floating_point() else "whole numbers"
+            lines.append(f"{name}: expected {expected_kind}, found {kind}.")
+    return lines
 
 
 def _first(family: _Family) -> str:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from conftest import ROOT
 
-from custom.checkpoints import FAMILIES, _original_name, convert, convert_file
+from custom.checkpoints import FAMILIES, _original_name, convert, convert_file, describe
 from custom.errors import UserError
 from custom.networks import PerturbedNetwork, UNet, VNet
 
@@ -50,10 +50,28 @@ def test_converted_weights_give_the_same_logits(build, wrap, tmp_path, capsys):
     channels = network.encoder[0][0].in_channels
     image = torch.randn(1, channels, *[16] * (3 if isinstance(network, VNet) else 2))
     assert torch.equal(network(image), again(image))
+    said = capsys.readouterr().out
     parameters = sum(parameter.numel() for parameter in network.parameters())
-    assert f"{channels} channel(s), {network.head.out_channels} classes" in capsys.readouterr().out
-    assert parameters == sum(p.numel() for p in again.parameters())
+    assert f"{'1 channel' if channels == 1 else '3 channels'}, {network.head.out_channels} classes, " in said
+    assert f"{parameters:,} parameters -> " in said
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.pt"]
+
+
+@pytest.mark.parametrize(
+    ("network", "line"),
+    [
+        (VNet(), "V-Net, 1 channel, 2 classes, 16 base filters, 9,448,866 parameters"),
+        (UNet(), "U-Net, 1 channel, 4 classes, 16 base filters, 1,813,764 parameters"),
+        (VNet(2, 1, 1), "V-Net, 2 channels, 1 class, 1 base filter, 37,456 parameters"),
+    ],
+)
+def test_sizes_are_read_off_the_weights(network, line):
+    assert describe(convert(_original(network))) == line
+
+
+def test_half_precision_becomes_full():
+    state = {name: value.half() if value.is_floating_point() else value for name, value in _original(UNet()).items()}
+    assert {value.dtype for value in convert(state).parameters()} == {torch.float32}
 
 
 class Evil:
@@ -81,9 +99,26 @@ REFUSED = {
     ),
     "missing": (_change(block_nine__conv__0__bias=None), r"block_nine\.conv\.0\.bias: expected \(4,\), found nothing"),
     "extra": (_change(aux=torch.zeros(2)), r"aux: expected nothing, found \(2,\)"),
-    "no head": (_change(out_conv__weight=None), r"first or last convolution is missing"),
+    "doubled": (
+        _change(module__out_conv__bias=torch.zeros(2)),
+        r"module\.out_conv\.bias: expected nothing, found \(2,\)",
+    ),
+    "no head": (
+        _change(out_conv__weight=None),
+        r"expected two convolutions.*and out_conv\.weight, found .*and nothing",
+    ),
+    "no channels": (_change(block_one__conv__0__weight=torch.zeros(4, 0, 3, 3, 3)), r"found \(4, 0, 3, 3, 3\) and"),
+    "too wide": (_change(block_one__conv__0__weight=torch.zeros(4096, 1, 1, 1, 1)), r"\d+ tensor\(s\) differ"),
+    "integers": (_change(out_conv__bias=torch.zeros(2, dtype=torch.int32)), r"floating-point numbers, found int32"),
+    "complex": (_change(out_conv__bias=torch.zeros(2, dtype=torch.complex64)), r"numbers, found complex64"),
+    "sparse": (_change(out_conv__bias=torch.zeros(2).to_sparse()), r"expected a dense tensor.*sparse_coo"),
+    "numbers as names": (
+        lambda state: {1: torch.zeros(1)},
+        r"expected a state dictionary.*a dictionary with 1 \(Tensor\)",
+    ),
+    "nothing": (lambda state: {}, r"expected a state dictionary.*found an empty dictionary"),
     "other network": (lambda state: {"conv1.weight": torch.zeros(1)}, r"not of the original's networks.*conv1\.weight"),
-    "no state": (lambda state: {"epoch": 3}, r"expected a state dictionary.*a dictionary of epoch"),
+    "no state": (lambda state: {"epoch": 3}, r"expected a state dictionary.*a dictionary with 'epoch' \(int\)"),
     "a list": (lambda state: [1, 2], r"expected a state dictionary.*found list"),
 }
 
@@ -126,11 +161,44 @@ def test_an_output_is_not_overwritten_unasked(source, tmp_path):
     (tmp_path / "model.pt").write_bytes(b"precious")
     with pytest.raises(UserError, match=r"model\.pt: is there already"):
         convert_file(str(source), str(tmp_path / "model.pt"))
-    with pytest.raises(UserError, match=r"original\.pth: is there already"):
-        convert_file(str(source), str(source))
     assert (tmp_path / "model.pt").read_bytes() == b"precious"
     convert_file(str(source), str(tmp_path / "model.pt"), overwrite=True)
     assert "head.weight" in torch.load(tmp_path / "model.pt", weights_only=True)
+
+
+def test_a_bad_source_leaves_the_output_it_should_overwrite(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"precious")
+    (tmp_path / "original.pth").write_bytes(b"no weights")
+    with pytest.raises(UserError, match=r"original\.pth: "):
+        convert_file(str(tmp_path / "original.pth"), str(tmp_path / "model.pt"), overwrite=True)
+    assert (tmp_path / "model.pt").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("name", ["original.pth", "link.pt"])
+def test_the_source_is_never_overwritten(name, source, tmp_path):
+    (tmp_path / "link.pt").symlink_to(source)
+    before = source.read_bytes()
+    with pytest.raises(UserError, match="is the source too, which would be lost; give --output another name"):
+        convert_file(str(source), str(tmp_path / name), overwrite=True)
+    assert source.read_bytes() == before
+
+
+def test_a_folder_is_no_output(source, tmp_path):
+    with pytest.raises(UserError, match="is a folder; give --output a file"):
+        convert_file(str(source), str(tmp_path), overwrite=True)
+
+
+def test_an_output_that_cannot_be_written_is_named(source, tmp_path):
+    with pytest.raises(UserError, match=r"model\.pt: cannot be written"):
+        convert_file(str(source), str(source / "model.pt"))
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"), [({"overwrite": "no"}, "--overwrite must be True or False"), ({"ouput": 1}, "unknown flag")]
+)
+def test_wrong_flags_are_refused(flags, message, source, tmp_path):
+    with pytest.raises(UserError, match=message):
+        convert_file(str(source), str(tmp_path / "model.pt"), **flags)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -141,5 +209,5 @@ def test_command_line_converts_or_says_why_not(there, source, tmp_path):
     assert done.returncode == (0 if there else 1)
     assert "Traceback" not in done.stderr
     assert (tmp_path / "model.pt").exists() == there
-    assert ("V-Net, 1 channel(s), 2 classes, 4 base filters" in done.stdout) == there
+    assert ("V-Net, 1 channel, 2 classes, 4 base filters" in done.stdout) == there
     assert ("error: " in done.stderr) != there
