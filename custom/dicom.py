@@ -18,14 +18,17 @@ def series_folders(folder: Path) -> list[Path]:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """List the DICOM files in a folder, whatever their names."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file()]
+    """List the DICOM files in a folder, whatever their names, but for the table of contents that discs have."""
+    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name.upper() != "DICOMDIR"]
     return [path for path in files if path.suffix.lower() == ".dcm" or _is_dicom(path)]
 
 
 def _is_dicom(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"  # DICOM PS3.10, section 7.1
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"  # DICOM PS3.10, section 7.1
+    except OSError:  # somebody else's file among the scans
+        return False
 
 
 def check_series(folder: Path) -> None:

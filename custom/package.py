@@ -145,7 +145,7 @@ def check_archive(archive: Path, limit_mb: float = LIMIT_MB) -> None:
             broken = source.testzip()
             names = [name for name in source.namelist() if not name.endswith("/")]
             files = {} if broken else {name: source.read(name) for name in names}
-    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError) as error:
+    except (zipfile.BadZipFile, zlib.error, OSError, ValueError, EOFError, RuntimeError) as error:  # also encrypted
         raise UserError(f"{archive}: is not a whole zip archive ({error}); download or package it again.") from error
     if broken:
         raise UserError(f"{archive}: {broken} is damaged; download or package it again.")
@@ -179,6 +179,9 @@ def _metadata_problems(content: bytes) -> Iterator[str]:
     except ValueError as error:
         yield f"{place}: is not JSON ({error})."
         return
+    if not isinstance(metadata, dict) or not isinstance(metadata.get("changelog", {}), dict):
+        yield f"{place}: must be an object, and its changelog one too."
+        return
     yield from (f"{place}: has no {key!r}." for key in REQUIRED_KEYS if key not in metadata)
     if metadata.get("version") not in metadata.get("changelog", {}):
         yield f"{place}: the changelog does not tell of version {metadata.get('version')}."
@@ -187,8 +190,15 @@ def _metadata_problems(content: bytes) -> Iterator[str]:
 def _twin_problems(files: Files) -> Iterator[str]:
     for place in files:
         twin = place.removesuffix(".yaml") + ".json"
-        if place.endswith(".yaml") and twin in files and yaml.safe_load(files[place]) != json.loads(files[twin]):
-            yield f"{twin}: differs from {place}."
+        if place.endswith(".yaml") and twin in files and not _same_content(files[place], files[twin]):
+            yield f"{twin}: differs from {place}, or one of them cannot be read."
+
+
+def _same_content(yaml_text: bytes, json_text: bytes) -> bool:
+    try:
+        return yaml.safe_load(yaml_text) == json.loads(json_text)
+    except (yaml.YAMLError, ValueError):
+        return False
 
 
 def _refuse(summary: str, problems: list[str]) -> None:

@@ -245,6 +245,8 @@ def _edited(files: dict[str, bytes], **changes: object) -> dict[str, bytes]:
 SPOILED = {
     "missing": (lambda files: {k: v for k, v in files.items() if k != "LICENSE"}, r"LICENSE: is missing"),
     "twin": (lambda files: files | {"configs/train.json": b"{}"}, r"train\.json: differs from configs/train\.yaml"),
+    "config": (lambda files: files | {"configs/train.yaml": b"{"}, r"train\.json: differs .*cannot be read"),
+    "list": (lambda files: files | {"configs/metadata.json": b"[1]"}, r"metadata\.json: must be an object"),
     "large": (lambda files: files | {"models/model.pt": bytes(26 * 2**20)}, r"26\.0 MB, more than the limit of 25 MB"),
     "changelog": (lambda files: _edited(files, changelog={}), r"changelog does not tell of version"),
     "newer": (
@@ -275,6 +277,16 @@ DAMAGED = {
 def test_a_damaged_archive_is_refused(spoil, message, archive):
     archive.write_bytes(spoil(archive.read_bytes()))
     with pytest.raises(UserError, match=message):
+        check_archive(archive)
+
+
+@LEFT_ATRIUM
+def test_an_encrypted_archive_is_refused(archive):
+    content = bytearray(archive.read_bytes())
+    for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):  # local and central header, first file
+        content[content.index(mark) + flags] |= 1
+    archive.write_bytes(content)
+    with pytest.raises(UserError, match=r"is not a whole zip archive .*encrypted"):
         check_archive(archive)
 
 

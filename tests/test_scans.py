@@ -168,3 +168,11 @@ def test_a_dicom_series_without_spacing_is_left_out(tmp_path):
         del header.PixelSpacing
         header.save_as(path)
     assert "its headers have no spacing" in _find(str(tmp_path)).problems[0]
+
+
+def test_a_disc_s_table_of_contents_is_no_scan(tmp_path):
+    write_dicom(tmp_path / "IMAGES" / "series", 100 * _noise())
+    (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
+    scans = _find(str(tmp_path))
+    assert [case_name(case["image"]) for case in scans.cases] == ["series"]
+    assert scans.problems == []
