@@ -1,4 +1,4 @@
-"""Data lists, and the labeled and unlabeled streams of a step.
+"""Data lists: reading them, checking them, keeping what was read.
 
 A data list is a JSON file in Decathlon form with two more lists::
 
@@ -17,7 +17,7 @@ import logging
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,7 +28,7 @@ import torch
 from monai.data import CacheDataset, MetaTensor, PersistentDataset, load_decathlon_datalist
 from monai.data.utils import affine_to_spacing, pickle_hashing
 from monai.transforms import LoadImage
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .dicom import check_series
@@ -38,8 +38,6 @@ from .geometry import has_volume, lacks_spacing
 __all__ = [
     "LISTS",
     "CaseRule",
-    "SampleDataset",
-    "StreamLoader",
     "cached_dataset",
     "case_name",
     "check_cases",
@@ -74,7 +72,8 @@ def cached_dataset(
     Args:
         data: cases of a data list.
         transform: reads a case.
-        cache: ``memory``; ``disk``, for data that do not fit there, which also serves later runs; or ``none``.
+        cache: ``memory``; ``disk``, for data that do not fit there, which also serves later runs; or ``none``. On disk
+            are plain tensors, without metadata, which are loaded without unpickling.
         cache_rate: share of the cases that is kept in memory.
         cache_dir: folder for ``disk``, created when missing.
 
@@ -85,75 +84,11 @@ def cached_dataset(
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=None, progress=False)
     if cache == "disk":
         # MONAI leaves the transform out of its key by default, and would serve what other settings have written.
-        kept = {"hash_transform": pickle_hashing, "track_meta": True, "weights_only": False}
+        kept = {"hash_transform": pickle_hashing, "track_meta": False, "weights_only": True}
         return PersistentDataset(data, transform, cache_dir=cache_dir, **kept)
     if cache == "none":
         return monai.data.Dataset(data, transform)
     raise UserError(f"--cache must be memory, disk or none, got {cache}.")
-
-
-class SampleDataset(Dataset):
-    """Samples drawn from volumes that are read once: whole volumes, or their slices.
-
-    Args:
-        volumes: dictionaries of arrays, CH[WD], such as a ``CacheDataset``, in which a volume lies as it was read.
-        transform: random views of a sample.
-        slice_axis: spatial axis along which a volume is cut into slices, each a sample of its own, from the first to
-            the last slice of the first to the last volume; None when the volume is the sample.
-    """
-
-    def __init__(
-        self,
-        volumes: Sequence[Mapping[str, torch.Tensor]],
-        transform: Callable[[dict[str, torch.Tensor]], dict[str, Any]],
-        slice_axis: int | None = None,
-    ) -> None:
-        self.volumes = volumes
-        self.transform = transform
-        self.slice_axis = slice_axis
-        self.places = [(volume, k) for volume in range(len(volumes)) for k in range(self._depth(volume))]
-
-    def _depth(self, volume: int) -> int:
-        return 1 if self.slice_axis is None else self.volumes[volume]["image"].shape[self.slice_axis + 1]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        volume, k = self.places[index]
-        sample = dict(self.volumes[volume])
-        if self.slice_axis is not None:
-            sample = {key: array.select(self.slice_axis + 1, k) for key, array in sample.items()}
-        return self.transform(sample)
-
-
-class StreamLoader:
-    """Draw from a labeled and an unlabeled loader side by side.
-
-    Args:
-        labeled: yields dictionaries with ``image`` and ``label``.
-        unlabeled: yields dictionaries with ``image``, ``strong_1`` and ``strong_2``; None to train supervised.
-
-    An epoch ends with the shorter of the two; give both the same number of batches, by their samplers.
-    """
-
-    def __init__(self, labeled: DataLoader, unlabeled: DataLoader | None = None) -> None:
-        self.loaders = {"labeled": labeled}
-        if unlabeled is None:
-            logger.warning("The unlabeled list is empty: training is supervised, on the labeled cases alone.")
-        else:
-            self.loaders["unlabeled"] = unlabeled
-            if getattr(unlabeled, "batch_size", None) == 1:
-                logger.warning(
-                    "unlabeled_batch_size is 1: CutMix finds no partner patch and does nothing; use 2 or more."
-                )
-
-    def __len__(self) -> int:
-        return min(len(loader) for loader in self.loaders.values())
-
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        for batches in zip(*self.loaders.values(), strict=False):
-            yield dict(zip(self.loaders, batches, strict=True))
 
 
 def load_datalist(

@@ -11,12 +11,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import torch
-from monai.losses import DiceCELoss, DiceLoss
 from torch import nn
+from torch.nn.functional import cross_entropy
 
+from .distributed import mean_over_ranks, sum_over_ranks
 from .perturbations import paste
 
-__all__ = ["IGNORE_INDEX", "PAIRS", "CrossMatchLoss", "Pair", "mix_teachers", "pseudo_label"]
+__all__ = ["IGNORE_INDEX", "PAIRS", "CrossMatchLoss", "Pair", "dice_loss", "mix_teachers", "pseudo_label"]
 
 #: Label of the voxels that a loss leaves out.
 IGNORE_INDEX = 255
@@ -92,11 +93,36 @@ def mix_teachers(
     }
 
 
+def dice_loss(
+    probs: torch.Tensor, label: torch.Tensor, include_background: bool = True, smooth: float = 1e-5
+) -> torch.Tensor:
+    """Dice loss with squared denominator, sums over the batch, mean over classes; ignored voxels left out.
+
+    It is MONAI's ``DiceLoss(squared_pred=True, batch=True, smooth_nr=smooth, smooth_dr=smooth, ignore_index=255)``,
+    except that the batch is that of all processes that train together, and probabilities are given.
+
+    Args:
+        probs: softmax, BNH[WD].
+        label: class indices, B1H[WD], :data:`IGNORE_INDEX` where a voxel is left out.
+        include_background: whether the mean is over class 0 too.
+        smooth: added to numerator and denominator.
+    """
+    first = 0 if include_background else 1
+    probs = probs[:, first:]
+    classes = torch.arange(first, first + probs.shape[1], device=label.device).view(1, -1, *[1] * (probs.ndim - 2))
+    is_class = label == classes
+    axes = [0, *range(2, probs.ndim)]
+    overlap = (probs * is_class).sum(axes)
+    predicted = (probs.square() * (label != IGNORE_INDEX)).sum(axes)
+    true = is_class.sum(axes)
+    overlap, predicted, true = sum_over_ranks(torch.stack([overlap, predicted, true.to(probs.dtype)]))
+    return (1 - (2 * overlap + smooth) / (predicted + true + smooth)).mean()
+
+
 class CrossMatchLoss(nn.Module):
     """Supervised loss plus Dice to pseudo-labels, pair by pair.
 
-    Dice has squared terms in the denominator and sums over the batch: MONAI's ``DiceLoss``, whose ``ignore_index``
-    leaves unconfident voxels out of both numerator and denominator.
+    Processes that train together get the same loss, that of their batches put together.
 
     Args:
         weights: ``supervised``, ``image_perturbation`` and ``distillation``, all not negative.
@@ -123,17 +149,7 @@ class CrossMatchLoss(nn.Module):
             raise ValueError(f"eta must lie in [0, 1], got {eta}.")
         self.weights = dict(weights)
         self.eta = eta
-        dice = {
-            "include_background": include_background,
-            "to_onehot_y": True,
-            "softmax": True,
-            "squared_pred": True,
-            "batch": True,
-            "smooth_nr": smooth,
-            "smooth_dr": smooth,
-        }
-        self.supervised = DiceCELoss(**dice, lambda_dice=0.5, lambda_ce=0.5)
-        self.dice = DiceLoss(**dice, ignore_index=IGNORE_INDEX)
+        self.dice = {"include_background": include_background, "smooth": smooth}
 
     def forward(
         self,
@@ -154,12 +170,16 @@ class CrossMatchLoss(nn.Module):
         Returns:
             Scalars: ``loss``, ``supervised``, each group and each pair by name.
         """
-        supervised = self.supervised(logits["labeled"], label)
+        probs = {name: value.softmax(1) for name, value in logits.items()}
+        entropy = mean_over_ranks(cross_entropy(logits["labeled"], label.squeeze(1).long()))
+        supervised = (entropy + dice_loss(probs["labeled"], label, **self.dice)) / 2
         if pseudo_labels is None:
             return {"loss": supervised, "supervised": supervised}
         terms = {"supervised": supervised}
         for group, pairs in PAIRS.items():
-            values = [self.dice(logits[pair.student], pseudo_labels[pair.teacher, pair.box]) for pair in pairs]
+            values = [
+                dice_loss(probs[pair.student], pseudo_labels[pair.teacher, pair.box], **self.dice) for pair in pairs
+            ]
             terms |= {pair.name: value for pair, value in zip(pairs, values, strict=True)}
             terms[group] = _mean(values)
         distillation = (1 - self.eta) * terms["teacher_distillation"] + self.eta * terms["decoder_distillation"]

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from custom.data import SampleDataset, StreamLoader, default_evaluation_list, load_datalist
+from custom.data import default_evaluation_list, load_datalist
 from custom.errors import UserError
 
 
@@ -241,54 +241,6 @@ def test_evaluation_takes_the_test_list_where_there_is_one(own_dataset, edit):
     assert default_evaluation_list(str(own_dataset)) == "validation"
     edit(own_dataset, lambda content: content.update(test=content.pop("validation")))
     assert default_evaluation_list(str(own_dataset)) == "test"
-
-
-def test_streams_are_drawn_side_by_side():
-    loader = StreamLoader(
-        [{"image": torch.tensor(i)} for i in range(3)], [{"image": torch.tensor(-i)} for i in range(2)]
-    )
-    batches = list(loader)
-    assert len(loader) == len(batches) == 2
-    assert [(int(b["labeled"]["image"]), int(b["unlabeled"]["image"])) for b in batches] == [(0, 0), (1, -1)]
-
-
-def test_without_an_unlabeled_list_training_says_that_it_is_supervised(caplog):
-    with caplog.at_level(logging.WARNING):
-        loader = StreamLoader([{"image": torch.tensor(0)}], None)
-    assert "unlabeled list is empty: training is supervised" in caplog.text
-    assert [sorted(batch) for batch in loader] == [["labeled"]]
-
-
-@pytest.mark.parametrize(("batch_size", "warns"), [(1, True), (2, False)])
-def test_a_single_unlabeled_patch_per_batch_warns_that_cutmix_does_nothing(batch_size, warns, caplog):
-    labeled, unlabeled = (torch.utils.data.DataLoader(range(2), batch_size=size) for size in (1, batch_size))
-    with caplog.at_level(logging.WARNING):
-        StreamLoader(labeled, unlabeled)
-    assert ("CutMix finds no partner patch" in caplog.text) == warns
-
-
-def _volumes(depths: list[int]) -> list[dict[str, torch.Tensor]]:
-    """Volumes whose voxels say where they come from: 10 * volume + slice."""
-    columns = [10 * number + torch.arange(depth).float() for number, depth in enumerate(depths)]
-    return [{"image": c.expand(1, 4, 4, -1), "label": c.expand(1, 4, 4, -1)} for c in columns]
-
-
-def test_every_slice_of_every_volume_is_a_sample():
-    samples = SampleDataset(_volumes([3, 1, 2]), transform=lambda sample: sample, slice_axis=2)
-    assert [sample["image"][0, 0, 0].item() for sample in samples] == [0, 1, 2, 10, 20, 21]
-    assert {tuple(sample["label"].shape) for sample in samples} == {(1, 4, 4)}
-
-
-def test_volumes_are_samples_where_nothing_is_sliced():
-    samples = SampleDataset(_volumes([3, 1]), transform=lambda sample: sample)
-    assert [sample["image"].shape[-1] for sample in samples] == [3, 1]
-
-
-def test_a_pass_over_the_slices_takes_each_once():
-    samples = SampleDataset(_volumes([3, 1, 2]), transform=lambda sample: sample, slice_axis=2)
-    loader = torch.utils.data.DataLoader(samples, batch_size=2, shuffle=True)
-    drawn = torch.cat([batch["image"][:, 0, 0, 0] for batch in loader])
-    assert sorted(drawn.tolist()) == [0, 1, 2, 10, 20, 21]
 
 
 def _load_hearts(datalist: Path):

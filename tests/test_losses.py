@@ -1,7 +1,8 @@
 import pytest
 import torch
+from monai.losses import DiceLoss
 
-from custom.losses import IGNORE_INDEX, PAIRS, CrossMatchLoss, mix_teachers, pseudo_label
+from custom.losses import IGNORE_INDEX, PAIRS, CrossMatchLoss, dice_loss, mix_teachers, pseudo_label
 
 WEIGHTS = {"supervised": 0.5, "image_perturbation": 0.25, "distillation": 0.5}
 STUDENTS = sorted({pair.student for pairs in PAIRS.values() for pair in pairs})
@@ -63,7 +64,7 @@ def test_nothing_confident_leaves_the_supervised_loss():
 def test_a_student_that_agrees_with_its_teacher_loses_nothing():
     teacher = torch.randint(2, (2, 1, 4, 4, 4), dtype=torch.uint8)
     logits = 50 * torch.cat([1 - 2.0 * teacher, 2.0 * teacher - 1], 1)
-    assert CrossMatchLoss(WEIGHTS).dice(logits, teacher).item() == pytest.approx(0, abs=1e-5)
+    assert dice_loss(logits.softmax(1), teacher).item() == pytest.approx(0, abs=1e-5)
 
 
 def test_groups_are_means_of_their_pairs_and_add_up_with_the_paper_s_weights():
@@ -111,3 +112,26 @@ def test_weights_that_are_missing_unknown_or_negative_are_refused(weights):
 def test_eta_outside_its_range_is_refused():
     with pytest.raises(ValueError, match=r"eta must lie in \[0, 1\], got 1.2"):
         CrossMatchLoss(WEIGHTS, eta=1.2)
+
+
+@pytest.mark.parametrize("include_background", [True, False])
+@pytest.mark.parametrize("classes", [2, 4])
+def test_dice_and_its_gradient_are_monai_s(classes, include_background):
+    torch.manual_seed(0)
+    logits = torch.randn(3, classes, 6, 5, 4, requires_grad=True)
+    label = pseudo_label(torch.randn(3, classes, 6, 5, 4), 0.5)
+    theirs = DiceLoss(
+        include_background=include_background,
+        to_onehot_y=True,
+        softmax=True,
+        squared_pred=True,
+        batch=True,
+        smooth_nr=1e-4,
+        smooth_dr=1e-4,
+        ignore_index=IGNORE_INDEX,
+    )(logits, label)
+    (expected,) = torch.autograd.grad(theirs, logits)
+    ours = dice_loss(logits.softmax(1), label, include_background, smooth=1e-4)
+    (gradient,) = torch.autograd.grad(ours, logits)
+    torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(gradient, expected, atol=1e-8, rtol=1e-5)

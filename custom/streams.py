@@ -1,0 +1,162 @@
+"""The labeled and the unlabeled stream of a step: which samples, in which order, with which random views.
+
+A stream is a function of the seed and the position in it. It can be entered anywhere, so a training resumes in the middle
+of an epoch, and processes that train together each take their share of the same stream.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.transforms import Randomizable
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from .data import case_name
+from .randomness import derived_seed, private_generators
+
+__all__ = ["Draw", "SampleDataset", "StreamLoader", "StreamSampler", "start_worker"]
+
+logger = logging.getLogger(__name__)
+
+
+class Draw(NamedTuple):
+    """A sample to draw, and the seed of its random views."""
+
+    index: int
+    seed: int
+
+
+class SampleDataset(Dataset):
+    """Samples drawn from volumes that are read once: whole volumes, or their slices.
+
+    Args:
+        volumes: dictionaries of arrays, CH[WD], such as a ``CacheDataset``, in which a volume lies as it was read.
+        transform: random views of a sample.
+        slice_axis: spatial axis along which a volume is cut into slices, each a sample of its own, from the first to
+            the last slice of the first to the last volume; None when the volume is the sample.
+    """
+
+    def __init__(
+        self,
+        volumes: Sequence[Mapping[str, torch.Tensor]],
+        transform: Callable[[dict[str, Any]], Any],
+        slice_axis: int | None = None,
+    ) -> None:
+        self.volumes = volumes
+        self.transform = transform
+        self.slice_axis = slice_axis
+        self.places = [(volume, k) for volume in range(len(volumes)) for k in range(self._depth(volume))]
+        self.cases = [case_name(case["image"]) for case in getattr(volumes, "data", ())]
+
+    def _depth(self, volume: int) -> int:
+        return 1 if self.slice_axis is None else self.volumes[volume]["image"].shape[self.slice_axis + 1]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, draw: Draw | int) -> Any:
+        """Draw a sample; the same :class:`Draw` gives the same sample in any process."""
+        if not isinstance(draw, Draw):
+            return self.transform(self._sample(draw))
+        if isinstance(self.transform, Randomizable):
+            self.transform.set_random_state(draw.seed)
+        with private_generators(draw.seed):  # for transforms that draw from the global ones
+            return self.transform(self._sample(draw.index))
+
+    def _sample(self, index: int) -> dict[str, Any]:
+        volume, k = self.places[index]
+        sample = dict(self.volumes[volume])
+        if self.slice_axis is not None:
+            sample = {key: array.select(self.slice_axis + 1, k) for key, array in sample.items()}
+        if self.cases:
+            sample["case"] = self.cases[volume] + ("" if self.slice_axis is None else f", slice {k}")
+        return sample
+
+
+class StreamSampler(Sampler[Draw]):
+    """Go through all samples again and again, in a new order each time.
+
+    Args:
+        data_source: the samples.
+        batch_size: samples per iteration and process.
+        seed: the run's.
+        stream: a number that tells one stream of the run from another.
+        rank: number of this process among those that train together.
+        num_ranks: how many they are. Iteration t takes ``batch_size * num_ranks`` samples, the first ``batch_size`` of
+            them on rank 0, as one process with a batch that much larger would.
+    """
+
+    def __init__(
+        self, data_source: Dataset, batch_size: int, seed: int, stream: int, rank: int = 0, num_ranks: int = 1
+    ) -> None:
+        self.size = len(data_source)
+        self.batch_size = batch_size
+        self.seed = seed
+        self.stream = stream
+        self.rank = rank
+        self.num_ranks = num_ranks
+        self.iteration = 0
+
+    def __len__(self) -> int:
+        """Samples of this process in a pass over all of them."""
+        return -(-self.size // self.num_ranks)
+
+    def __iter__(self) -> Iterator[Draw]:
+        """Draw for ever, from the first sample of ``iteration`` on."""
+        epoch, order = -1, np.arange(0)
+        iteration = self.iteration
+        while True:
+            first = (iteration * self.num_ranks + self.rank) * self.batch_size
+            for position in range(first, first + self.batch_size):
+                if position // self.size != epoch:
+                    epoch = position // self.size
+                    order = np.random.default_rng((self.seed, self.stream, epoch)).permutation(self.size)
+                index = int(order[position % self.size])
+                yield Draw(index, derived_seed(self.seed, self.stream, 1, position))
+            iteration += 1
+
+
+class StreamLoader:
+    """Draw from a labeled and an unlabeled loader side by side, for ever.
+
+    Args:
+        labeled: yields dictionaries with ``image`` and ``label``.
+        unlabeled: yields dictionaries with ``image``, ``strong_1`` and ``strong_2``; None to train supervised.
+
+    ``iteration`` counts the batches that were drawn. Set it before the loader is iterated to enter the streams there;
+    loaders whose sampler is a :class:`StreamSampler` follow.
+    """
+
+    def __init__(self, labeled: DataLoader, unlabeled: DataLoader | None = None) -> None:
+        self.loaders = {"labeled": labeled}
+        self.iteration = 0
+        if unlabeled is None:
+            logger.warning("The unlabeled list is empty: training is supervised, on the labeled cases alone.")
+        else:
+            self.loaders["unlabeled"] = unlabeled
+            if getattr(unlabeled, "batch_size", None) == 1:
+                logger.warning(
+                    "unlabeled_batch_size is 1: CutMix finds no partner patch and does nothing; use 2 or more."
+                )
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for loader in self.loaders.values():
+            if isinstance(getattr(loader, "sampler", None), StreamSampler):
+                loader.sampler.iteration = self.iteration
+        for batches in zip(*self.loaders.values(), strict=False):
+            self.iteration += 1
+            yield dict(zip(self.loaders, batches, strict=True))
+
+
+def start_worker(_: int) -> None:
+    """Prepare a worker process of a loader.
+
+    A cluster that is about to stop a job may signal each of its processes. The main one then writes a checkpoint, and
+    needs its workers until it has; they end with it.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

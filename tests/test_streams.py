@@ -1,0 +1,148 @@
+import logging
+
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader
+from monai.transforms import Compose, RandFlipd, RandGaussianNoised
+
+from custom.randomness import derived_seed, private_generators
+from custom.streams import Draw, SampleDataset, StreamLoader, StreamSampler, start_worker
+
+
+def test_streams_are_drawn_side_by_side():
+    loader = StreamLoader(
+        [{"image": torch.tensor(i)} for i in range(3)], [{"image": torch.tensor(-i)} for i in range(2)]
+    )
+    batches = list(loader)
+    assert len(batches) == loader.iteration == 2
+    assert [(int(b["labeled"]["image"]), int(b["unlabeled"]["image"])) for b in batches] == [(0, 0), (1, -1)]
+
+
+def test_without_an_unlabeled_list_training_says_that_it_is_supervised(caplog):
+    with caplog.at_level(logging.WARNING):
+        loader = StreamLoader([{"image": torch.tensor(0)}], None)
+    assert "unlabeled list is empty: training is supervised" in caplog.text
+    assert [sorted(batch) for batch in loader] == [["labeled"]]
+
+
+@pytest.mark.parametrize(("batch_size", "warns"), [(1, True), (2, False)])
+def test_a_single_unlabeled_patch_per_batch_warns_that_cutmix_does_nothing(batch_size, warns, caplog):
+    labeled, unlabeled = (torch.utils.data.DataLoader(range(2), batch_size=size) for size in (1, batch_size))
+    with caplog.at_level(logging.WARNING):
+        StreamLoader(labeled, unlabeled)
+    assert ("CutMix finds no partner patch" in caplog.text) == warns
+
+
+def _volumes(depths: list[int]) -> list[dict[str, torch.Tensor]]:
+    """Volumes whose voxels say where they come from: 10 * volume + slice."""
+    columns = [10 * number + torch.arange(depth).float() for number, depth in enumerate(depths)]
+    return [{"image": c.expand(1, 4, 4, -1), "label": c.expand(1, 4, 4, -1)} for c in columns]
+
+
+def test_every_slice_of_every_volume_is_a_sample():
+    samples = SampleDataset(_volumes([3, 1, 2]), transform=lambda sample: sample, slice_axis=2)
+    assert [sample["image"][0, 0, 0].item() for sample in samples] == [0, 1, 2, 10, 20, 21]
+    assert {tuple(sample["label"].shape) for sample in samples} == {(1, 4, 4)}
+
+
+def test_volumes_are_samples_where_nothing_is_sliced():
+    samples = SampleDataset(_volumes([3, 1]), transform=lambda sample: sample)
+    assert [sample["image"].shape[-1] for sample in samples] == [3, 1]
+
+
+def test_a_pass_over_the_slices_takes_each_once():
+    samples = SampleDataset(_volumes([3, 1, 2]), transform=lambda sample: sample, slice_axis=2)
+    loader = torch.utils.data.DataLoader(samples, batch_size=2, shuffle=True)
+    drawn = torch.cat([batch["image"][:, 0, 0, 0] for batch in loader])
+    assert sorted(drawn.tolist()) == [0, 1, 2, 10, 20, 21]
+
+
+def _sampler(size: int, batch_size: int = 2, **arguments) -> StreamSampler:
+    return StreamSampler(range(size), batch_size, seed=7, stream=arguments.pop("stream", 0), **arguments)
+
+
+def _take(sampler: StreamSampler, count: int) -> list[Draw]:
+    return [draw for draw, _ in zip(sampler, range(count), strict=False)]
+
+
+def test_every_pass_takes_every_sample_once_in_a_new_order():
+    indices = [draw.index for draw in _take(_sampler(5), 15)]
+    passes = [indices[start : start + 5] for start in (0, 5, 10)]
+    assert all(sorted(order) == list(range(5)) for order in passes)
+    assert len({tuple(order) for order in passes}) == 3
+
+
+def test_a_stream_can_be_entered_anywhere():
+    whole, later = _take(_sampler(5), 40), _sampler(5)
+    later.iteration = 7
+    assert _take(later, 26) == whole[14:]
+
+
+def test_seeds_and_streams_differ():
+    draws = _take(_sampler(5), 100)
+    assert len({draw.seed for draw in draws}) == 100
+    assert _take(_sampler(5, stream=1), 100) != draws
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_ranks_share_what_one_process_with_a_larger_batch_draws(num_ranks):
+    together = _take(_sampler(7, batch_size=2 * num_ranks), 12 * num_ranks)
+    shares = [_take(_sampler(7, rank=rank, num_ranks=num_ranks), 12) for rank in range(num_ranks)]
+    for iteration in range(6):
+        drawn = [draw for share in shares for draw in share[2 * iteration : 2 * iteration + 2]]
+        assert drawn == together[2 * num_ranks * iteration : 2 * num_ranks * (iteration + 1)]
+
+
+def _noisy_loader(num_workers: int) -> DataLoader:
+    torch.manual_seed(0)
+    views = Compose([RandFlipd("image", prob=0.5), RandGaussianNoised("image", prob=0.5), _draw_globally])
+    samples = SampleDataset([{"image": torch.randn(1, 8, 8)} for _ in range(5)], views)
+    settings = {"num_workers": num_workers, "worker_init_fn": start_worker, "persistent_workers": num_workers > 0}
+    return DataLoader(samples, sampler=StreamSampler(samples, 2, seed=7, stream=0), batch_size=2, **settings)
+
+
+def _draw_globally(sample: dict) -> dict:
+    return sample | {"noise": torch.rand(3), "number": np.random.rand()}
+
+
+def _images(loader: StreamLoader, count: int) -> list[torch.Tensor]:
+    return [
+        torch.cat([batch["labeled"]["image"].flatten(), batch["labeled"]["noise"].flatten()])
+        for batch, _ in zip(loader, range(count), strict=False)
+    ]
+
+
+def test_samples_do_not_depend_on_worker_processes_or_on_where_the_stream_was_entered():
+    expected = _images(StreamLoader(_noisy_loader(0)), 9)
+    for num_workers in (0, 1, 3):
+        loader = StreamLoader(_noisy_loader(num_workers))
+        torch.manual_seed(num_workers)  # what was drawn before is of no importance
+        for start in (0, 4):
+            loader.iteration = start
+            drawn = _images(loader, 9 - start)
+            assert all(torch.equal(a, b) for a, b in zip(drawn, expected[start:], strict=True))
+
+
+def test_drawing_a_sample_leaves_the_global_generators_as_they_were():
+    torch.manual_seed(1)
+    np.random.seed(1)
+    before = torch.get_rng_state(), np.random.get_state()[1].copy()
+    with private_generators(5):
+        assert torch.rand(1) != torch.rand(1)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert np.array_equal(np.random.get_state()[1], before[1])
+
+
+def test_seeds_of_neighbouring_places_are_unrelated():
+    seeds = [derived_seed(1337, stream, position) for stream in range(4) for position in range(1000)]
+    assert len(set(seeds)) == len(seeds)
+    bits = np.unpackbits(np.array(seeds, dtype=">u4").view(np.uint8)).mean()
+    assert bits == pytest.approx(0.5, abs=0.01)
+
+
+def test_a_batch_tells_its_cases():
+    volumes = torch.utils.data.Subset([{"image": torch.zeros(1, 4, 4, 2)}], [0])
+    volumes.data = [{"image": "images/heart.nii.gz"}]
+    samples = SampleDataset(volumes, lambda sample: sample, slice_axis=2)
+    assert [samples[i]["case"] for i in range(2)] == ["heart, slice 0", "heart, slice 1"]
