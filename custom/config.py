@@ -19,7 +19,7 @@ from monai.utils import version_leq
 from . import __version__
 from .errors import UserError, show_user_errors_plainly
 
-__all__ = ["check_config", "client_gives_cases", "refuse_newer_bundle"]
+__all__ = ["check_config", "client_gives_cases", "refuse_newer_bundle", "resolved_config"]
 
 #: Top-level keys that MONAI's own clients set, whether a bundle reads them or not: federated, Label with tracking.
 CLIENT_KEYS = {"run_name", "tracking_uri", "experiment_name"}
@@ -40,6 +40,7 @@ def check_config() -> None:
     if workflow is None:
         raise RuntimeError("check_config must be called from a MONAI bundle config.")
     config = workflow.parser.get()
+    _mend_artifact_path(workflow.parser)
     refuse_newer_bundle(config.get(ConfigParser.meta_key) or {})
     known = _keys_of_files(workflow.config_root_path) | _referenced_keys(config) | CLIENT_KEYS
     unknown = [key for key in config if key not in known and key != ConfigParser.meta_key]
@@ -51,6 +52,47 @@ def client_gives_cases() -> bool:
     """Say whether a client, such as MONAI Label, has put its own cases in the place of the data list's."""
     workflow = _running_workflow()
     return workflow is not None and isinstance(workflow.parser["train::dataset::data"], list)
+
+
+def resolved_config() -> dict[str, Any]:
+    """Resolve the config that is being run: expressions and references become what they stand for.
+
+    Components (what has a ``_target_``, or refers to something that has) stay as they are written; the references in
+    them point to resolved values.
+    """
+    workflow = _running_workflow()
+    if workflow is None:
+        raise RuntimeError("resolved_config must be called from a MONAI bundle config.")
+    parser = workflow.parser
+    config = {key: value for key, value in parser.get().items() if key != ConfigParser.meta_key}
+    return {
+        key: _plain(value if _has_components(key, config) else parser.get_parsed_content(key))
+        for key, value in config.items()
+    }
+
+
+def _has_components(key: str, config: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> bool:
+    """Say whether a key is a component or depends on one."""
+    if key in seen or key not in config:
+        return key not in config  # a reference that this cannot follow
+    node = config[key]
+    own = key in ("imports", "initialize", "run", "training", "finalize") or _contains_target(node)
+    return own or any(_has_components(other, config, seen | {key}) for other in _referenced_keys(node))
+
+
+def _contains_target(node: Any) -> bool:
+    if isinstance(node, dict):
+        return "_target_" in node or any(map(_contains_target, node.values()))
+    return isinstance(node, list) and any(map(_contains_target, node))
+
+
+def _plain(value: Any) -> Any:
+    """Turn a value into what JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def refuse_newer_bundle(metadata: Mapping[str, Any]) -> None:
@@ -71,6 +113,17 @@ def refuse_newer_bundle(metadata: Mapping[str, Any]) -> None:
 def _describe(key: str, known: set[str]) -> str:
     nearest = difflib.get_close_matches(key, sorted(known), n=1)
     return f"--{key}" + (f": did you mean --{nearest[0]}?" if nearest else " is not a key of this bundle's configs.")
+
+
+def _mend_artifact_path(parser: ConfigParser) -> None:
+    """Let ``--tracking`` find the config that it stores when ``output_dir`` is a plain path.
+
+    MONAI 1.6.1 appends an expression to ``output_dir`` as text (bundle/workflows.py, patch_bundle_tracking), which names
+    no file then.
+    """
+    path, folder = parser.get("save_execute_config"), parser.get("output_dir")
+    if isinstance(path, str) and isinstance(folder, str) and not folder.startswith("$"):
+        parser["save_execute_config"] = path.replace(f"{folder} + '", folder).removesuffix("'")
 
 
 def _running_workflow() -> ConfigWorkflow | None:

@@ -23,6 +23,8 @@ def whole_file(path: Path) -> Iterator[Path]:
     part = path.with_name(f".part-{path.name}")
     try:
         yield part
+        with open(part, "rb") as file:
+            os.fsync(file.fileno())  # a machine that dies leaves the old file or the whole new one
         os.replace(part, path)
     except BaseException:
         part.unlink(missing_ok=True)

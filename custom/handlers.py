@@ -5,6 +5,9 @@ from __future__ import annotations
 import math
 from collections import deque
 from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -13,9 +16,18 @@ from monai.networks.utils import eval_mode
 from torch import nn
 from tqdm import tqdm
 
-from .weights import read_weights
+from .distributed import mean_over_ranks, share_buffers
+from .streams import StreamLoader
+from .weights import read_weights, save_weights
 
-__all__ = ["BatchNormRecalibration", "ProgressBar", "RampUp", "WeightsCheckpointLoader"]
+__all__ = [
+    "BatchNormRecalibration",
+    "BestWeights",
+    "ProgressBar",
+    "RampUp",
+    "WeightAverage",
+    "WeightsCheckpointLoader",
+]
 
 
 class RampUp:
@@ -84,9 +96,10 @@ class ProgressBar:
         engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
 
     def _open(self, engine: Engine) -> None:
-        planned = (engine.state.max_epochs - engine.state.epoch) * engine.state.epoch_length
+        planned = engine.state.max_epochs * engine.state.epoch_length
         total = planned if self.total is None else min(self.total, planned)
-        self.bar = tqdm(total=total, desc=self.title, unit="it", dynamic_ncols=True)
+        done = engine.state.iteration
+        self.bar = tqdm(total=total, initial=done, desc=self.title, unit="it", dynamic_ncols=True)
 
     def _advance(self, engine: Engine) -> None:
         self.bar.update()
@@ -105,56 +118,154 @@ class BatchNormRecalibration:
 
     The running averages of training mix dropout, perturbed features and strong views, none of which is there at
     inference. Validation runs with the new statistics and training goes on with the old ones; the end of training
-    keeps the new ones.
+    keeps the new ones. Of processes that train together all validate with the same statistics.
 
     Args:
         network: whose batch-norm layers are re-estimated.
-        num_batches: how many of the most recent training batches to use; 0 turns the handler off.
+        num_batches: how many of the most recent training batches to use; 0 takes the running averages as they are.
         validator: engine that validates during training, if any.
+        average: averaged network, whose layers are re-estimated too at the end.
     """
 
-    def __init__(self, network: nn.Module, num_batches: int, validator: Engine | None = None) -> None:
+    def __init__(
+        self, network: nn.Module, num_batches: int, validator: Engine | None = None, average: nn.Module | None = None
+    ) -> None:
         self.network = network
-        self.norms = [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+        self.norms = _batch_norms(network)
         self.batches: deque[list[torch.Tensor]] = deque(maxlen=num_batches)
         self.validator = validator
+        self.average = average
 
     def attach(self, engine: Engine) -> None:
         """Remember clean batches while ``engine`` trains; recalibrate around validation and at the end."""
-        if self.batches.maxlen == 0:
-            return
-        engine.add_event_handler(Events.ITERATION_COMPLETED, self._remember)
-        engine.add_event_handler(Events.COMPLETED, lambda trainer: self._recalibrate(trainer.state.device))
         if self.validator is not None:
             self.validator.add_event_handler(Events.STARTED, self._enter_validation)
             self.validator.add_event_handler(Events.COMPLETED, self._leave_validation)
+        if self.batches.maxlen:
+            engine.add_event_handler(Events.STARTED, self._remember_earlier)
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._remember)
+            engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _remember(self, engine: Engine) -> None:
-        self.batches.append([stream["image"] for stream in engine.state.batch.values()])
+        self.batches.append(_images(engine.state.batch))
+
+    def _remember_earlier(self, engine: Engine) -> None:
+        """Draw again what a training that was cut off had remembered."""
+        loader, last = getattr(engine, "data_loader", None), engine.state.iteration
+        if last == 0 or self.batches or not isinstance(loader, StreamLoader):
+            return
+        loader.iteration = max(0, last - self.batches.maxlen)
+        for batch in islice(loader, last - loader.iteration):
+            self.batches.append(_images(batch))
 
     def _enter_validation(self, engine: Engine) -> None:
+        share_buffers(self.network)
         self.training_buffers = [{name: b.clone() for name, b in norm.named_buffers()} for norm in self.norms]
-        self._recalibrate(engine.state.device)
+        if self.batches.maxlen:
+            self._recalibrate(self.network, engine.state.device)
 
     def _leave_validation(self, engine: Engine) -> None:
         for norm, buffers in zip(self.norms, self.training_buffers, strict=True):
             for name, buffer in norm.named_buffers():
                 buffer.copy_(buffers[name])
 
+    def _finish(self, engine: Engine) -> None:
+        for network in (self.network, self.average):
+            if network is not None:
+                self._recalibrate(network, engine.state.device)
+
     @torch.no_grad()
-    def _recalibrate(self, device: torch.device) -> None:
+    def _recalibrate(self, network: nn.Module, device: torch.device) -> None:
         """Average the statistics of the remembered batches."""
-        momenta = [norm.momentum for norm in self.norms]
-        with eval_mode(self.network):
-            for norm in self.norms:
+        norms = _batch_norms(network)
+        momenta = [norm.momentum for norm in norms]
+        was_training = network.training
+        with eval_mode(network):
+            for norm in norms:
                 norm.reset_running_stats()
                 norm.momentum = None  # cumulative average
                 norm.train()
             for images in self.batches:
-                self.network(torch.cat(images).to(device))
-        for norm, momentum in zip(self.norms, momenta, strict=True):
+                network(torch.cat(images).to(device))
+        for norm, momentum in zip(norms, momenta, strict=True):
             norm.momentum = momentum
-            norm.train(self.network.training)
+            norm.train(was_training)
+            _average_over_ranks(norm)
+
+
+def _batch_norms(network: nn.Module) -> list[nn.Module]:
+    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+
+
+def _images(batch: Mapping[str, Mapping[str, torch.Tensor]]) -> list[torch.Tensor]:
+    return [stream["image"] for stream in batch.values()]
+
+
+def _average_over_ranks(norm: nn.Module) -> None:
+    """Pool the running statistics of equally many voxels on each rank."""
+    mean = mean_over_ranks(norm.running_mean)
+    square = mean_over_ranks(norm.running_var + norm.running_mean.square())
+    norm.running_var.copy_(norm.running_var if mean is norm.running_mean else square - mean.square())
+    norm.running_mean.copy_(mean)
+
+
+class BestWeights:
+    """Keep the weights with the best validation metric, exactly as they were validated.
+
+    The state that goes into checkpoints is the best metric so far and its iteration, so that a training that goes on does
+    not take a worse network for the best one.
+
+    Args:
+        network: whose weights are written.
+        validator: engine that validates during training; its key metric is compared, larger is better. None when there is
+            no validation list: nothing is written then.
+        path: the weights' file.
+        rank: number of this process among those that train together; only 0 writes.
+    """
+
+    def __init__(self, network: nn.Module, validator: Engine | None, path: str, rank: int = 0) -> None:
+        self.network = network
+        self.validator = validator
+        self.path = Path(path)
+        self.rank = rank
+        self.best: dict[str, Any] = {"metric": None, "iteration": 0}
+
+    def attach(self, trainer: Engine) -> None:
+        """Compare after each validation of ``trainer``, before batch norm goes back to the statistics of training."""
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.EPOCH_COMPLETED, self._compare, trainer)
+
+    def _compare(self, validator: Engine, trainer: Engine) -> None:
+        metric = float(validator.state.metrics[validator.state.key_metric_name])
+        if self.best["metric"] is None or metric > self.best["metric"]:
+            self.best = {"metric": metric, "iteration": trainer.state.iteration}
+            if self.rank == 0:
+                save_weights(self.network, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best metric so far and its iteration."""
+        return dict(self.best)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.best = dict(state)
+
+
+class WeightAverage:
+    """Follow the weights with a moving average.
+
+    Args:
+        average: ``torch.optim.swa_utils.AveragedModel`` of the network, whose function says how to average.
+        network: what it follows.
+    """
+
+    def __init__(self, average: torch.optim.swa_utils.AveragedModel, network: nn.Module) -> None:
+        self.average = average
+        self.network = network
+
+    def attach(self, engine: Engine) -> None:
+        """Average after each iteration of ``engine``."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, lambda _: self.average.update_parameters(self.network))
 
 
 class WeightsCheckpointLoader(CheckpointLoader):

@@ -10,33 +10,42 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 
-from .losses import IGNORE_INDEX, PAIRS, CrossMatchLoss, mix_teachers, pseudo_label
+from .losses import PAIRS, CrossMatchLoss, mix_teachers, pseudo_label
 from .mixed_precision import MixedPrecision
 from .perturbations import CutMix, paste
+from .randomness import derived_seed
+from .streams import StreamLoader
 
 __all__ = ["CrossMatchTrainer"]
 
 TEACHERS = sorted({pair.teacher for pairs in PAIRS.values() for pair in pairs})
+#: Tells the step's random numbers from those of the streams, which count from 0.
+_STEP = 99
 
 
 class CrossMatchTrainer(SupervisedTrainer):
     """Train a network on labeled and unlabeled patches.
 
-    A batch is a dictionary of streams, see :class:`custom.data.StreamLoader`: ``labeled`` with ``image`` BCH[WD] and
+    A batch is a dictionary of streams, see :class:`custom.streams.StreamLoader`: ``labeled`` with ``image`` BCH[WD] and
     ``label`` B1H[WD], and optionally ``unlabeled`` with ``image`` (the weak view), ``strong_1`` and ``strong_2``. The
     streams may differ in batch size. Without unlabeled patches, or while ``unsupervised_weight`` is 0, the step is the
     supervised one.
 
     The step reads ``engine.state.threshold`` and ``engine.state.unsupervised_weight``, which
     :class:`custom.handlers.RampUp` writes, and leaves in ``engine.state.output`` a dictionary of detached scalars:
-    every term of the loss, ``confident_share`` (of the voxels, those where the weak view's pseudo-label is kept) and
-    ``threshold``.
+    every term of the loss, ``confident_share`` (of the voxels, those where the weak view's pseudo-label is kept),
+    ``commonest_share`` (of those, the ones of the commonest class) and ``threshold``.
+
+    While ``IterationEvents.LOSS_COMPLETED`` is fired, ``engine.state.views`` holds what the step saw and predicted, for
+    handlers that draw it.
 
     Args:
         loss_function: the pair table's loss.
         cutmix: draws the boxes that are pasted into strong views and pseudo-labels.
         max_iterations: where to stop, in the middle of an epoch if need be; None to finish ``max_epochs``.
         amp: compute the network in the fastest 16-bit type of the device, see :class:`MixedPrecision`.
+        seed: of dropout and CutMix, which are drawn anew from the seed and the number of the iteration.
+        rank: number of this process among those that train together; their dropout differs.
         kwargs: other arguments, see :class:`monai.engines.SupervisedTrainer`. ``network`` must satisfy
             :class:`custom.networks.PerturbedNetwork` with two feature dropouts, weak and strong.
     """
@@ -47,19 +56,31 @@ class CrossMatchTrainer(SupervisedTrainer):
         cutmix: CutMix,
         max_iterations: int | None = None,
         amp: bool = False,
+        seed: int = 0,
+        rank: int = 0,
         **kwargs: Any,
     ) -> None:
         # Streams of different batch size cannot be decollated, and our scalars need not be.
         super().__init__(loss_function=loss_function, amp=False, decollate=False, **kwargs)
         self.cutmix = cutmix
         self.mixed_precision = MixedPrecision(self.state.device, amp)
+        self.seed = seed
+        self.rank = rank
+        self.state.views = {}
         self.state.threshold = 0.0
         self.state.unsupervised_weight = 1.0
         if max_iterations is not None:
             # A lambda, since terminate() would take the engine for its argument `skip_completed`.
             self.add_event_handler(Events.ITERATION_COMPLETED(once=max_iterations), lambda engine: engine.terminate())
 
+    def run(self) -> None:
+        """Train, from the iteration on that ``state.iteration`` counts as done."""
+        if isinstance(self.data_loader, StreamLoader):
+            self.data_loader.iteration = self.state.iteration
+        super().run()
+
     def _iteration(self, engine: CrossMatchTrainer, batchdata: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+        torch.manual_seed(derived_seed(self.seed, _STEP, self.state.iteration, self.rank))
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -79,7 +100,7 @@ class CrossMatchTrainer(SupervisedTrainer):
             logits = self.inferer(image, self.network)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         terms = self.loss_function({"labeled": logits.float()}, label)
-        self.fire_event(IterationEvents.LOSS_COMPLETED)
+        self._show({"labeled": image, "label": label, "labeled_logits": logits})
         return terms
 
     def _crossmatch_step(self, batchdata: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -99,9 +120,15 @@ class CrossMatchTrainer(SupervisedTrainer):
         pseudo_labels = mix_teachers(teachers, partners, boxes)
 
         terms = self.loss_function(logits, label, pseudo_labels, self.state.unsupervised_weight)
+        shown = {"labeled": image, "label": label, "weak": weak, "strong_1": strong[0], "strong_2": strong[1]}
+        shown |= {"pseudo_label": teachers["weak"], "labeled_logits": logits["labeled"], "weak_logits": logits["weak"]}
+        self._show(shown)
+        return {**terms, **_shares(logits["weak"], teachers["weak"]), "threshold": torch.tensor(self.state.threshold)}
+
+    def _show(self, views: dict[str, torch.Tensor]) -> None:
+        self.state.views = views
         self.fire_event(IterationEvents.LOSS_COMPLETED)
-        confident_share = (teachers["weak"] != IGNORE_INDEX).float().mean()
-        return {**terms, "confident_share": confident_share, "threshold": torch.tensor(self.state.threshold)}
+        self.state.views = {}
 
     def _predict(self, image: torch.Tensor, weak: torch.Tensor, strong: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Decode every view in two passes, so that batch statistics do not mix weak with strong views."""
@@ -117,6 +144,13 @@ class CrossMatchTrainer(SupervisedTrainer):
 
     def _to_device(self, batch: Mapping[str, torch.Tensor], *names: str) -> list[torch.Tensor]:
         return [batch[name].to(self.state.device, non_blocking=self.non_blocking, **self.to_kwargs) for name in names]
+
+
+def _shares(logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
+    """How much of a pseudo-label is kept, and how much of that is of the commonest class."""
+    counts = torch.stack([(label == index).sum() for index in range(logits.shape[1])])
+    kept = counts.sum()
+    return {"confident_share": kept / label.numel(), "commonest_share": counts.max() / kept.clamp(min=1)}
 
 
 def _partner(batch: torch.Tensor) -> torch.Tensor:

@@ -10,8 +10,15 @@ import torch
 from torch import nn
 
 from .errors import UserError
+from .files import whole_file
 
-__all__ = ["read_weights", "weight_problems"]
+__all__ = ["read_weights", "save_weights", "weight_problems"]
+
+
+def save_weights(network: nn.Module, path: str | Path) -> None:
+    """Write a flat state dictionary, whole or not at all."""
+    with whole_file(Path(path)) as part:
+        torch.save(network.state_dict(), part)
 
 
 def read_weights(path: str | Path, network: nn.Module) -> dict[str, torch.Tensor]:

@@ -1,0 +1,75 @@
+"""Slices with labels on them, as matplotlib figures that need no screen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["COLORS", "Panel", "draw_panels", "new_figure"]
+
+#: Colors of the classes 1, 2, ...: distinguishable with any color vision (Okabe & Ito).
+COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442")
+
+
+class Panel(NamedTuple):
+    """One picture.
+
+    ``image`` is CHW with one channel or three; ``label`` HW class indices; ``ignored`` HW, True where there is no label;
+    ``aspect`` the height of a pixel over its width.
+    """
+
+    title: str
+    image: np.ndarray
+    label: np.ndarray | None = None
+    ignored: np.ndarray | None = None
+    aspect: float = 1.0
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """Make a figure of so many inches."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def draw_panels(rows: Sequence[Sequence[Panel]], row_titles: Sequence[str] = ()) -> Figure:
+    """Draw panels in rows; the first axis of an image goes to the right, the second upwards, of photographs down."""
+    columns = max(map(len, rows))
+    figure = new_figure(2.6 * columns, 2.8 * len(rows))
+    axes = figure.subplots(len(rows), columns, squeeze=False)
+    for line, panels in zip(axes, rows, strict=True):
+        for axis in line:
+            axis.axis("off")
+        for axis, panel in zip(line, panels, strict=False):
+            _draw(axis, panel)
+    for line, title in zip(axes, row_titles, strict=False):
+        line[0].text(-0.03, 0.5, title, rotation=90, ha="right", va="center", transform=line[0].transAxes, fontsize=8)
+    return figure
+
+
+def _draw(axis, panel: Panel) -> None:
+    is_photo = panel.image.shape[0] == 3
+    how = {"origin": "upper" if is_photo else "lower", "aspect": panel.aspect, "interpolation": "nearest"}
+    low, high = np.percentile(panel.image, [1, 99])
+    shown = np.clip((panel.image - low) / max(high - low, 1e-6), 0, 1).transpose(2, 1, 0)
+    axis.imshow(shown if is_photo else shown[..., 0], cmap="gray", vmin=0, vmax=1, **how)
+    if panel.ignored is not None:
+        axis.imshow(np.ma.masked_equal(panel.ignored.T, 0), cmap="gray", vmin=0, vmax=2, alpha=0.5, **how)
+    if panel.label is not None:
+        from matplotlib.colors import to_rgba
+
+        for index in np.unique(panel.label[panel.label > 0]).astype(int):
+            mask = (panel.label == index).T
+            color = to_rgba(COLORS[(index - 1) % len(COLORS)])
+            axis.imshow(np.where(mask[..., None], [*color[:3], 0.35], 0.0), **how)
+            if not mask.all():
+                axis.contour(mask, [0.5], colors=[color], linewidths=1.2)
+    axis.set_title(panel.title, fontsize=9)

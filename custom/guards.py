@@ -1,0 +1,173 @@
+"""Handlers that notice when a training goes wrong, and say what to do."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from ignite.engine import Engine, Events
+
+from .errors import UserError
+
+__all__ = ["CollapseWarning", "MemoryAdvice", "NonFiniteGuard"]
+
+logger = logging.getLogger(__name__)
+
+
+class _Step(NamedTuple):
+    iteration: int
+    terms: dict[str, torch.Tensor]
+    cases: list[str]
+
+
+class NonFiniteGuard:
+    """Stop when the loss is not a finite number, and name the iteration, the cases and the terms.
+
+    Attach it before whatever writes checkpoints or validates.
+
+    Args:
+        every: iterations between two looks at a GPU's results, each of which waits for the device; on a CPU every one
+            is looked at. No iteration is missed.
+        before: intervals at whose iterations it looks as well, such as those of checkpoints and validation.
+    """
+
+    def __init__(self, every: int = 10, before: Sequence[int] = ()) -> None:
+        self.every = every
+        self.before = tuple(before)
+        self.steps: list[_Step] = []
+
+    def attach(self, engine: Engine) -> None:
+        """Look after an iteration, and at the end."""
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._remember)
+        engine.add_event_handler(Events.COMPLETED, self._look)
+
+    def _remember(self, engine: Engine) -> None:
+        streams = engine.state.batch.values() if isinstance(engine.state.batch, dict) else ()
+        cases = [case for stream in streams for case in stream.get("case", [])]
+        self.steps.append(_Step(engine.state.iteration, engine.state.output, cases))
+        due = any(engine.state.iteration % interval == 0 for interval in (self.every, *self.before))
+        if due or engine.state.output["loss"].device.type == "cpu":
+            self._look(engine)
+
+    def _look(self, _: Engine) -> None:
+        """Look at what was remembered.
+
+        Raises:
+            UserError: for the first step whose loss is not finite.
+        """
+        steps, self.steps = self.steps, []
+        finite = torch.stack([step.terms["loss"] for step in steps]).isfinite().tolist() if steps else []
+        for step, fine in zip(steps, finite, strict=True):
+            if not fine:
+                terms = [f"{name}: {value.item():g}" for name, value in step.terms.items()]
+                raise UserError(
+                    f"the loss of iteration {step.iteration} is not a finite number; training stopped, the checkpoints "
+                    "from before are kept. Look at these cases with `python -m custom.prepare check`, lower "
+                    "--learning_rate, or compute in float32 with --amp False. "
+                    f"Cases in the batch: {', '.join(step.cases) or 'unknown'}. Terms:",
+                    terms,
+                )
+
+
+class CollapseWarning:
+    """Warn once when pseudo-labels have taught nothing for long: none is confident, or all are of one class.
+
+    Args:
+        patience: iterations for which it must have been so, at every look.
+        every: iterations between two looks, each of which waits for the device.
+        least_confident: share of confident voxels below which there are practically none.
+        most_common: share of one class among the confident voxels above which there is practically one class.
+    """
+
+    def __init__(
+        self, patience: int = 500, every: int = 10, least_confident: float = 0.01, most_common: float = 0.9999
+    ) -> None:
+        self.every = every
+        self.looks = max(1, patience // every)
+        self.least_confident = least_confident
+        self.most_common = most_common
+        self.reasons: deque[str | None] = deque(maxlen=self.looks)
+
+    def attach(self, engine: Engine) -> None:
+        """Look at every so many iterations."""
+        self.handle = engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._look)
+
+    def _look(self, engine: Engine) -> None:
+        output = engine.state.output
+        if "confident_share" not in output:
+            return
+        reason = self._reason(output["confident_share"].item(), output["commonest_share"].item())
+        if reason is None or (self.reasons and self.reasons[-1] != reason):
+            self.reasons.clear()
+        if reason is not None:
+            self.reasons.append(reason)
+        if len(self.reasons) == self.looks:
+            logger.warning(
+                "Pseudo-labels have collapsed: for %d iterations, up to %d, %s",
+                *(self.looks * self.every, engine.state.iteration, reason),
+            )
+            self.handle.remove()
+
+    def _reason(self, confident: float, commonest: float) -> str | None:
+        if confident < self.least_confident:
+            return (
+                "hardly a voxel was confident, so the unlabeled cases teach nothing. Lower --threshold, or let the network "
+                "learn from labels first: a longer delay in --unsupervised_weight."
+            )
+        if commonest > self.most_common:
+            return (
+                "all confident voxels were of one class. Let the network learn from labels first (a longer delay in "
+                "--unsupervised_weight), raise --threshold, or draw patches around structures (full_volume.yaml)."
+            )
+        return None
+
+
+class MemoryAdvice:
+    """When memory runs out, say which setting to lower.
+
+    Args:
+        patch_size: voxels per axis.
+        batch_size: labeled patches per iteration.
+        unlabeled_batch_size: unlabeled patches per iteration.
+    """
+
+    def __init__(self, patch_size: Sequence[int], batch_size: int, unlabeled_batch_size: int) -> None:
+        self.patch_size = list(patch_size)
+        self.batch_size = batch_size
+        self.unlabeled_batch_size = unlabeled_batch_size
+
+    def attach(self, engine: Engine) -> None:
+        """Translate the error; attach it before other handlers of exceptions."""
+        engine.add_event_handler(Events.EXCEPTION_RAISED, self._advise)
+
+    def _advise(self, engine: Engine, error: BaseException) -> None:
+        """Raise the error again, in words.
+
+        Raises:
+            UserError: when memory ran out.
+        """
+        if not _is_out_of_memory(error):
+            return
+        now = f"iteration {engine.state.iteration} ran out of memory on {engine.state.device}"
+        if max(self.batch_size, self.unlabeled_batch_size) > 2:
+            half = max(2, self.batch_size // 2), max(2, self.unlabeled_batch_size // 2)
+            advice = (
+                f"lower the batches, now {self.batch_size} labeled and {self.unlabeled_batch_size} unlabeled: "
+                f"--batch_size {half[0]} --unlabeled_batch_size {half[1]}"
+            )
+        else:
+            smaller = [max(16, n * 3 // 4 // 16 * 16) for n in self.patch_size]
+            advice = (
+                f"lower the patch, now {self.patch_size}: --patch_size '{smaller}' (multiples of 16); the batch of "
+                f"{self.batch_size} is as small as CutMix allows"
+            )
+        raise UserError(f"{now}; {advice}. What was trained up to the last checkpoint is kept.") from error
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # PyTorch's CPU allocator

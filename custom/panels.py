@@ -1,0 +1,100 @@
+"""Pictures of a step in TensorBoard: what the network saw, what it was taught, what it said."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from ignite.engine import Engine, Events
+from monai.engines.utils import IterationEvents
+
+from .drawing import Panel, draw_panels
+from .losses import IGNORE_INDEX
+
+__all__ = ["TensorBoardSession", "ViewPanels"]
+
+
+class ViewPanels:
+    """Draw the first labeled and the first unlabeled patch of a step, in one figure.
+
+    Above: the labeled image with its label and with the prediction. Below: the weak view with its pseudo-label and with the
+    prediction, and both strong views after CutMix. Of volumes the slice along the last axis with the largest structure.
+
+    Args:
+        writer: ``torch.utils.tensorboard.SummaryWriter``.
+        interval: iterations between two figures; the first is drawn too.
+    """
+
+    def __init__(self, writer: Any, interval: int) -> None:
+        self.writer = writer
+        self.interval = interval
+
+    def attach(self, engine: Engine) -> None:
+        """Draw while the step's views are at hand."""
+        engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._draw)
+
+    def _draw(self, engine: Engine) -> None:
+        iteration = engine.state.iteration
+        if iteration != 1 and iteration % self.interval != 0:
+            return
+        views = {name: _first(value) for name, value in engine.state.views.items()}
+        predicted = views["labeled_logits"].argmax(0)
+        label = views["label"][0]
+        z = _largest(label)
+        rows = [
+            [_panel("labeled: label", views["labeled"], label, z), _panel("prediction", views["labeled"], predicted, z)]
+        ]
+        if "weak" in views:
+            pseudo = views["pseudo_label"][0]
+            taught = pseudo.where(pseudo != IGNORE_INDEX, 0)
+            z = _largest(taught)
+            rows.append(
+                [
+                    _panel("weak: pseudo-label", views["weak"], taught, z, ignored=pseudo == IGNORE_INDEX),
+                    _panel("prediction", views["weak"], views["weak_logits"].argmax(0), z),
+                    _panel("strong_1", views["strong_1"], None, z),
+                    _panel("strong_2", views["strong_2"], None, z),
+                ]
+            )
+        self.writer.add_figure("views", draw_panels(rows), iteration)
+
+
+class TensorBoardSession:
+    """Tell TensorBoard where a training goes on, so that it forgets what came after the checkpoint; write all at the end.
+
+    Args:
+        writer: ``torch.utils.tensorboard.SummaryWriter``.
+    """
+
+    def __init__(self, writer: Any) -> None:
+        self.writer = writer
+
+    def attach(self, engine: Engine) -> None:
+        """Act at the start, after each epoch and at the end."""
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.EPOCH_COMPLETED | Events.COMPLETED, lambda _: self.writer.flush())
+
+    def _start(self, engine: Engine) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+
+        if engine.state.iteration > 0:
+            event = Event(step=engine.state.iteration + 1, session_log=SessionLog(status=SessionLog.START))
+            self.writer.file_writer.add_event(event, engine.state.iteration + 1)
+
+
+def _first(batch: torch.Tensor) -> torch.Tensor:
+    return batch[0].detach().float().cpu()
+
+
+def _largest(label: torch.Tensor) -> int | None:
+    """Slice along the last axis with the largest structure; None in 2D."""
+    return None if label.ndim == 2 else int((label > 0).sum((0, 1)).argmax())
+
+
+def _panel(
+    title: str, image: torch.Tensor, label: torch.Tensor | None, z: int | None, ignored: torch.Tensor | None = None
+) -> Panel:
+    def cut(array: torch.Tensor | None) -> Any:
+        return None if array is None else (array if z is None else array[..., z]).numpy()
+
+    return Panel(title, cut(image), cut(label), cut(ignored))

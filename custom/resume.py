@@ -1,0 +1,279 @@
+"""Checkpoints of a training, from which it goes on as if it had never stopped.
+
+A checkpoint holds what training has changed: weights, optimizer, schedule, averaged weights, the best metric. What is drawn
+at random follows from the seed and the number of the iteration (:mod:`custom.randomness`), and is not kept.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import FrameType
+from typing import Any, Protocol
+
+import torch
+from ignite.engine import Engine, Events
+
+from .distributed import any_rank
+from .errors import UserError
+from .files import whole_file
+from .weights import save_weights
+
+__all__ = ["EXIT_STOPPED", "Checkpoints", "Stateful"]
+
+#: Exit code of a training that was asked to stop and wrote a checkpoint: "temporary failure, try again" (sysexits.h).
+EXIT_STOPPED = 75
+_PATTERN = "iteration_*.pt"
+#: Settings that say where and how a training is run, not what it computes; another value is no reason not to go on.
+#: ``max_iterations`` only says when it ends: the schedules have lengths of their own.
+RUNTIME_KEYS = {
+    *("bundle_root", "_code_path", "imports", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "cache_dir"),
+    *(
+        "device",
+        "num_workers",
+        "cache",
+        "cache_rate",
+        "sw_batch_size",
+        "rank",
+        "dataset",
+        "checks",
+        "cases_from_client",
+    ),
+    *(
+        "ckpt_interval",
+        "n_saved",
+        "resume",
+        "max_iterations",
+        "panel_interval",
+        "run_record",
+        "checkpoints",
+        "tensorboard",
+    ),
+    *(
+        "initialize",
+        "training",
+        "finalize",
+        "run",
+        "save_execute_config",
+        "experiment_name",
+        "run_name",
+        "tracking_uri",
+    ),
+    *("train::handlers", "validate::handlers", "displayable_configs"),
+}
+logger = logging.getLogger(__name__)
+
+
+class Stateful(Protocol):
+    """Anything whose state can be taken and given back."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Take the state: tensors, numbers, texts, and lists and dictionaries of them."""
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
+        """Give it back."""
+
+
+class Checkpoints:
+    """Write the state of a training at regular intervals, and start it from the newest one.
+
+    Attach it last. On SIGTERM, with which clusters announce that they will stop a job, the iteration is finished, a
+    checkpoint written, and the program ends with exit code 75.
+
+    Args:
+        folder: where the checkpoints are, ``iteration_*.pt``.
+        parts: what training changes, by name; ``network`` must be among them, ``average`` may be. None values are left
+            out.
+        config: the resolved configuration, plain values by name; a checkpoint of another one is refused.
+        max_iterations: where training ends.
+        interval: iterations between two checkpoints.
+        n_saved: how many are kept; at least 2, so that a damaged one does not lose the run.
+        resume: go on from the newest checkpoint, when there is one. False starts anew, and moves those that are there to
+            ``FOLDER_previous``.
+        rank: number of this process among those that train together; only 0 writes.
+
+    Raises:
+        UserError: when ``interval`` or ``n_saved`` is too small.
+    """
+
+    def __init__(
+        self,
+        folder: str,
+        parts: Mapping[str, Stateful | None],
+        config: Mapping[str, Any],
+        max_iterations: int,
+        interval: int = 500,
+        n_saved: int = 2,
+        resume: bool = True,
+        rank: int = 0,
+    ) -> None:
+        if interval < 1 or n_saved < 2:
+            raise UserError(
+                f"--ckpt_interval must be at least 1 and --n_saved at least 2, got {interval} and {n_saved}."
+            )
+        self.folder = Path(folder)
+        self.parts = {name: part for name, part in parts.items() if part is not None}
+        self.config = dict(config)
+        self.max_iterations = max_iterations
+        self.interval = interval
+        self.n_saved = n_saved
+        self.resume = resume
+        self.rank = rank
+        self.finished = False
+        self.stop_requested = False
+
+    def attach(self, trainer: Engine) -> None:
+        """Restore the newest checkpoint, and write new ones while ``trainer`` runs.
+
+        Afterwards ``finished`` says that there is nothing left to do.
+
+        Raises:
+            UserError: when the newest checkpoint is of another configuration.
+        """
+        self.trainer = trainer
+        if self.resume:
+            self._restore()
+        elif self.rank == 0:
+            self._move_away()
+        trainer.add_event_handler(Events.STARTED, self._listen)
+        trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+        trainer.add_event_handler(Events.COMPLETED, self._stop_listening)
+
+    def finish(self) -> None:
+        """Write the final weights beside the folder: ``model.pt``, and ``model_ema.pt`` when they were averaged."""
+        if self.rank == 0:
+            save_weights(self.parts["network"], self.folder.parent / "model.pt")
+            if "average" in self.parts:
+                save_weights(self.parts["average"].module, self.folder.parent / "model_ema.pt")
+        self.save(finished=True)
+        self.finished = True
+
+    def save(self, finished: bool = False) -> None:
+        """Write a checkpoint of the last completed iteration, then remove those that are too old."""
+        if self.rank != 0:
+            return
+        iteration = self.trainer.state.iteration
+        content = {
+            "iteration": iteration,
+            "max_iterations": self.max_iterations,
+            "finished": finished,
+            "config": json.dumps(self.config),
+            "parts": {name: part.state_dict() for name, part in self.parts.items()},
+        }
+        with whole_file(self.folder / f"iteration_{iteration:08d}.pt") as part:
+            torch.save(content, part)
+        for path in self._files()[self.n_saved :]:
+            path.unlink()
+
+    def _files(self) -> list[Path]:
+        """All checkpoints, newest first."""
+        return sorted(self.folder.glob(_PATTERN), reverse=True)
+
+    def _restore(self) -> None:
+        for path in self._files():
+            content = _read(path)
+            if content is None:
+                logger.warning("%s is damaged, as if its writing was cut off; going back to the one before.", path)
+                continue
+            self._refuse_other_config(path, json.loads(content["config"]))
+            self._load(path, content)
+            return
+
+    def _refuse_other_config(self, path: Path, config: dict[str, Any]) -> None:
+        found, wanted = _flat(config), _flat(json.loads(json.dumps(self.config)))
+        differing = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
+        lines = [f"{key}: there {_text(found, key)}, now {_text(wanted, key)}" for key in differing]
+        if lines:
+            raise UserError(
+                f"{path} is of another configuration; give the settings it was made with, choose another --ckpt_dir, "
+                "or start anew with --resume False:",
+                lines,
+            )
+
+    def _load(self, path: Path, content: dict[str, Any]) -> None:
+        if content["finished"] and content["iteration"] >= min(content["max_iterations"], self.max_iterations):
+            self.finished = content["max_iterations"] >= self.max_iterations
+        if self.finished:
+            print(
+                f"{path.parent.parent}: this training is finished, after {content['iteration']} iterations; "
+                "nothing to do. Start anew with --resume False, or choose another --ckpt_dir."
+            )
+            return
+        for name, part in self.parts.items():
+            part.load_state_dict(content["parts"][name])
+        progress = {"epoch_length": self.trainer.state.epoch_length, "max_epochs": self.trainer.state.max_epochs}
+        self.trainer.load_state_dict({"iteration": content["iteration"], **progress})
+        logger.info("Resuming after iteration %d, from %s", content["iteration"], path)
+
+    def _move_away(self) -> None:
+        if self._files():
+            previous = self.folder.with_name(f"{self.folder.name}_previous")
+            for old in previous.glob(_PATTERN):
+                old.unlink()
+            previous.mkdir(exist_ok=True)
+            for path in self._files():
+                path.replace(previous / path.name)
+            logger.warning("Starting anew; the checkpoints of the training before are in %s", previous)
+
+    def _after_iteration(self, trainer: Engine) -> None:
+        iteration = trainer.state.iteration
+        if iteration >= self.max_iterations:
+            return  # finish() writes the last one, with the final weights
+        stop = any_rank(self.stop_requested)
+        if stop or iteration % self.interval == 0:
+            self.save()
+        if stop:
+            if self.rank == 0:
+                print(
+                    f"\nStopped after iteration {iteration} on request; a checkpoint is written, and the same "
+                    f"command goes on from there. Exit code {EXIT_STOPPED}."
+                )
+            raise SystemExit(EXIT_STOPPED)
+
+    def _listen(self, _: Engine) -> None:
+        if self.rank == 0:
+            for part in self.folder.glob(f".part-{_PATTERN}"):  # of a training that was killed while it wrote
+                part.unlink()
+        if threading.current_thread() is threading.main_thread():  # others must not, Python says
+            self.previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
+
+    def _stop_listening(self, _: Engine) -> None:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, self.previous_handler)
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        self.stop_requested = True
+
+
+def _read(path: Path) -> dict[str, Any] | None:
+    """Read a checkpoint without executing anything in it; None when it is damaged."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            if archive.testzip() is not None:
+                return None
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception:  # a damaged file fails in many ways
+        return None
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Name every value by its path, without those of :data:`RUNTIME_KEYS`."""
+    flat = {}
+    for name, value in config.items():
+        key = f"{prefix}{name}"
+        if key in RUNTIME_KEYS:
+            continue
+        if isinstance(value, dict) and value:
+            flat |= _flat(value, f"{key}::")
+        else:
+            flat[key] = value
+    return flat
+
+
+def _text(config: Mapping[str, Any], key: str) -> str:
+    return json.dumps(config[key]) if key in config else "absent"

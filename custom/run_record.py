@@ -1,0 +1,105 @@
+"""What is needed to repeat a run, in one file: ``run.json``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import shlex
+import subprocess
+import sys
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import __version__
+from .files import whole_file
+
+__all__ = ["RECORD", "data_list_record", "read_run_record", "write_run_record"]
+
+RECORD = "run.json"
+_PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
+
+
+def write_run_record(
+    folder: str,
+    config: Mapping[str, Any],
+    seed: int,
+    datalist: str,
+    checkpoints: Any,
+    rank: int = 0,
+    num_ranks: int = 1,
+) -> None:
+    """Write ``run.json`` as a training starts; a training that goes on adds a session to what is there.
+
+    Args:
+        folder: the run's folder.
+        config: the resolved configuration.
+        seed: the run's.
+        datalist: path of the data list, whose checksum is kept.
+        checkpoints: :class:`custom.resume.Checkpoints` after it is attached: a finished training writes nothing.
+        rank: number of this process; only 0 writes.
+        num_ranks: how many processes train together.
+    """
+    if rank != 0 or checkpoints.finished:
+        return
+    iteration = checkpoints.trainer.state.iteration
+    path = Path(folder) / RECORD
+    session = {
+        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "after_iteration": iteration,
+        "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
+        "host": platform.node(),
+        "platform": platform.platform(),
+        "processes": num_ranks,
+        "devices": [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] or ["CPU"],
+        "versions": _versions(),
+        "git_commit": _git_commit(),
+    }
+    earlier = read_run_record(path.parent).get("sessions", []) if iteration else []
+    record = {
+        "seed": seed,
+        "data_list": data_list_record(datalist),
+        "sessions": [*earlier, session],
+        "config": dict(config),
+    }
+    with whole_file(path) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n")
+
+
+def read_run_record(folder: str | Path) -> dict[str, Any]:
+    """Read the record of a run; empty where there is none, or none that can be read."""
+    try:
+        return json.loads((Path(folder) / RECORD).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def data_list_record(datalist: str) -> dict[str, str | None]:
+    """Name a data list and give its checksum; None where there is no such file, as with a client's own cases."""
+    path = Path(datalist)
+    return {"path": str(datalist), "sha256": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None}
+
+
+def _versions() -> dict[str, str]:
+    versions = {"python": platform.python_version(), "custom": __version__}
+    for package in _PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _git_commit() -> str | None:
+    """Name the commit of the code, with ``-dirty`` when files differ from it; None outside a repository."""
+    command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return None
+    return done.stdout.strip() or None if done.returncode == 0 else None
