@@ -65,10 +65,11 @@ def resolved_config() -> dict[str, Any]:
         raise RuntimeError("resolved_config must be called from a MONAI bundle config.")
     parser = workflow.parser
     config = {key: value for key, value in parser.get().items() if key != ConfigParser.meta_key}
-    return {
-        key: _plain(value if _has_components(key, config) else parser.get_parsed_content(key))
-        for key, value in config.items()
-    }
+    resolved = {}
+    for key, value in config.items():
+        found = value if _has_components(key, config) else _plain(parser.get_parsed_content(key))
+        resolved[key] = _plain(value if callable(found) else found)
+    return resolved
 
 
 def _has_components(key: str, config: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> bool:
@@ -87,12 +88,12 @@ def _contains_target(node: Any) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    """Turn a value into what JSON can hold."""
+    """Turn a value into what JSON can hold, or leave it when it is a function."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return value if isinstance(value, (str, int, float, bool, type(None))) else str(value)
+    return value if callable(value) or isinstance(value, (str, int, float, bool, type(None))) else str(value)
 
 
 def refuse_newer_bundle(metadata: Mapping[str, Any]) -> None:
@@ -118,8 +119,8 @@ def _describe(key: str, known: set[str]) -> str:
 def _mend_artifact_path(parser: ConfigParser) -> None:
     """Let ``--tracking`` find the config that it stores when ``output_dir`` is a plain path.
 
-    MONAI 1.6.1 appends an expression to ``output_dir`` as text (bundle/workflows.py, patch_bundle_tracking), which names
-    no file then.
+    MONAI 1.6.1 appends an expression to ``output_dir`` as text (bundle/workflows.py, patch_bundle_tracking), which
+    names no file then.
     """
     path, folder = parser.get("save_execute_config"), parser.get("output_dir")
     if isinstance(path, str) and isinstance(folder, str) and not folder.startswith("$"):

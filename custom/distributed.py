@@ -142,22 +142,22 @@ class CPUSyncBatchNorm(_BatchNorm):
         twin._parameters, twin._buffers, twin.training = norm._parameters, norm._buffers, norm.training
         return twin
 
-    def _check_input_dim(self, input: torch.Tensor) -> None:
-        if input.ndim < 2:
-            raise ValueError(f"expected BCH[WD], got shape {tuple(input.shape)}.")
+    def _check_input_dim(self, x: torch.Tensor) -> None:
+        if x.ndim < 2:
+            raise ValueError(f"expected BCH[WD], got shape {tuple(x.shape)}.")
 
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Normalize; with running statistics in eval mode, as any batch norm."""
         if not self.training or not _together():
-            return super().forward(input)
-        x = input.float()
+            return super().forward(x)
+        dtype, x = x.dtype, x.float()
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1, *[1] * (x.ndim - 2)]
         mean = mean_over_ranks(x.mean(axes))
         variance = mean_over_ranks((x - mean.view(shape)).square().mean(axes))
         self._update(mean.detach(), variance.detach(), x.numel() // x.shape[1] * distributed.get_world_size())
         scale = self.weight * (variance + self.eps).rsqrt()
-        return ((x - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(input.dtype)
+        return ((x - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(dtype)
 
     def _update(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
         self.num_batches_tracked.add_(1)

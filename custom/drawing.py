@@ -19,8 +19,8 @@ COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0
 class Panel(NamedTuple):
     """One picture.
 
-    ``image`` is CHW with one channel or three; ``label`` HW class indices; ``ignored`` HW, True where there is no label;
-    ``aspect`` the height of a pixel over its width.
+    ``image`` is CHW with one channel or three; ``label`` HW class indices; ``ignored`` HW, True where there is no
+    label; ``aspect`` the height of a pixel over its width.
     """
 
     title: str

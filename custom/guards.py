@@ -114,8 +114,8 @@ class CollapseWarning:
     def _reason(self, confident: float, commonest: float) -> str | None:
         if confident < self.least_confident:
             return (
-                "hardly a voxel was confident, so the unlabeled cases teach nothing. Lower --threshold, or let the network "
-                "learn from labels first: a longer delay in --unsupervised_weight."
+                "hardly a voxel was confident, so the unlabeled cases teach nothing. Lower --threshold, or let the "
+                "network learn from labels first: a longer delay in --unsupervised_weight."
             )
         if commonest > self.most_common:
             return (

@@ -212,13 +212,13 @@ def _average_over_ranks(norm: nn.Module) -> None:
 class BestWeights:
     """Keep the weights with the best validation metric, exactly as they were validated.
 
-    The state that goes into checkpoints is the best metric so far and its iteration, so that a training that goes on does
-    not take a worse network for the best one.
+    The state that goes into checkpoints is the best metric so far and its iteration, so that a training that goes on
+    does not take a worse network for the best one.
 
     Args:
         network: whose weights are written.
-        validator: engine that validates during training; its key metric is compared, larger is better. None when there is
-            no validation list: nothing is written then.
+        validator: engine that validates during training; its key metric is compared, larger is better. None when there
+            is no validation list: nothing is written then.
         path: the weights' file.
         rank: number of this process among those that train together; only 0 writes.
     """

@@ -17,8 +17,9 @@ __all__ = ["TensorBoardSession", "ViewPanels"]
 class ViewPanels:
     """Draw the first labeled and the first unlabeled patch of a step, in one figure.
 
-    Above: the labeled image with its label and with the prediction. Below: the weak view with its pseudo-label and with the
-    prediction, and both strong views after CutMix. Of volumes the slice along the last axis with the largest structure.
+    Above: the labeled image with its label and with the prediction. Below: the weak view with its pseudo-label and with
+    the prediction, and both strong views after CutMix. Of volumes the slice along the last axis with the largest
+    structure.
 
     Args:
         writer: ``torch.utils.tensorboard.SummaryWriter``.
@@ -60,7 +61,7 @@ class ViewPanels:
 
 
 class TensorBoardSession:
-    """Tell TensorBoard where a training goes on, so that it forgets what came after the checkpoint; write all at the end.
+    """Tell TensorBoard where a training goes on, so that it forgets what came after that; write all at the end.
 
     Args:
         writer: ``torch.utils.tensorboard.SummaryWriter``.

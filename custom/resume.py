@@ -1,7 +1,7 @@
 """Checkpoints of a training, from which it goes on as if it had never stopped.
 
-A checkpoint holds what training has changed: weights, optimizer, schedule, averaged weights, the best metric. What is drawn
-at random follows from the seed and the number of the iteration (:mod:`custom.randomness`), and is not kept.
+A checkpoint holds what training has changed: weights, optimizer, schedule, averaged weights, the best metric. What is
+drawn at random follows from the seed and the number of the iteration (:mod:`custom.randomness`), and is not kept.
 """
 
 from __future__ import annotations
@@ -93,8 +93,8 @@ class Checkpoints:
         max_iterations: where training ends.
         interval: iterations between two checkpoints.
         n_saved: how many are kept; at least 2, so that a damaged one does not lose the run.
-        resume: go on from the newest checkpoint, when there is one. False starts anew, and moves those that are there to
-            ``FOLDER_previous``.
+        resume: go on from the newest checkpoint, when there is one. False starts anew, and moves those that are there
+            to ``FOLDER_previous``.
         rank: number of this process among those that train together; only 0 writes.
 
     Raises:

@@ -1,13 +1,16 @@
 """The labeled and the unlabeled stream of a step: which samples, in which order, with which random views.
 
-A stream is a function of the seed and the position in it. It can be entered anywhere, so a training resumes in the middle
-of an epoch, and processes that train together each take their share of the same stream.
+A stream is a function of the seed and the position in it. It can be entered anywhere, so a training resumes in the
+middle of an epoch, and processes that train together each take their share of the same stream.
 """
 
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -156,7 +159,17 @@ class StreamLoader:
 def start_worker(_: int) -> None:
     """Prepare a worker process of a loader.
 
-    A cluster that is about to stop a job may signal each of its processes. The main one then writes a checkpoint, and
-    needs its workers until it has; they end with it.
+    A cluster that is about to stop a job may send SIGTERM to each of its processes. The main one then writes a
+    checkpoint, and needs its workers until it has, so they obey that signal only when the main process sends it.
     """
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+        threading.Thread(target=_obey_parent, daemon=True).start()
+
+
+def _obey_parent() -> None:
+    # Not os.getppid(), which is a fork server's where workers are started by one.
+    parent = multiprocessing.parent_process()
+    while parent is not None and signal.sigwaitinfo({signal.SIGTERM}).si_pid != parent.pid:
+        pass
+    os._exit(0)

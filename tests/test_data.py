@@ -9,7 +9,6 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
-import torch
 
 from custom.data import default_evaluation_list, load_datalist
 from custom.errors import UserError

@@ -1,0 +1,279 @@
+"""A training that is cut off goes on as if nothing had happened."""
+
+import json
+import multiprocessing
+import os
+import random
+import re
+import signal
+import time
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import BUNDLES, LEFT_ATRIUM, SHORT_AXIS
+from monai.bundle import ConfigWorkflow
+
+from custom.errors import UserError
+from custom.resume import EXIT_STOPPED, Checkpoints
+
+#: What a checkpoint has to bring back: momentum, schedules, averaged weights, re-estimated batch norm, the best metric.
+SETTINGS = {
+    "max_iterations": 40,
+    "ckpt_interval": 3,
+    "val_interval": 5,
+    "panel_interval": 1000,
+    "ema_decay": 0.9,
+    "batch_norm_recalibration": 3,
+    "unsupervised_weight": {"start": 0.0, "end": 1.0, "delay": 6, "rampup_iterations": 10},
+}
+WEIGHTS = ("model.pt", "model_best.pt", "model_ema.pt")
+
+
+def _settings(datalist: Path, folder: Path, **changes) -> dict:
+    places = {"datalist": str(datalist), "ckpt_dir": str(folder / "models"), "output_dir": str(folder / "eval")}
+    return BUNDLES["crossmatch_acdc"].settings("training", **SETTINGS | places | changes)
+
+
+@pytest.fixture(scope="module")
+def starter():
+    """Start processes that have imported everything already, as forks of a server that has computed nothing."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["test_resume", "custom.trainer", "custom.panels", "monai.handlers"])
+    return context
+
+
+def _start(starter, datalist: Path, folder: Path, **changes) -> multiprocessing.Process:
+    folder.mkdir(exist_ok=True)
+    process = starter.Process(target=_train, args=(_settings(datalist, folder, **changes), folder / "log.txt"))
+    process.start()
+    return process
+
+
+def _train(settings: dict, log: Path) -> None:
+    with open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    multiprocessing.set_start_method("fork", force=True)  # the default of the command line, for workers
+    torch.set_num_threads(1)
+    workflow = ConfigWorkflow(str(BUNDLES["crossmatch_acdc"].configs / "train.yaml"), run_id="training", **settings)
+    workflow.initialize()
+    workflow.run()
+
+
+def _finish(process: multiprocessing.Process, seconds: float = 120) -> int | None:
+    process.join(seconds)
+    return process.exitcode
+
+
+def _wait_for(found, process: multiprocessing.Process, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not found() and process.is_alive() and time.monotonic() < deadline:
+        time.sleep(0.002)
+
+
+def _states(folder: Path) -> dict[str, dict[str, torch.Tensor]]:
+    return {name: torch.load(folder / "models" / name, weights_only=True) for name in WEIGHTS}
+
+
+def _newest(folder: Path) -> int:
+    numbers = [int(path.stem.split("_")[1]) for path in (folder / "models" / "checkpoints").glob("iteration_*.pt")]
+    return max(numbers, default=0)
+
+
+def _is_writing(folder: Path) -> bool:
+    return any((folder / "models" / "checkpoints").glob(".part-*"))
+
+
+def _assert_same(states, expected) -> None:
+    for name in WEIGHTS:
+        assert states[name].keys() == expected[name].keys()
+        assert all(torch.equal(value, expected[name][key]) for key, value in states[name].items()), name
+
+
+@SHORT_AXIS
+def test_a_training_killed_again_and_again_ends_with_the_same_weights_bit_by_bit(starter, tiny_dataset, tmp_path):
+    """At ten random moments, every third of them while a checkpoint is being written."""
+    whole = tmp_path / "whole"
+    assert _finish(_start(starter, tiny_dataset, whole)) == 0, _log(whole)
+
+    moments, broken = random.Random(1), tmp_path / "broken"
+    kills, writing = 0, 0
+    while kills < 10:
+        process = _start(starter, tiny_dataset, broken, num_workers=kills % 2)
+        before = _newest(broken)
+        if kills % 3 == 0:
+            _wait_for(lambda: _is_writing(broken), process)
+        else:
+            # A new checkpoint is written now and then, so that the training gets on; between, any moment is good.
+            _wait_for(lambda before=before: _newest(broken) > before, process)
+            time.sleep(moments.uniform(0, 0.3))
+        if not process.is_alive():
+            break
+        process.kill()
+        process.join()
+        kills += 1
+        writing += _is_writing(broken)
+    print(
+        f"{kills} kills, {writing} of them while a checkpoint was written, the last after iteration {_newest(broken)}"
+    )
+    assert kills == 10, _log(broken)
+    assert _finish(_start(starter, tiny_dataset, broken)) == 0, _log(broken)
+    _assert_same(_states(broken), _states(whole))
+    assert not _is_writing(broken)
+    assert "Resuming after iteration" in _log(broken)
+
+
+@SHORT_AXIS
+def test_sigterm_writes_a_checkpoint_and_exits_with_its_own_code(starter, tiny_dataset, tmp_path):
+    long = {"ckpt_interval": 1000, "max_iterations": 400, "num_workers": 1}
+    process = _start(starter, tiny_dataset, tmp_path, **long)
+    _wait_for(lambda: re.search(r"\| [1-9]\d*/400", _log(tmp_path)), process)
+    assert _newest(tmp_path) == 0
+    for worker in _children(process.pid):  # some clusters signal every process of a job
+        os.kill(worker, signal.SIGTERM)
+    process.terminate()
+    assert _finish(process) == EXIT_STOPPED == 75
+    assert _newest(tmp_path) > 0
+    assert f"Stopped after iteration {_newest(tmp_path)} on request" in _log(tmp_path)
+    assert "Traceback" not in _log(tmp_path)
+
+
+def _children(pid: int) -> list[int]:
+    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def _log(folder: Path) -> str:
+    return (folder / "log.txt").read_text()
+
+
+def _run_times(run_bundle, tiny_dataset, **settings):
+    return run_bundle("training", ["train"], datalist=str(tiny_dataset), **{"ckpt_interval": 1} | settings)
+
+
+def _trainer(workflow):
+    return workflow.parser.get_parsed_content("train::trainer")
+
+
+@SHORT_AXIS
+def test_a_finished_training_says_so_and_does_nothing(run_bundle, tiny_dataset, tmp_path, capsys):
+    _run_times(run_bundle, tiny_dataset)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
+    workflow = _run_times(run_bundle, tiny_dataset)
+    assert "this training is finished, after 3 iterations; nothing to do" in capsys.readouterr().out
+    assert _trainer(workflow).state.iteration == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")} == before
+    _run_times(run_bundle, tiny_dataset, resume=False)
+    assert sorted(path.name for path in (tmp_path / "models" / "checkpoints_previous").iterdir()) == [
+        "iteration_00000002.pt",
+        "iteration_00000003.pt",
+    ]
+
+
+@SHORT_AXIS
+def test_a_finished_training_goes_on_when_more_iterations_are_asked_for(run_bundle, tiny_dataset):
+    schedule = {"schedule_iterations": 10}
+    _run_times(run_bundle, tiny_dataset, **schedule)
+    iterations = []
+    workflow = _run_times(run_bundle, tiny_dataset, **schedule, max_iterations=5)
+    iterations.append(_trainer(workflow).state.iteration)
+    record = json.loads((Path(workflow.parser["output_dir"]) / "run.json").read_text())
+    assert [session["after_iteration"] for session in record["sessions"]] == [0, 3]
+    assert iterations == [5]
+
+
+@SHORT_AXIS
+def test_another_configuration_is_refused_and_the_differing_keys_are_shown(run_bundle, tiny_dataset, tmp_path):
+    _run_times(run_bundle, tiny_dataset)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")}
+    with pytest.raises(RuntimeError) as error:
+        _run_times(run_bundle, tiny_dataset, eta=0.5, max_iterations=9)
+    message = str(error.getrepr(chain=True))
+    assert "is of another configuration" in message
+    assert "eta: there 0.3, now 0.5" in message
+    assert "schedule_iterations: there 3, now 9" in message
+    assert "num_workers" not in message
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.pt")} == before
+
+
+@SHORT_AXIS
+@pytest.mark.parametrize("damage", ["cut off", "one byte"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, run_bundle, tiny_dataset, tmp_path, capsys):
+    _run_times(run_bundle, tiny_dataset, schedule_iterations=10)
+    expected = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    newest = tmp_path / "models" / "checkpoints" / "iteration_00000003.pt"
+    content = bytearray(newest.read_bytes())
+    if damage == "cut off":
+        content = content[: len(content) // 2]
+    else:
+        content[len(content) // 2] ^= 1
+    newest.write_bytes(content)
+    workflow = _run_times(run_bundle, tiny_dataset, schedule_iterations=10)
+    shown = capsys.readouterr().out
+    assert "iteration_00000003.pt is damaged" in shown
+    assert "Resuming after iteration 2" in shown
+    assert _trainer(workflow).state.iteration == 3
+    state = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(value, expected[key]) for key, value in state.items())
+
+
+@SHORT_AXIS
+def test_a_resumed_training_does_not_overwrite_a_better_model(run_bundle, tiny_dataset, tmp_path):
+    settings = {"val_interval": 1, "schedule_iterations": 10}
+    _run_times(run_bundle, tiny_dataset, **settings)
+    path = tmp_path / "models" / "checkpoints" / "iteration_00000003.pt"
+    content = torch.load(path, weights_only=True)
+    assert 0 <= content["parts"]["best_weights"]["metric"] < 0.9
+    content["parts"]["best_weights"] = {"metric": 0.9, "iteration": 2}  # as if it had been that good
+    torch.save(content, path)
+    before = (tmp_path / "models" / "model_best.pt").read_bytes()
+    workflow = _run_times(run_bundle, tiny_dataset, **settings, max_iterations=6)
+    assert workflow.parser.get_parsed_content("validate::evaluator").state.metrics["val_mean_dice"] < 0.9
+    assert (tmp_path / "models" / "model_best.pt").read_bytes() == before
+
+
+@SHORT_AXIS
+def test_the_best_weights_score_what_they_scored_in_validation(run_bundle, tiny_dataset, tmp_path):
+    settings = {"val_interval": 1, "max_iterations": 6, "batch_norm_recalibration": 2, "learning_rate": 0.05}
+    workflow = _run_times(run_bundle, tiny_dataset, **settings)
+    best = workflow.parser.get_parsed_content("best_weights").best
+    assert 1 <= best["iteration"] <= 6
+    evaluated = run_bundle(
+        "evaluating",
+        ["train", "evaluate"],
+        datalist=str(tiny_dataset),
+        evaluation_list="validation",
+        ckpt_path=str(tmp_path / "models" / "model_best.pt"),
+    )
+    metrics = evaluated.parser.get_parsed_content("validate::evaluator").state.metrics
+    assert metrics["val_mean_dice"] == pytest.approx(best["metric"], abs=1e-6)
+
+
+@LEFT_ATRIUM
+def test_averaged_weights_are_written_when_asked_for(run_bundle, tiny_dataset, tmp_path):
+    _run_times(run_bundle, tiny_dataset, ema_decay=0.5, max_iterations=2)
+    last, average = (torch.load(tmp_path / "models" / name, weights_only=True) for name in WEIGHTS[::2])
+    assert last.keys() == average.keys()
+    assert not torch.equal(last["head.weight"], average["head.weight"])
+
+
+def test_settings_that_would_lose_a_run_are_refused(tmp_path):
+    for wrong in ({"interval": 0}, {"n_saved": 1}):
+        with pytest.raises(UserError, match="--ckpt_interval must be at least 1 and --n_saved at least 2"):
+            Checkpoints(str(tmp_path), {"network": None}, {}, max_iterations=1, **wrong)
+
+
+@SHORT_AXIS
+def test_a_checkpoint_is_not_executed(run_bundle, tiny_dataset, tmp_path, capsys):
+    class Hostile:
+        def __reduce__(self):
+            return Path.touch, (tmp_path / "executed",)
+
+    folder = tmp_path / "models" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save({"iteration": Hostile()}, folder / "iteration_00000002.pt")
+    assert zipfile.is_zipfile(folder / "iteration_00000002.pt")
+    _run_times(run_bundle, tiny_dataset)
+    assert "is damaged" in capsys.readouterr().out
+    assert not (tmp_path / "executed").exists()
