@@ -145,7 +145,8 @@ def _children(pid: int) -> list[int]:
 
 
 def _log(folder: Path) -> str:
-    return (folder / "log.txt").read_text()
+    path = folder / "log.txt"
+    return path.read_text() if path.is_file() else ""
 
 
 def _run_times(run_bundle, tiny_dataset, **settings):
