@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
 from monai.engines.utils import IterationEvents
+from monai.utils import optional_import
 
 from .drawing import Panel, draw_panels
 from .losses import IGNORE_INDEX
 
 __all__ = ["TensorBoardSession", "ViewPanels"]
+
+logger = logging.getLogger(__name__)
 
 
 class ViewPanels:
@@ -31,7 +35,10 @@ class ViewPanels:
         self.interval = interval
 
     def attach(self, engine: Engine) -> None:
-        """Draw while the step's views are at hand."""
+        """Draw while the step's views are at hand; where matplotlib is not installed, say so and draw nothing."""
+        if not optional_import("matplotlib.backends.backend_agg")[1]:
+            logger.info("matplotlib is not installed: there will be no figures of the views in TensorBoard.")
+            return
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._draw)
 
     def _draw(self, engine: Engine) -> None:
