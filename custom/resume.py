@@ -133,7 +133,7 @@ class Checkpoints:
         Afterwards ``finished`` says that there is nothing left to do.
 
         Raises:
-            UserError: when the newest checkpoint is of another configuration.
+            UserError: when the newest checkpoint is of another configuration, or past ``max_iterations``.
         """
         self.trainer = trainer
         if self.resume:
@@ -196,8 +196,12 @@ class Checkpoints:
             )
 
     def _load(self, path: Path, content: dict[str, Any]) -> None:
-        if content["finished"] and content["iteration"] >= min(content["max_iterations"], self.max_iterations):
-            self.finished = content["max_iterations"] >= self.max_iterations
+        self.finished = content["finished"] and content["max_iterations"] >= self.max_iterations
+        if not self.finished and content["iteration"] >= self.max_iterations:
+            raise UserError(
+                f"{path} is already past --max_iterations {self.max_iterations}; give a larger number to go on, or "
+                "start anew with --resume False."
+            )
         if self.finished:
             print(
                 f"{path.parent.parent}: this training is finished, after {content['iteration']} iterations; "

@@ -227,6 +227,15 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, run_bu
 
 
 @SHORT_AXIS
+def test_an_end_before_the_newest_checkpoint_is_refused(run_bundle, tiny_dataset, tmp_path):
+    _run_times(run_bundle, tiny_dataset, schedule_iterations=10)
+    (tmp_path / "models" / "checkpoints" / "iteration_00000003.pt").unlink()  # as if it had been killed before
+    with pytest.raises(RuntimeError) as error:
+        _run_times(run_bundle, tiny_dataset, schedule_iterations=10, max_iterations=2)
+    assert "is already past --max_iterations 2" in str(error.getrepr(chain=True))
+
+
+@SHORT_AXIS
 def test_a_resumed_training_does_not_overwrite_a_better_model(run_bundle, tiny_dataset, tmp_path):
     settings = {"val_interval": 1, "schedule_iterations": 10}
     _run_times(run_bundle, tiny_dataset, **settings)
