@@ -166,9 +166,10 @@ LEARNABLE = {
         (48, 44, 4),
         {"patch_size": [48, 48], "base_filters": 8, "batch_size": 4},
         {"optimizer": {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()", "lr": 5.0e-3}}
-        | {"max_iterations": 160, "val_interval": 160},
+        # Seeds 1 to 4 reach 0.84 to 0.88; with 1337 the equally bright cavities are not told apart yet, 0.50.
+        | {"max_iterations": 160, "val_interval": 160, "seed": 1},
         120,
-        0.5,  # the two cavities are equally bright, so telling them apart takes longer than this
+        0.7,
     ),
 }
 
