@@ -19,7 +19,7 @@ from typing import Any, Protocol
 import torch
 from ignite.engine import Engine, Events
 
-from .distributed import any_rank
+from .distributed import any_rank, gather_in_turn
 from .errors import UserError
 from .files import whole_file
 from .weights import save_weights
@@ -43,6 +43,8 @@ RUNTIME_KEYS = {
         "dataset",
         "checks",
         "cases_from_client",
+        "join",
+        "leave",
     ),
     *(
         "ckpt_interval",
@@ -133,13 +135,15 @@ class Checkpoints:
         Afterwards ``finished`` says that there is nothing left to do.
 
         Raises:
-            UserError: when the newest checkpoint is of another configuration, or past ``max_iterations``.
+            UserError: when the newest checkpoint is of another configuration, or past ``max_iterations``; when
+                processes that train together find different checkpoints.
         """
         self.trainer = trainer
         if self.resume:
             self._restore()
         elif self.rank == 0:
             self._move_away()
+        self._agree()
         trainer.add_event_handler(Events.STARTED, self._listen)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         trainer.add_event_handler(Events.COMPLETED, self._stop_listening)
@@ -213,6 +217,14 @@ class Checkpoints:
         progress = {"epoch_length": self.trainer.state.epoch_length, "max_epochs": self.trainer.state.max_epochs}
         self.trainer.load_state_dict({"iteration": content["iteration"], **progress})
         logger.info("Resuming after iteration %d, from %s", content["iteration"], path)
+
+    def _agree(self) -> None:
+        places = gather_in_turn([(self.trainer.state.iteration, self.finished)])
+        if len(set(places)) > 1:
+            raise UserError(
+                f"the processes do not find the same checkpoints in {self.folder}, but those after iterations "
+                f"{[iteration for iteration, _ in places]}; --ckpt_dir must be a folder that all of them share."
+            )
 
     def _move_away(self) -> None:
         if self._files():

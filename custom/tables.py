@@ -15,6 +15,7 @@ from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 
 from .data import case_name
+from .distributed import gather_in_turn
 from .metrics import case_metrics
 
 __all__ = ["CaseTable", "VolumeTable"]
@@ -33,13 +34,17 @@ class CaseTable:
         class_names: foreground classes, in the order of their labels.
         phases: regular expression by name of a heart phase, searched in the case's name; the first that is found
             fills the column ``phase``, and each phase gets means of its own. Empty for no such column.
+        rank: number of this process among those that evaluate together; only 0 writes, the cases of all.
     """
 
-    def __init__(self, path: str, class_names: Sequence[str], phases: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: str, class_names: Sequence[str], phases: Mapping[str, str] | None = None, rank: int = 0
+    ) -> None:
         self.path = Path(path)
         self.class_names = tuple(class_names)
         self.phases = dict(phases or {})
-        self.rows: list[Row] = []
+        self.rank = rank
+        self.rows: dict[str, list[Row]] = {}
 
     def attach(self, engine: Engine) -> None:
         """Collect cases at each iteration of an evaluator whose ``pred`` and ``label`` are one-hot, NH[WD]."""
@@ -50,7 +55,8 @@ class CaseTable:
     def _collect(self, engine: Engine) -> None:
         for output in engine.state.output:
             rows = self._case_rows(output["pred"], output["label"])
-            self.rows += rows if len(rows) == 1 else [*rows, {**_names(rows[0]), "class": ALL, **_mean(rows)}]
+            every = [] if len(rows) == 1 else [{**_names(rows[0]), "class": ALL, **_mean(rows)}]
+            self.rows[str(output["label"].meta["filename_or_obj"])] = [*rows, *every]
 
     def _case_rows(self, pred: MetaTensor, label: MetaTensor) -> list[Row]:
         case = case_name(label.meta["filename_or_obj"])
@@ -68,16 +74,19 @@ class CaseTable:
         return next((name for name, pattern in self.phases.items() if re.search(pattern, case)), "")
 
     def _finish(self, engine: Engine) -> None:
-        rows = [*self.rows, *self._means()]
-        write_csv(self.path, rows)
-        print("\n" + format_table(rows) + f"\n\nMetrics: {self.path}")
+        by_file = dict(gather_in_turn(self.rows.items()))
+        if self.rank == 0:
+            rows = [row for rows in by_file.values() for row in rows]
+            rows += self._means(rows)
+            write_csv(self.path, rows)
+            print("\n" + format_table(rows) + f"\n\nMetrics: {self.path}")
 
-    def _means(self) -> list[Row]:
+    def _means(self, scored: Sequence[Row]) -> list[Row]:
         means = []
-        found = [phase for phase in self.phases if any(row["phase"] == phase for row in self.rows)]
+        found = [phase for phase in self.phases if any(row["phase"] == phase for row in scored)]
         for phase in [*found, None]:
-            for name in dict.fromkeys(row["class"] for row in self.rows):
-                rows = [row for row in self.rows if row["class"] == name and phase in (None, row.get("phase"))]
+            for name in dict.fromkeys(row["class"] for row in scored):
+                rows = [row for row in scored if row["class"] == name and phase in (None, row.get("phase"))]
                 names = {"case": "mean"} | ({"phase": phase or ""} if self.phases else {})
                 means.append({**names, "class": name, **_mean(rows)})
         return means

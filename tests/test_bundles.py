@@ -381,6 +381,11 @@ def test_all_bundles_have_the_same_method(name):
     assert len(set(tails.values())) == 1, f"{name}.yaml differs after the marker line between {', '.join(tails)}"
 
 
+@pytest.mark.parametrize("name", ["multi_gpu_train.yaml", "logging.conf"])
+def test_what_does_not_depend_on_the_data_is_the_same_file_in_all_bundles(name):
+    assert len({(bundle.configs / name).read_text() for bundle in BUNDLES.values()}) == 1
+
+
 def _defaults(bundle: Bundle) -> ConfigParser:
     parser = ConfigParser(_config(bundle, "train"))
     parser["bundle_root"] = str(bundle.folder)

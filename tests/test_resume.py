@@ -1,19 +1,20 @@
 """A training that is cut off goes on as if nothing had happened."""
 
 import json
-import multiprocessing
 import os
 import random
 import re
 import signal
 import time
 import zipfile
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import BUNDLES, LEFT_ATRIUM, SHORT_AXIS
 from monai.bundle import ConfigWorkflow
+from starter import finish, start
 
 from custom.errors import UserError
 from custom.resume import EXIT_STOPPED, Checkpoints
@@ -36,38 +37,18 @@ def _settings(datalist: Path, folder: Path, **changes) -> dict:
     return BUNDLES["crossmatch_acdc"].settings("training", **SETTINGS | places | changes)
 
 
-@pytest.fixture(scope="module")
-def starter():
-    """Start processes that have imported everything already, as forks of a server that has computed nothing."""
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["test_resume", "custom.trainer", "custom.panels", "monai.handlers"])
-    return context
-
-
-def _start(starter, datalist: Path, folder: Path, **changes) -> multiprocessing.Process:
+def _start(datalist: Path, folder: Path, **changes) -> BaseProcess:
     folder.mkdir(exist_ok=True)
-    process = starter.Process(target=_train, args=(_settings(datalist, folder, **changes), folder / "log.txt"))
-    process.start()
-    return process
+    return start(_train, _settings(datalist, folder, **changes), log=folder / "log.txt")
 
 
-def _train(settings: dict, log: Path) -> None:
-    with open(log, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    multiprocessing.set_start_method("fork", force=True)  # the default of the command line, for workers
-    torch.set_num_threads(1)
+def _train(settings: dict) -> None:
     workflow = ConfigWorkflow(str(BUNDLES["crossmatch_acdc"].configs / "train.yaml"), run_id="training", **settings)
     workflow.initialize()
     workflow.run()
 
 
-def _finish(process: multiprocessing.Process, seconds: float = 120) -> int | None:
-    process.join(seconds)
-    return process.exitcode
-
-
-def _wait_for(found, process: multiprocessing.Process, seconds: float = 60) -> None:
+def _wait_for(found, process: BaseProcess, seconds: float = 60) -> None:
     deadline = time.monotonic() + seconds
     while not found() and process.is_alive() and time.monotonic() < deadline:
         time.sleep(0.002)
@@ -93,15 +74,15 @@ def _assert_same(states, expected) -> None:
 
 
 @SHORT_AXIS
-def test_a_training_killed_again_and_again_ends_with_the_same_weights_bit_by_bit(starter, tiny_dataset, tmp_path):
+def test_a_training_killed_again_and_again_ends_with_the_same_weights_bit_by_bit(tiny_dataset, tmp_path):
     """At ten random moments, every third of them while a checkpoint is being written."""
     whole = tmp_path / "whole"
-    assert _finish(_start(starter, tiny_dataset, whole)) == 0, _log(whole)
+    assert finish(_start(tiny_dataset, whole)) == 0, _log(whole)
 
     moments, broken = random.Random(1), tmp_path / "broken"
     kills, writing = 0, 0
     while kills < 10:
-        process = _start(starter, tiny_dataset, broken, num_workers=kills % 2)
+        process = _start(tiny_dataset, broken, num_workers=kills % 2)
         before = _newest(broken)
         if kills % 3 == 0:
             _wait_for(lambda: _is_writing(broken), process)
@@ -119,22 +100,22 @@ def test_a_training_killed_again_and_again_ends_with_the_same_weights_bit_by_bit
         f"{kills} kills, {writing} of them while a checkpoint was written, the last after iteration {_newest(broken)}"
     )
     assert kills == 10, _log(broken)
-    assert _finish(_start(starter, tiny_dataset, broken)) == 0, _log(broken)
+    assert finish(_start(tiny_dataset, broken)) == 0, _log(broken)
     _assert_same(_states(broken), _states(whole))
     assert not _is_writing(broken)
     assert "Resuming after iteration" in _log(broken)
 
 
 @SHORT_AXIS
-def test_sigterm_writes_a_checkpoint_and_exits_with_its_own_code(starter, tiny_dataset, tmp_path):
+def test_sigterm_writes_a_checkpoint_and_exits_with_its_own_code(tiny_dataset, tmp_path):
     long = {"ckpt_interval": 1000, "max_iterations": 400, "num_workers": 1}
-    process = _start(starter, tiny_dataset, tmp_path, **long)
+    process = _start(tiny_dataset, tmp_path, **long)
     _wait_for(lambda: re.search(r"\| [1-9]\d*/400", _log(tmp_path)), process)
     assert _newest(tmp_path) == 0
     for worker in _children(process.pid):  # some clusters signal every process of a job
         os.kill(worker, signal.SIGTERM)
     process.terminate()
-    assert _finish(process) == EXIT_STOPPED == 75
+    assert finish(process) == EXIT_STOPPED == 75
     assert _newest(tmp_path) > 0
     assert f"Stopped after iteration {_newest(tmp_path)} on request" in _log(tmp_path)
     assert "Traceback" not in _log(tmp_path)

@@ -1,0 +1,208 @@
+"""Processes that train one network together learn what one process with a larger batch does."""
+
+import csv
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import SHORT_AXIS
+from starter import finish, start
+from torch import distributed, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from custom.distributed import CPUSyncBatchNorm, any_rank, gather_in_turn, synchronize_batch_norm, wrap
+from custom.distributed import start as start_processes
+from custom.errors import UserError
+from custom.losses import CrossMatchLoss
+from custom.networks import UNet, VNet
+from custom.perturbations import CutMix
+from custom.trainer import CrossMatchTrainer
+
+WEIGHTS = {"supervised": 0.5, "image_perturbation": 0.25, "distillation": 0.5}
+NETWORKS = {"3D": (VNet, (16, 16, 16)), "2D": (UNet, (32, 32))}
+BATCH = 2
+
+
+def _batch(kind: str, ranks: range) -> dict[str, dict[str, torch.Tensor]]:
+    """What the ranks draw, put together."""
+    size = NETWORKS[kind][1]
+    streams = {"labeled": ("image", "label"), "unlabeled": ("image", "strong_1", "strong_2")}
+    batch = {stream: {name: [] for name in names} for stream, names in streams.items()}
+    for rank in ranks:
+        generator = torch.Generator().manual_seed(rank)
+        for images in batch.values():
+            for name, parts in images.items():
+                drawn = torch.randn(BATCH, 1, *size, generator=generator)
+                parts.append((drawn > 0).float() if name == "label" else drawn)
+    return {stream: {name: torch.cat(parts) for name, parts in images.items()} for stream, images in batch.items()}
+
+
+def _train_one_step(kind: str, ranks: range, prepare) -> dict[str, torch.Tensor]:
+    """Gradients, batch statistics and loss of a step with batch norm in sync and dropout off."""
+    torch.manual_seed(0)
+    network = NETWORKS[kind][0](base_filters=2, dropout=[0.0] * 5 if kind == "2D" else 0.0, feature_dropout=[0.0, 0.0])
+    for norm in (module for module in network.modules() if isinstance(module, _BatchNorm)):
+        nn.init.uniform_(norm.bias, 0.1, 0.5)  # else a channel that is constant lies on the kink of ReLU, at 0
+    trainer = CrossMatchTrainer(
+        device="cpu",
+        max_epochs=1,
+        train_data_loader=[_batch(kind, ranks)],
+        network=prepare(network),
+        optimizer=torch.optim.SGD(network.parameters(), lr=0.0),
+        loss_function=CrossMatchLoss(WEIGHTS),
+        cutmix=CutMix(prob=0.0),  # whose partners are patches of the same process
+    )
+    trainer.state.threshold = 0.55
+    trainer.run()
+    assert 0.05 < trainer.state.output["confident_share"] < 0.95  # so that the mask differs from rank to rank
+    gradients = {f"gradient of {name}": value.grad for name, value in network.named_parameters()}
+    return gradients | dict(network.named_buffers()) | {"loss": trainer.state.output["loss"]}
+
+
+def _join(rank: int, num_ranks: int, folder: Path) -> None:
+    distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=num_ranks)
+
+
+def _in_ranks(target, num_ranks: int, folder: Path, *arguments) -> list:
+    """What ``target`` returns in each of several processes."""
+    processes = [
+        start(_rank, target, rank, num_ranks, folder, arguments, log=folder / "log.txt") for rank in range(num_ranks)
+    ]
+    codes = [finish(process) for process in processes]
+    assert codes == [0] * num_ranks, (folder / "log.txt").read_text()
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(num_ranks)]
+
+
+def _rank(target, rank: int, num_ranks: int, folder: Path, arguments: tuple) -> None:
+    _join(rank, num_ranks, folder)
+    torch.save(target(rank, *arguments), folder / f"{rank}.pt")
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def _step_of_a_rank(rank: int, kind: str) -> dict[str, torch.Tensor]:
+    return _train_one_step(kind, range(rank, rank + 1), lambda network: wrap(synchronize_batch_norm(network)))
+
+
+@pytest.mark.parametrize(("kind", "num_ranks"), [("3D", 2), ("3D", 3), ("2D", 2)])
+def test_ranks_learn_what_one_process_with_all_their_batches_does(kind, num_ranks, tmp_path):
+    expected = _train_one_step(kind, range(num_ranks), lambda network: network)
+    assert max(value.abs().max() for name, value in expected.items() if name.startswith("gradient")) > 0.01
+    largest = 0.0
+    for found in _in_ranks(_step_of_a_rank, num_ranks, tmp_path, kind):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
+            largest = max(largest, (found[name].double() - value.double()).abs().max().item())
+            torch.testing.assert_close(
+                found[name], value, atol=1e-5, rtol=0, msg=lambda text, name=name: f"{name}: {text}"
+            )
+    print(f"{kind}, {num_ranks} ranks: largest difference {largest:.1e}")
+
+
+def _ask(rank: int) -> list:
+    return [any_rank(rank == 1), any_rank(False), gather_in_turn([10 * rank + i for i in range(3 - rank)])]
+
+
+def test_ranks_agree_and_put_together_what_they_have(tmp_path):
+    assert _in_ranks(_ask, 2, tmp_path) == [[True, False, [0, 10, 1, 11, 2]]] * 2
+
+
+def test_one_process_exchanges_nothing():
+    assert (any_rank(True), any_rank(False), gather_in_turn([1, 2])) == (True, False, [1, 2])
+
+
+def test_batch_norm_in_sync_keeps_names_and_parameters():
+    network = VNet(base_filters=2)
+    parameters, names = list(network.parameters()), list(network.state_dict())
+    synchronized = synchronize_batch_norm(network)
+    assert sum(isinstance(module, CPUSyncBatchNorm) for module in synchronized.modules()) > 10
+    assert [id(p) for p in synchronized.parameters()] == [id(p) for p in parameters]
+    assert list(synchronized.state_dict()) == names
+
+
+def _torchrun(
+    bundle, datalist: Path, folder: Path, run_id: str, configs: list[str], *options: str, **changes
+) -> list[str]:
+    places = {"datalist": datalist, "ckpt_dir": folder / "models", "output_dir": folder / "eval"}
+    files = [str(bundle.configs / f"{name}.yaml") for name in (*configs, "multi_gpu_train")]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *options]
+    command += ["-m", "monai.bundle", "run", run_id, "--config_file", str(files)]
+    settings = bundle.settings(run_id, **places, device=..., **changes)
+    return command + [f"--{name}={value}" for name, value in settings.items()]
+
+
+def _start_job(command: list[str], log: Path) -> subprocess.Popen:
+    return subprocess.Popen(command, stdout=open(log, "w"), stderr=subprocess.STDOUT)
+
+
+def _workers(job: subprocess.Popen) -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/{job.pid}/task/{job.pid}/children").read_text().split()]
+
+
+def _wait_for_text(pattern: str, log: Path, job: subprocess.Popen, count: int = 1, seconds: float = 120) -> None:
+    deadline = time.monotonic() + seconds
+    while len(re.findall(pattern, log.read_text())) < count:
+        assert job.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+@SHORT_AXIS
+def test_a_rank_that_dies_ends_the_job_or_restarts_it_from_the_last_checkpoint(
+    bundle, tiny_dataset, tmp_path, monkeypatch
+):
+    log, checkpoints = tmp_path / "log.txt", tmp_path / "models" / "checkpoints"
+    monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")
+    long = {"max_iterations": 5000, "ckpt_interval": 2, "val_interval": 5000}
+    job = _start_job(_torchrun(bundle, tiny_dataset, tmp_path, "training", ["train"], "--max_restarts=1", **long), log)
+    try:
+        _wait_for_text(r"\| [4-9]/5000", log, job)
+        newest = max(checkpoints.glob("*.pt"))
+        os.kill(_workers(job)[-1], signal.SIGKILL)
+        _wait_for_text("Resuming after iteration", log, job)
+        resumed = int(re.search(r"Resuming after iteration (\d+)", log.read_text())[1])
+        assert resumed >= int(newest.stem.split("_")[1])
+        _wait_for_text(rf"\| {resumed + 4}/5000", log, job)
+        os.kill(_workers(job)[0], signal.SIGKILL)
+        assert job.wait(60) != 0
+    finally:
+        job.kill()
+    assert "ChildFailedError" in log.read_text()
+
+
+@SHORT_AXIS
+def test_several_processes_train_and_score_every_case_once(bundle, tiny_dataset, tmp_path):
+    for run_id, configs in (("training", ["train"]), ("evaluating", ["train", "evaluate"])):
+        command = _torchrun(bundle, tiny_dataset, tmp_path, run_id, configs, sync_batch_norm=True)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert done.stderr.count("Checking:   0%") == 1  # one process shows bars
+    assert {path.name for path in (tmp_path / "models").iterdir()} == {"checkpoints", "model.pt", "model_best.pt"}
+    rows = list(csv.DictReader((tmp_path / "eval" / "metrics.csv").open()))
+    cases = [row["case"] for row in rows if row["case"] != "mean" and row["class"] == "all"]
+    assert len(cases) == len(set(cases)) == 4  # two patients, two phases
+
+
+@SHORT_AXIS
+def test_without_torchrun_the_overlay_says_what_to_do(run_bundle, tiny_dataset, monkeypatch):
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with pytest.raises(RuntimeError) as error:
+        run_bundle("training", ["train", "multi_gpu_train"], datalist=str(tiny_dataset), device=...)
+    assert "multi_gpu_train.yaml needs torchrun" in str(error.getrepr(chain=True))
+
+
+def test_restarts_that_would_fail_are_refused_at_once(monkeypatch):
+    for name, value in {
+        "LOCAL_RANK": "0",
+        "TORCHELASTIC_MAX_RESTARTS": "3",
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+    }.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(UserError, match="set TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 before torchrun"):
+        start_processes()
