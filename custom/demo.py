@@ -16,9 +16,12 @@ from pathlib import Path
 from typing import Any
 
 import fire
+import nibabel as nib
+import numpy as np
 
+from .data import case_name
+from .drawing import Panel, case_panels, draw_panels
 from .errors import UserError, show_user_errors_plainly
-from .report import CaseFiles, save_overlays
 from .synthetic import write_dataset
 
 __all__ = ["demo"]
@@ -59,8 +62,11 @@ def demo(output: str = "demo", **unknown: Any) -> None:
     _run("inference", ["inference"], places | {"output_dir": str(folder / "predictions")} | NETWORK)
 
     predictions = sorted((folder / "predictions").glob("*_seg.nii.gz"))
-    figure = save_overlays([_case_files(folder / "data", pred) for pred in predictions[:4]], folder / "overlays.png")
-    print(f"\nMetrics:     {folder / 'eval' / 'metrics.csv'}")
+    figure = folder / "overlays.png"
+    draw_panels(*zip(*[_panels(folder / "data", pred) for pred in predictions[:4]], strict=True)).savefig(
+        figure, dpi=110
+    )
+    print(f"\nMetrics:     {folder / 'eval' / 'metrics.csv'}\nReport:      {folder / 'eval' / 'report.html'}")
     for prediction in predictions:
         print(f"Prediction:  {prediction}")
     print(f"Figure:      {figure}\nDone in {(time.monotonic() - start) / 60:.1f} minutes.")
@@ -78,9 +84,12 @@ def _run(run_id: str, configs: list[str], overrides: dict[str, Any]) -> None:
         raise UserError(f"the step {run_id} failed, see above.")
 
 
-def _case_files(data: Path, pred: Path) -> CaseFiles:
+def _panels(data: Path, pred: Path) -> tuple[list[Panel], str]:
+    """Picture and name of one case, whose files lie on one grid."""
     name = pred.name.replace("_seg", "")
-    return CaseFiles(data / "images" / name, data / "labels" / name, pred)
+    files = [nib.load(path) for path in (data / "images" / name, data / "labels" / name, pred)]
+    image, label, found = (np.asarray(file.dataobj) for file in files)
+    return case_panels(image[None], label, found, files[0].header.get_zooms()), case_name(name)
 
 
 if __name__ == "__main__":

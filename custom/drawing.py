@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "Panel", "draw_panels", "new_figure"]
+__all__ = ["COLORS", "Panel", "case_panels", "draw_panels", "largest_slice", "new_figure"]
 
 #: Colors of the classes 1, 2, ...: distinguishable with any color vision (Okabe & Ito).
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442")
@@ -53,6 +53,33 @@ def draw_panels(rows: Sequence[Sequence[Panel]], row_titles: Sequence[str] = ())
     for line, title in zip(axes, row_titles, strict=False):
         line[0].text(-0.03, 0.5, title, rotation=90, ha="right", va="center", transform=line[0].transAxes, fontsize=8)
     return figure
+
+
+def largest_slice(label: np.ndarray) -> int | None:
+    """Find the slice along the last axis with the largest structure, HWD class indices; None in 2D."""
+    return None if label.ndim == 2 else int((label > 0).sum((0, 1)).argmax())
+
+
+def case_panels(
+    image: np.ndarray, label: np.ndarray, pred: np.ndarray, spacing: Sequence[float] = (1, 1)
+) -> list[Panel]:
+    """Show image, truth and prediction side by side, in the slice with the largest true structure.
+
+    Args:
+        image: CH[WD].
+        label: class indices, H[WD].
+        pred: the same.
+        spacing: of the first two axes.
+    """
+    z = largest_slice(label)
+    image, label, pred = (array if z is None else array[..., z] for array in (image, label, pred))
+    aspect = float(spacing[1] / spacing[0])
+    title = "image" if z is None else f"image, slice {z}"
+    return [
+        Panel(title, image, aspect=aspect),
+        Panel("truth", image, label, aspect=aspect),
+        Panel("prediction", image, pred, aspect=aspect),
+    ]
 
 
 def _draw(axis, panel: Panel) -> None:

@@ -103,7 +103,7 @@ def _bundle_files(folder: Path) -> dict[str, bytes]:
 
 def _package_files() -> dict[str, bytes]:
     folder = Path(__file__).parent
-    paths = sorted([*folder.glob("*.py"), *(folder / "splits").glob("*.json")])
+    paths = sorted(path for pattern in ("*.py", "splits/*.json", "templates/*.html") for path in folder.glob(pattern))
     return {f"custom/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}
 
 

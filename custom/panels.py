@@ -1,19 +1,23 @@
-"""Pictures of a step in TensorBoard: what the network saw, what it was taught, what it said."""
+"""Pictures of a training step in TensorBoard, and of scored cases: what the network saw, was taught, and said."""
 
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
+from monai.data.utils import affine_to_spacing
 from monai.engines.utils import IterationEvents
 from monai.utils import optional_import
 
-from .drawing import Panel, draw_panels
+from .data import case_name, read_image
+from .drawing import Panel, case_panels, draw_panels, largest_slice
+from .files import whole_file
 from .losses import IGNORE_INDEX
 
-__all__ = ["TensorBoardSession", "ViewPanels"]
+__all__ = ["CasePanels", "TensorBoardSession", "ViewPanels"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +40,7 @@ class ViewPanels:
 
     def attach(self, engine: Engine) -> None:
         """Draw while the step's views are at hand; where matplotlib is not installed, say so and draw nothing."""
-        if not optional_import("matplotlib.backends.backend_agg")[1]:
-            logger.info("matplotlib is not installed: there will be no figures of the views in TensorBoard.")
+        if not _can_draw("figures of the views in TensorBoard"):
             return
         engine.add_event_handler(IterationEvents.LOSS_COMPLETED, self._draw)
 
@@ -48,14 +51,14 @@ class ViewPanels:
         views = {name: _first(value) for name, value in engine.state.views.items()}
         predicted = views["labeled_logits"].argmax(0)
         label = views["label"][0]
-        z = _largest(label)
+        z = largest_slice(label.numpy())
         rows = [
             [_panel("labeled: label", views["labeled"], label, z), _panel("prediction", views["labeled"], predicted, z)]
         ]
         if "weak" in views:
             pseudo = views["pseudo_label"][0]
             taught = pseudo.where(pseudo != IGNORE_INDEX, 0)
-            z = _largest(taught)
+            z = largest_slice(taught.numpy())
             rows.append(
                 [
                     _panel("weak: pseudo-label", views["weak"], taught, z, ignored=pseudo == IGNORE_INDEX),
@@ -90,13 +93,42 @@ class TensorBoardSession:
             self.writer.file_writer.add_event(event, engine.state.iteration + 1)
 
 
+class CasePanels:
+    """Draw image, truth and prediction of every case that is scored, ``CASE.png``, see :func:`case_panels`.
+
+    Args:
+        folder: where the pictures are written.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self.folder = Path(folder)
+
+    def attach(self, engine: Engine) -> None:
+        """Draw at each iteration of an evaluator whose ``pred`` and ``label`` are one-hot, NH[WD]."""
+        if _can_draw("pictures of the cases"):
+            engine.add_event_handler(Events.ITERATION_COMPLETED, self._draw)
+
+    def _draw(self, engine: Engine) -> None:
+        for output in engine.state.output:
+            path = output["image"].meta["filename_or_obj"]
+            image, _ = read_image(path)  # on the grid of the label, not on that of the network
+            if image is None:
+                continue
+            label, pred = (output[name].argmax(0).cpu().numpy() for name in ("label", "pred"))
+            row = case_panels(image.numpy(), label, pred, affine_to_spacing(output["label"].affine)[:2].tolist())
+            with whole_file(self.folder / f"{case_name(path)}.png") as part:
+                draw_panels([row]).savefig(part, dpi=100)
+
+
+def _can_draw(what: str) -> bool:
+    found = optional_import("matplotlib.backends.backend_agg")[1]
+    if not found:
+        logger.info("matplotlib is not installed: there will be no %s.", what)
+    return found
+
+
 def _first(batch: torch.Tensor) -> torch.Tensor:
     return batch[0].detach().float().cpu()
-
-
-def _largest(label: torch.Tensor) -> int | None:
-    """Slice along the last axis with the largest structure; None in 2D."""
-    return None if label.ndim == 2 else int((label > 0).sum((0, 1)).argmax())
 
 
 def _panel(

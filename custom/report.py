@@ -1,65 +1,162 @@
-"""Pictures of a finished run."""
+"""One page about a finished run: ``python -m custom.report RUN_DIR``, also written at the end of ``evaluating``.
+
+It is put together from what the run left in its folder: ``metrics.csv``, TensorBoard's events, the pictures of
+:class:`custom.panels.CasePanels` and ``run.json``. What is missing is left out.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import base64
+import csv
+import json
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
-import nibabel as nib
-import numpy as np
+import fire
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
+from monai.utils import optional_import
 
-from .data import case_name
+from .drawing import COLORS, new_figure
+from .errors import UserError, show_user_errors_plainly
+from .files import whole_file
+from .run_record import read_run_record
+from .tables import ALL, MEAN
 
-__all__ = ["CaseFiles", "save_overlays"]
+__all__ = ["report"]
+
+#: Curves by picture: title, scalars of TensorBoard.
+CURVES = {
+    "Loss": ("loss", "supervised", "image_perturbation", "teacher_distillation", "decoder_distillation"),
+    "Pseudo-labels": ("confident_share", "commonest_share", "threshold"),
+    "Validation": ("val_mean_dice",),
+    "Learning rate": ("learning_rate",),
+}
+#: How many of the best and of the worst cases are shown.
+SHOWN = 4
+Row = dict[str, str]
+Curves = dict[str, list[tuple[int, float]]]
 
 
-class CaseFiles(NamedTuple):
-    """Files of one case, all on one grid."""
-
-    image: Path
-    label: Path
-    pred: Path
-
-
-def save_overlays(cases: Sequence[CaseFiles], path: str | Path) -> Path:
-    """Draw image, truth and prediction side by side, one case per row, in the slice with the largest true structure.
+def report(run_dir: str, metrics: str | None = None, **unknown: Any) -> None:
+    """Write ``report.html``, which needs no other file, and ``curves.png``.
 
     Args:
-        cases: volumes, HWD; labels are class indices.
-        path: the PNG to write.
+        run_dir: a run's ``output_dir``.
+        metrics: the table of an evaluation; ``metrics.csv`` in the run's folder by default.
+        unknown: refused.
 
-    Returns:
-        The path.
+    Raises:
+        UserError: for an unknown flag, or a folder that no training and no evaluation has written to.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no screen
-    from matplotlib.figure import Figure
+    if unknown:
+        raise UserError(f"unknown flag --{', --'.join(unknown)}; python -m custom.report RUN_DIR [--metrics FILE].")
+    folder = Path(str(run_dir))
+    record, curves = read_run_record(folder), _read_curves(folder)
+    rows = _read_rows(Path(str(metrics)) if metrics else folder / "metrics.csv")
+    if not (record or curves or rows):
+        raise UserError(f"{folder}: neither run.json, metrics.csv nor TensorBoard events; give a run's output_dir.")
+    cases = _overall(rows)
+    content = {
+        "name": "/".join(folder.resolve().parts[-2:]),
+        "iterations": max((curve[-1][0] for curve in curves.values()), default=None),
+        "means": [row for row in rows if row["case"] == MEAN],
+        "rows": [row for row in rows if row["case"] != MEAN],
+        "cases": cases,
+        "colors": list(
+            zip(dict.fromkeys(row["class"] for row in rows if row["class"] != ALL), cycle(COLORS), strict=False)
+        ),
+        "galleries": _galleries(cases, folder / "panels"),
+        "curves": _draw_curves(curves, folder / "curves.png"),
+        "record": record,
+        "settings": {name: text for name, value in record.get("config", {}).items() if (text := _setting(value))},
+    }
+    page = folder / "report.html"
+    with whole_file(page) as part:
+        part.write_text(_template().render(content), encoding="utf-8")
+    print(f"Report:  {page}")
 
-    figure = Figure(figsize=(8, 2.7 * len(cases)), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots(len(cases), 3, squeeze=False)
-    for row, files in zip(axes, cases, strict=True):
-        image, label, pred = (np.asarray(nib.load(file).dataobj) for file in files)
-        z = int((label > 0).sum((0, 1)).argmax())
-        aspect = nib.load(files.image).header.get_zooms()[1] / nib.load(files.image).header.get_zooms()[0]
-        for axis, mask in zip(row, (None, label, pred), strict=True):
-            _draw(axis, image[:, :, z], None if mask is None else mask[:, :, z], aspect)
-        row[0].set_ylabel(f"{case_name(files.image)}, slice {z}")
-    for axis, title in zip(axes[0], ("image", "truth", "prediction"), strict=True):
+
+def _template() -> Template:
+    loader = FileSystemLoader(Path(__file__).parent / "templates")
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
+    return environment.get_template("report.html")
+
+
+def _read_rows(path: Path) -> list[Row]:
+    if not path.is_file():
+        return []
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _overall(rows: Sequence[Row]) -> list[Row]:
+    """One row per case, over all classes, the best first."""
+    classes = {row["class"] for row in rows}
+    wanted = ALL if ALL in classes else next(iter(classes), None)
+    cases = [row for row in rows if row["case"] != MEAN and row["class"] == wanted]
+    return sorted(cases, key=lambda row: float(row["dice"]), reverse=True)
+
+
+def _galleries(cases: Sequence[Row], folder: Path) -> dict[str, list[dict[str, str]]]:
+    """Pictures of the best and of the worst cases, no case in both."""
+    count = min(SHOWN, len(cases) // 2) or min(1, len(cases))
+    galleries = {"Best cases": cases[:count], "Worst cases": cases[count:][::-1][:count]}
+    pictures = {
+        title: [{**row, "picture": _embedded(folder / f"{row['case']}.png")} for row in rows if _has(folder, row)]
+        for title, rows in galleries.items()
+    }
+    return {title: shown for title, shown in pictures.items() if shown}
+
+
+def _has(folder: Path, row: Row) -> bool:
+    return (folder / f"{row['case']}.png").is_file()
+
+
+def _embedded(path: Path) -> str:
+    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
+
+
+def _read_curves(folder: Path) -> Curves:
+    """Scalars by name; a training that went on from a checkpoint gives one curve."""
+    if not any(folder.glob("events.out.tfevents.*")):
+        return {}
+    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
+
+    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
+    events.Reload()
+    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()[SCALARS]}
+
+
+def _draw_curves(curves: Curves, path: Path) -> str | None:
+    """Draw :data:`CURVES` over the iterations; None where there are none, or nothing that draws."""
+    found = {title: [name for name in names if name in curves] for title, names in CURVES.items()}
+    found = {title: names for title, names in found.items() if names}
+    if not found or not optional_import("matplotlib.backends.backend_agg")[1]:
+        return None
+    figure = new_figure(11, 3.4 * -(-len(found) // 2))
+    axes = figure.subplots(-(-len(found) // 2), 2, squeeze=False).flatten()
+    for axis, (title, names) in zip(axes, found.items(), strict=False):
+        for name in names:
+            axis.plot(*zip(*curves[name], strict=True), label=name, linewidth=1.2)
         axis.set_title(title)
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    return path
+        axis.set_xlabel("iteration")
+        axis.grid(alpha=0.25)
+        axis.legend(fontsize=8)
+    for axis in axes[len(found) :]:
+        axis.axis("off")
+    with whole_file(path) as part:
+        figure.savefig(part, dpi=130)
+    return _embedded(path)
 
 
-def _draw(axis, image: np.ndarray, mask: np.ndarray | None, aspect: float) -> None:
-    low, high = np.percentile(image, [1, 99])
-    axis.imshow(image.T, cmap="gray", vmin=low, vmax=high, origin="lower", aspect=aspect, interpolation="nearest")
-    if mask is not None and mask.any():
-        shown = np.ma.masked_equal(mask.T, 0)
-        axis.imshow(shown, cmap="autumn", vmin=1, vmax=4, alpha=0.45, origin="lower", aspect=aspect)
-        for index in np.unique(mask[mask > 0]):
-            axis.contour((mask == index).T, [0.5], colors="tab:red", linewidths=1.2)
-    axis.set_xticks([])
-    axis.set_yticks([])
+def _setting(value: Any) -> str | None:
+    """Write a setting as JSON; None for components and expressions, which are not numbers to read."""
+    text = json.dumps(value)
+    return None if (isinstance(value, Mapping) and "_target_" in text) or '"$' in text or '"@' in text else text
+
+
+if __name__ == "__main__":
+    show_user_errors_plainly()
+    fire.Fire(report)

@@ -55,6 +55,7 @@ RUNTIME_KEYS = {
         "run_record",
         "checkpoints",
         "tensorboard",
+        "scalars",
     ),
     *(
         "initialize",

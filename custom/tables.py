@@ -21,8 +21,8 @@ from .metrics import case_metrics
 __all__ = ["CaseTable", "VolumeTable"]
 
 Row = dict[str, str | float]
-#: Name of the rows over all classes.
-ALL = "all"
+#: Class of the rows over all classes, and case of those over all cases.
+ALL, MEAN = "all", "mean"
 logger = logging.getLogger(__name__)
 
 
@@ -87,7 +87,7 @@ class CaseTable:
         for phase in [*found, None]:
             for name in dict.fromkeys(row["class"] for row in scored):
                 rows = [row for row in scored if row["class"] == name and phase in (None, row.get("phase"))]
-                names = {"case": "mean"} | ({"phase": phase or ""} if self.phases else {})
+                names = {"case": MEAN} | ({"phase": phase or ""} if self.phases else {})
                 means.append({**names, "class": name, **_mean(rows)})
         return means
 

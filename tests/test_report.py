@@ -1,0 +1,109 @@
+import csv
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SHORT_AXIS
+from PIL import Image
+
+from custom.drawing import COLORS, case_panels, draw_panels
+from custom.errors import UserError
+from custom.report import report
+from custom.run_record import read_run_record
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+#: Counts the pictures that the browser could show, when the page is complete.
+COUNT_PICTURES = """<script>addEventListener("load", () => {
+  const shown = [...document.images].filter(image => image.complete && image.naturalWidth > 100);
+  document.title = `${shown.length} of ${document.images.length} pictures, ${document.body.scrollWidth} wide`;
+});</script>"""
+
+
+@SHORT_AXIS
+def test_evaluating_ends_with_a_page_that_a_browser_shows(run_bundle, tiny_dataset, tmp_path):
+    """Every picture of the page is drawn, its tables are those of metrics.csv, and it needs nothing from elsewhere."""
+    settings = {"datalist": str(tiny_dataset), "max_iterations": 20, "panel_interval": 10}
+    run_bundle("training", ["train"], **settings)
+    run_bundle("evaluating", ["train", "evaluate"], **settings)
+    folder = tmp_path / "eval"
+    page = (folder / "report.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:)', page)
+
+    with open(folder / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    cases = [row["case"] for row in rows if row["class"] == "all" and row["case"] != "mean"]
+    assert len(cases) == 4
+    assert sorted(path.stem for path in (folder / "panels").iterdir()) == sorted(cases)
+    for case in cases:
+        assert page.count(f"<figcaption>{case}") == 1
+    record = read_run_record(folder)
+    assert all(text in page for text in (record["data_list"]["sha256"], record["sessions"][0]["versions"]["monai"]))
+    assert "<td>learning_rate</td><td><code>0.01</code>" in page
+
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine to look at the page")
+    shown, picture = _look(page, tmp_path)
+    pictures = re.search(r"<title>(\d+) of 5 pictures, (\d+) wide</title>", shown)
+    assert int(pictures[1]) == 5  # four cases and the curves
+    assert int(pictures[2]) <= 1200
+    pixels = np.asarray(Image.open(picture).convert("RGB")).astype(int)
+    assert pixels.std() > 20
+    for color in COLORS[:3]:  # every class is in the legend
+        wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
+        assert (np.abs(pixels - wanted).max(-1) < 8).sum() > 50, color
+
+
+def _look(page: str, folder: Path) -> tuple[str, Path]:
+    """The document as the browser has it, and a picture of it."""
+    copy, picture = folder / "copy.html", folder / "page.png"
+    copy.write_text(page.replace("</body>", COUNT_PICTURES + "</body>"))
+    settings = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,2400"]
+    settings += [f"--user-data-dir={folder / 'browser'}", "--virtual-time-budget=5000"]
+    results = []
+    for action in ("--dump-dom", f"--screenshot={picture}"):
+        command = [CHROMIUM, *settings, action, copy.as_uri()]
+        results.append(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
+    return results[0], picture
+
+
+def test_a_page_is_made_of_what_there_is(tmp_path, capsys):
+    (tmp_path / "metrics.csv").write_text("case,class,dice\n<b>bold</b>,cyst,0.5\nmean,cyst,0.5\n")
+    report(str(tmp_path))
+    page = (tmp_path / "report.html").read_text()
+    assert "&lt;b&gt;bold&lt;/b&gt;" in page
+    assert "<b>bold</b>" not in page
+    assert "Configuration" not in page
+    assert f"Report:  {tmp_path / 'report.html'}" in capsys.readouterr().out
+
+
+@SHORT_AXIS
+def test_a_training_without_evaluation_has_a_page(run_bundle, tiny_dataset, tmp_path):
+    run_bundle("training", ["train"], datalist=str(tiny_dataset), max_iterations=1)
+    report(str(tmp_path / "eval"))
+    page = (tmp_path / "eval" / "report.html").read_text()
+    assert "No evaluation yet" in page
+    assert "Configuration" in page
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"), [({"metrix": 1}, "unknown flag --metrix"), ({}, "neither run.json, metrics.csv nor")]
+)
+def test_wrong_use_is_refused(arguments, message, tmp_path):
+    with pytest.raises(UserError, match=message):
+        report(str(tmp_path), **arguments)
+    assert not list(tmp_path.iterdir())
+
+
+def test_case_panels_show_the_slice_with_the_largest_structure():
+    label = np.zeros((6, 5, 4), int)
+    label[1:4, 1:3, 2] = 1
+    label[0, 0, 1] = 2
+    panels = case_panels(np.random.default_rng(0).random((1, 6, 5, 4)), label, label * 0, (1.0, 2.0))
+    assert [panel.title for panel in panels] == ["image, slice 2", "truth", "prediction"]
+    assert np.array_equal(panels[1].label, label[..., 2])
+    assert [panel.aspect for panel in panels] == [2.0] * 3
+    assert panels[0].label is None
+    assert len(draw_panels([panels]).axes) == 3
