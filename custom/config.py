@@ -40,7 +40,7 @@ def check_config() -> None:
     if workflow is None:
         raise RuntimeError("check_config must be called from a MONAI bundle config.")
     config = workflow.parser.get()
-    _mend_artifact_path(workflow.parser)
+    _mend_tracking(workflow.parser)
     refuse_newer_bundle(config.get(ConfigParser.meta_key) or {})
     known = _keys_of_files(workflow.config_root_path) | _referenced_keys(config) | CLIENT_KEYS
     unknown = [key for key in config if key not in known and key != ConfigParser.meta_key]
@@ -116,15 +116,21 @@ def _describe(key: str, known: set[str]) -> str:
     return f"--{key}" + (f": did you mean --{nearest[0]}?" if nearest else " is not a key of this bundle's configs.")
 
 
-def _mend_artifact_path(parser: ConfigParser) -> None:
-    """Let ``--tracking`` find the config that it stores when ``output_dir`` is a plain path.
+def _mend_tracking(parser: ConfigParser) -> None:
+    """Put right what MONAI 1.6.1's ``--tracking`` adds to the config (bundle/workflows.py, patch_bundle_tracking).
 
-    MONAI 1.6.1 appends an expression to ``output_dir`` as text (bundle/workflows.py, patch_bundle_tracking), which
-    names no file then.
+    It appends an expression to ``output_dir`` as text, which names no file when that is a plain path; and it reads the
+    loss in a way that fits a list of outputs only, at every iteration.
     """
-    path, folder = parser.get("save_execute_config"), parser.get("output_dir")
+    config = parser.get()
+    handlers = [h for h in config.get("train", {}).get("handlers", []) if h.get("_target_") == "MLFlowHandler"]
+    path, folder = config.get("save_execute_config"), config.get("output_dir")
     if isinstance(path, str) and isinstance(folder, str) and not folder.startswith("$"):
-        parser["save_execute_config"] = path.replace(f"{folder} + '", folder).removesuffix("'")
+        config["save_execute_config"] = path.replace(f"{folder} + '", folder).removesuffix("'")
+    for handler in handlers:
+        handler |= {"output_transform": "@scalars", "iteration_log": "$lambda engine, event: event % 10 == 0"}
+    if path or handlers:
+        parser.parse(reset=True)  # it had been parsed before the first expression was evaluated
 
 
 def _running_workflow() -> ConfigWorkflow | None:

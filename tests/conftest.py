@@ -120,10 +120,14 @@ def edit() -> Callable[[Path, Callable[[dict], Any]], None]:
 def run_bundle(bundle: Bundle, tmp_path: Path) -> Callable[..., ConfigWorkflow]:
     """Run a section of the bundle in this process, with tiny settings and outputs in ``tmp_path``."""
 
-    def run(run_id: str, configs: list[str], folder: Path | str | None = None, **overrides: Any) -> ConfigWorkflow:
+    def run(
+        run_id: str, configs: list[str], folder: Path | str | None = None, tracking: str | None = None, **overrides: Any
+    ) -> ConfigWorkflow:
         places = {"ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
         files = [str(Path(folder or bundle.configs) / f"{name}.yaml") for name in configs]
-        workflow = ConfigWorkflow(files, run_id=run_id, **bundle.settings(run_id, **places | overrides))
+        workflow = ConfigWorkflow(
+            files, run_id=run_id, tracking=tracking, **bundle.settings(run_id, **places | overrides)
+        )
         workflow.initialize()
         workflow.run()
         workflow.finalize()
