@@ -69,6 +69,8 @@ class CrossMatchTrainer(SupervisedTrainer):
         self.state.views = {}
         self.state.threshold = 0.0
         self.state.unsupervised_weight = 1.0
+        # Ignite hands an exception to the handlers of the event instead of raising it; this one comes last.
+        self.add_event_handler(Events.EXCEPTION_RAISED, _raise)
         if max_iterations is not None:
             # A lambda, since terminate() would take the engine for its argument `skip_completed`.
             self.add_event_handler(Events.ITERATION_COMPLETED(once=max_iterations), lambda engine: engine.terminate())
@@ -151,6 +153,10 @@ def _shares(logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor
     counts = torch.stack([(label == index).sum() for index in range(logits.shape[1])])
     kept = counts.sum()
     return {"confident_share": kept / label.numel(), "commonest_share": counts.max() / kept.clamp(min=1)}
+
+
+def _raise(_: CrossMatchTrainer, error: BaseException) -> None:
+    raise error
 
 
 def _partner(batch: torch.Tensor) -> torch.Tensor:

@@ -2,6 +2,7 @@ import pytest
 import torch
 from ignite.engine import Events
 
+from custom.guards import MemoryAdvice
 from custom.losses import CrossMatchLoss
 from custom.networks import VNet
 from custom.perturbations import CutMix
@@ -132,3 +133,11 @@ def test_16_bit_training_gives_about_the_same_loss():
         losses.append(trainer.state.output["loss"].item())
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     assert losses[0] != losses[1]
+
+
+def test_errors_end_a_training_whatever_its_handlers_do():
+    batch = _batch()
+    del batch["unlabeled"]["strong_1"]
+    trainer = _trainer([batch], train_handlers=[MemoryAdvice(SIZE, 2, 2)])
+    with pytest.raises(KeyError, match="strong_1"):
+        trainer.run()
