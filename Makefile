@@ -12,8 +12,8 @@ help:  ## show the targets
 demo: $(VENV)/ready  ## train, evaluate and infer on synthetic volumes, in about five minutes on two cores
 	$(BIN)/python -m custom.demo
 
-test: $(VENV)/ready  ## run the test suite
-	$(BIN)/python -m pytest
+test: $(VENV)/ready  ## run the test suite on all cores
+	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 package: $(VENV)/ready  ## make an archive of each bundle in dist/
 	for bundle in bundles/*/; do $(BIN)/python -m custom.package $$bundle --output dist --overwrite True || exit 1; done

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # each process of the suite has one core; also for those that it starts
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 from monai.bundle import ConfigWorkflow
