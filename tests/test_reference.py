@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
+from benchmarks.original_order import OriginalStep
 from custom.checkpoints import convert
 from custom.losses import PAIRS, CrossMatchLoss, mix_teachers, pseudo_label
 from custom.networks import UNet, VNet
@@ -77,21 +80,53 @@ def test_converted_weights_give_the_logits_of_the_original(kind: str, path: Path
     assert difference <= 1e-5 * (logits.max() - logits.min())
 
 
-@pytest.mark.parametrize("path", _files("*loss*.npz"), ids=lambda path: path.stem)
-def test_every_loss_term_is_that_of_the_original(path: Path):
+class GoldenLoss(NamedTuple):
+    """A golden file of the loss: what goes in, and what every term must be."""
+
+    loss: CrossMatchLoss
+    threshold: float
+    logits: dict[str, torch.Tensor]
+    partners: dict[str, torch.Tensor]
+    label: torch.Tensor
+    boxes: dict[int, torch.Tensor]
+    expected: dict[str, float]
+
+
+def _read_loss(path: Path) -> GoldenLoss:
     golden = {name: torch.as_tensor(value) for name, value in np.load(path, allow_pickle=False).items()}
     settings = dict(LOSSES["la" if golden["logits_labeled"].shape[1] == 2 else "acdc"])
-    threshold, eta = golden["threshold"].item(), golden["eta"].item()
     weights = {"supervised": 0.5, "image_perturbation": 0.25, "distillation": settings.pop("distillation")}
-
-    logits = {ours: golden[f"logits_{theirs}"] for ours, theirs in LOGITS.items()}
-    names = {pair.teacher for pairs in PAIRS.values() for pair in pairs}
     mix = {"weak": "mix", "weak_fw": "mix_weak", "weak_fs": "mix_strong"}
-    teachers = {name: pseudo_label(logits[name], threshold) for name in names}
-    partners = {name: pseudo_label(golden[f"logits_{mix[name]}"], threshold) for name in names}
-    boxes = {number: golden[f"box{number}"][:, None].bool() for number in (1, 2)}
+    return GoldenLoss(
+        CrossMatchLoss(weights, golden["eta"].item(), **settings),
+        golden["threshold"].item(),
+        {ours: golden[f"logits_{theirs}"] for ours, theirs in LOGITS.items()},
+        {ours: golden[f"logits_{theirs}"] for ours, theirs in mix.items()},
+        golden["label"][:, None],
+        {number: golden[f"box{number}"][:, None].bool() for number in (1, 2)},
+        {ours: golden[f"expected_{theirs}"].item() for ours, theirs in TERMS.items()},
+    )
 
-    loss = CrossMatchLoss(weights, eta, **settings)
-    terms = loss(logits, golden["label"][:, None], mix_teachers(teachers, partners, boxes))
-    for ours, theirs in TERMS.items():
-        assert terms[ours].item() == pytest.approx(golden[f"expected_{theirs}"].item(), abs=1e-6), ours
+
+GOLDEN_LOSSES = pytest.mark.parametrize("path", _files("*loss*.npz"), ids=lambda path: path.stem)
+
+
+@GOLDEN_LOSSES
+def test_every_loss_term_is_that_of_the_original(path: Path):
+    golden = _read_loss(path)
+    names = {pair.teacher for pairs in PAIRS.values() for pair in pairs}
+    teachers, partners = (
+        {name: pseudo_label(logits[name], golden.threshold) for name in names}
+        for logits in (golden.logits, golden.partners)
+    )
+    terms = golden.loss(golden.logits, golden.label, mix_teachers(teachers, partners, golden.boxes))
+    for name, value in golden.expected.items():
+        assert terms[name].item() == pytest.approx(value, abs=1e-6), name
+
+
+@GOLDEN_LOSSES
+def test_what_we_time_ourselves_against_has_the_loss_of_the_original(path: Path):
+    golden = _read_loss(path)
+    step = OriginalStep(nn.Identity(), golden.loss, None, None, golden.threshold)
+    loss = step.loss_of(golden.logits, golden.label, golden.partners, golden.boxes)
+    assert loss.item() == pytest.approx(golden.expected["loss"], abs=1e-6)

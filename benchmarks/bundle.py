@@ -1,0 +1,44 @@
+"""Configs of the bundles as the benchmarks need them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from custom.errors import UserError
+
+__all__ = ["bundle_config", "refuse_unknown"]
+
+BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
+
+
+def bundle_config(bundle: str, files: Sequence[str], changes: Mapping[str, Any]) -> ConfigParser:
+    """Read a bundle's configs with some settings changed.
+
+    Args:
+        bundle: la, acdc, pancreas or isic.
+        files: names of its config files, without ending, later ones laid over earlier ones.
+        changes: settings by key; None leaves the config's own.
+
+    Raises:
+        UserError: for an unknown bundle or file.
+    """
+    folder = BUNDLES / f"crossmatch_{bundle}"
+    paths = [folder / "configs" / f"{name}.yaml" for name in files]
+    missing = [str(path) for path in paths if not path.is_file()]
+    if missing:
+        raise UserError(f"no such config: {', '.join(missing)}; see --help for the names.")
+    parser = ConfigParser(ConfigParser.load_config_files(paths))
+    for key, value in {"bundle_root": str(folder), **changes}.items():
+        if value is not None:
+            parser[key] = value
+    return parser
+
+
+def refuse_unknown(flags: Mapping[str, Any]) -> None:
+    """Raise an error for flags that a benchmark does not have."""
+    if flags:
+        raise UserError(f"unknown flag --{', --'.join(flags)}; see --help.")

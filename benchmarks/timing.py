@@ -1,0 +1,115 @@
+"""Time alternatives side by side in one process, and the memory that each of them takes."""
+
+from __future__ import annotations
+
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from custom.memory import return_freed_memory
+
+__all__ = ["Measurement", "machine", "measure", "peak_memory", "print_table", "seconds"]
+
+Call = Callable[[], object]
+
+
+class Measurement(NamedTuple):
+    """Seconds of every call, and the most memory in bytes that one needed beyond what was there."""
+
+    every: list[float]
+    memory: int
+
+    @property
+    def median(self) -> float:
+        """Median seconds."""
+        return statistics.median(self.every)
+
+
+def measure(
+    calls: Mapping[str, Call],
+    device: torch.device,
+    repeats: int = 5,
+    before: Mapping[str, Call] | None = None,
+    untimed: int = 2,
+) -> dict[str, Measurement]:
+    """Call the alternatives in turn, so that a machine that slows down slows down all of them.
+
+    Args:
+        calls: alternatives by name.
+        device: where they compute.
+        repeats: how often each is timed.
+        before: what to do before an alternative's turn, by its name.
+        untimed: calls in each turn that are not timed, before the one that is.
+    """
+    memory = {name: peak_memory(call, device) for name, call in calls.items()}
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(repeats):
+        for name, call in calls.items():
+            if before and name in before:
+                before[name]()
+            for _ in range(untimed):
+                call()
+            times[name].append(seconds(call, device))
+    return {name: Measurement(every, memory[name]) for name, every in times.items()}
+
+
+def seconds(call: Call, device: torch.device) -> float:
+    """Time one call."""
+    _wait(device)
+    start = time.perf_counter()
+    call()
+    _wait(device)
+    return time.perf_counter() - start
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_memory(call: Call, device: torch.device) -> int:
+    """Bytes that a call needs at most beyond those in use before it; on Linux, or of a GPU."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        call()
+        return torch.cuda.max_memory_allocated(device) - before
+    return_freed_memory()
+    before = _status("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
+    call()
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> int:
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{name}:"))
+    return int(line.split()[1]) * 1024
+
+
+def machine(device: torch.device) -> str:
+    """Name what was measured on: processor, threads, versions."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        names = [
+            line.split(":")[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ]
+        name = f"{names[0]}, {torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"
+    return f"{name}; torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def print_table(measured: Mapping[str, Measurement], reference: str) -> None:
+    """Print every alternative with how many times faster than the reference it is."""
+    for name, found in measured.items():
+        every = " ".join(f"{value:.3f}" for value in found.every)
+        ratio = measured[reference].median / found.median
+        print(f"{name:10s} {found.median:8.3f} s  {ratio:5.2f} x  {found.memory / 1e9:6.2f} GB   [{every}]")

@@ -1,0 +1,82 @@
+"""The benchmarks run, in small, and say what they measured."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import BUNDLES, LEFT_ATRIUM
+
+from benchmarks.bundle import bundle_config
+from benchmarks.data_loading import data_loading
+from benchmarks.inference import inference
+from benchmarks.timing import measure
+from benchmarks.training_step import training_step
+from custom.errors import UserError
+from custom.weights import save_weights
+
+
+@pytest.mark.parametrize(("bundle", "size"), [("la", [16, 16, 16]), ("acdc", [16, 16])])
+def test_both_orders_of_the_step_are_timed(bundle, size, capsys):
+    training_step(bundle, patch_size=size, amp=False, repeats=1, device="cpu")
+    shown = capsys.readouterr().out
+    assert f"patches of {size}" in shown
+    assert "ours in float32; median of 1" in shown
+    assert re.search(r"original +\d+\.\d{3} s +1\.00 x +\d+\.\d\d GB +\[\d+\.\d{3}\]\n", shown)
+    assert re.search(r"ours +\d+\.\d{3} s +\d+\.\d\d x", shown)
+
+
+@LEFT_ATRIUM
+def test_inference_is_timed_and_its_labels_compared(bundle, tiny_dataset, tmp_path, capsys):
+    torch.manual_seed(0)
+    save_weights(bundle_config("la", ["inference", "quick"], {}).get_parsed_content("network"), tmp_path / "model.pt")
+    image = sorted((tiny_dataset.parent / "images").iterdir())[0]
+    settings = {"overlay": "quick", "repeats": 1, "device": "cpu"}
+    inference(str(image), str(tmp_path / "model.pt"), **settings)
+    shown = capsys.readouterr().out
+    assert re.search(r"ours +\d+\.\d{3} s", shown)
+    different, voxels = map(int, re.search(r"labels differ in (\d+) of (\d+) voxels", shown).groups())
+    assert 0 <= different < voxels
+    with pytest.raises(UserError, match="was trained with another network"):
+        inference(str(image), str(tmp_path / "model.pt"), repeats=1, device="cpu")
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_loading_is_timed(num_workers, bundle, tiny_dataset, capsys):
+    small = {"patch_size": [16, 16, 16], "iterations": 1, "rounds": 2, "num_workers": num_workers, "device": "cpu"}
+    data_loading(str(tiny_dataset.parent), datalist=str(tiny_dataset), **small)
+    shown = capsys.readouterr().out
+    assert f"{num_workers} worker(s) per stream; median of 2 times 1 iterations" in shown
+    memory, loader, ratio = map(float, re.findall(r"^(?:memory|loader|ratio) +(\d+\.\d+)", shown, re.MULTILINE))
+    assert ratio == pytest.approx(loader / memory, rel=0.01)
+
+
+def test_alternatives_take_turns_and_their_peak_is_measured():
+    calls = []
+
+    def large():
+        calls.append("large")
+        return torch.ones(2**24)  # 64 MiB
+
+    found = measure({"small": lambda: calls.append("small"), "large": large}, torch.device("cpu"), 2, untimed=1)
+    assert calls == ["small", "large", *["small", "small", "large", "large"] * 2]
+    assert [len(value.every) for value in found.values()] == [2, 2]
+    assert found["large"].memory > 60e6 > 10e6 > found["small"].memory
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_every_bundle_has_the_settings_that_benchmarks_read(bundle):
+    config = bundle_config(bundle.removeprefix("crossmatch_"), ["train", "quick"], {"num_workers": None, "seed": 5})
+    assert config["seed"] == 5
+    assert config["num_workers"] is not None
+    assert config.get_parsed_content("ckpt_dir") == str(Path(config["bundle_root"]) / "models")
+
+
+def test_wrong_use_is_refused(tmp_path):
+    with pytest.raises(UserError, match="unknown flag --repeat"):
+        training_step(repeat=1)
+    with pytest.raises(UserError, match=r"no such config: .*crossmatch_heart"):
+        training_step("heart")
+    with pytest.raises(UserError, match=r"no such config: .*quik\.yaml"):
+        inference(str(tmp_path), str(tmp_path), overlay="quik")
