@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test package lint format clean
+.PHONY: help demo test bench package lint format clean
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
@@ -14,6 +14,9 @@ demo: $(VENV)/ready  ## train, evaluate and infer on synthetic volumes, in about
 
 test: $(VENV)/ready  ## run the test suite on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
+
+bench: $(VENV)/ready  ## time the training step against the order of the original code, in about ten minutes
+	for bundle in la acdc; do for amp in True False; do $(BIN)/python -m benchmarks.training_step --bundle $$bundle --amp $$amp || exit 1; done; done
 
 package: $(VENV)/ready  ## make an archive of each bundle in dist/
 	for bundle in bundles/*/; do $(BIN)/python -m custom.package $$bundle --output dist --overwrite True || exit 1; done

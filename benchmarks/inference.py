@@ -63,7 +63,7 @@ def inference(
     segmenters = {name: _segmenter(config, ckpt_path) for name, config in configs.items()}
     print(f"crossmatch_{bundle}, a volume of {list(volume.shape[2:])} on the training grid, {machine(where)}")
     calls = {name: partial(segment, name) for name in configs}
-    print_table(measure(calls, where, repeats, untimed=0), "reference")
+    print_table(measure(calls, where, repeats), "reference")
     different = (labels["ours"] != labels["reference"]).sum().item()
     share = 100 * different / labels["ours"].numel()
     print(f"labels differ in {different} of {labels['ours'].numel()} voxels, {share:.4f} %;", end=" ")

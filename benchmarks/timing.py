@@ -36,7 +36,6 @@ def measure(
     device: torch.device,
     repeats: int = 5,
     before: Mapping[str, Call] | None = None,
-    untimed: int = 2,
 ) -> dict[str, Measurement]:
     """Call the alternatives in turn, so that a machine that slows down slows down all of them.
 
@@ -44,8 +43,7 @@ def measure(
         calls: alternatives by name.
         device: where they compute.
         repeats: how often each is timed.
-        before: what to do before an alternative's turn, by its name.
-        untimed: calls in each turn that are not timed, before the one that is.
+        before: what to do before an alternative's turn, by its name, untimed.
     """
     memory = {name: peak_memory(call, device) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
@@ -53,8 +51,6 @@ def measure(
         for name, call in calls.items():
             if before and name in before:
                 before[name]()
-            for _ in range(untimed):
-                call()
             times[name].append(seconds(call, device))
     return {name: Measurement(every, memory[name]) for name, every in times.items()}
 

@@ -59,8 +59,9 @@ def test_alternatives_take_turns_and_their_peak_is_measured():
         calls.append("large")
         return torch.ones(2**24)  # 64 MiB
 
-    found = measure({"small": lambda: calls.append("small"), "large": large}, torch.device("cpu"), 2, untimed=1)
-    assert calls == ["small", "large", *["small", "small", "large", "large"] * 2]
+    alternatives = {"small": lambda: calls.append("small"), "large": large}
+    found = measure(alternatives, torch.device("cpu"), 2, before={"large": lambda: calls.append("before")})
+    assert calls == ["small", "large", *["small", "before", "large"] * 2]
     assert [len(value.every) for value in found.values()] == [2, 2]
     assert found["large"].memory > 60e6 > 10e6 > found["small"].memory
 

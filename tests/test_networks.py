@@ -1,7 +1,8 @@
 import pytest
 import torch
+from torch import nn
 
-from custom.networks import PerturbedNetwork, PerturbedSegResNet, UNet, VNet
+from custom.networks import DoublingConvolution, PerturbedNetwork, PerturbedSegResNet, UNet, VNet
 
 #: Every backbone, small, with its number of spatial axes.
 BACKBONES = {
@@ -71,6 +72,25 @@ def test_every_weight_learns(network, image):
 def test_a_size_that_cannot_be_halved_four_times_is_refused(build, size):
     with pytest.raises(ValueError, match="multiple of 16"):
         build(base_filters=2)(torch.randn(1, 1, *size))
+
+
+def test_the_doubling_convolution_is_a_transposed_convolution_forward_and_backward():
+    torch.manual_seed(0)
+    ours = DoublingConvolution(3, 5, kernel_size=2, stride=2).double()
+    stock = nn.ConvTranspose3d(3, 5, kernel_size=2, stride=2).double()
+    stock.load_state_dict(ours.state_dict())
+    image = torch.randn(2, 3, 4, 3, 5).double().contiguous(memory_format=torch.channels_last_3d)
+    results = []
+    for convolution in (ours, stock):
+        x = image.clone(memory_format=torch.preserve_format).requires_grad_()
+        y = convolution(x)
+        (y * torch.arange(y.numel()).view(y.shape)).sum().backward()
+        results.append((y, x.grad, convolution.weight.grad, convolution.bias.grad))
+    assert results[0][0].is_contiguous(memory_format=torch.channels_last_3d)
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(image), results[1][0])
 
 
 def test_unet_needs_a_dropout_for_every_resolution():

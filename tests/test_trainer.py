@@ -1,3 +1,5 @@
+import shutil
+
 import pytest
 import torch
 from ignite.engine import Events
@@ -133,6 +135,20 @@ def test_16_bit_training_gives_about_the_same_loss():
         losses.append(trainer.state.output["loss"].item())
     assert losses[0] == pytest.approx(losses[1], rel=0.05)
     assert losses[0] != losses[1]
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+def test_compiled_training_gives_the_same_loss():
+    """With dropout off, which compiled networks draw in their own way."""
+    losses = []
+    for compiled in (False, True):
+        torch.manual_seed(0)
+        network = VNet(base_filters=2, dropout=0.0, feature_dropout=[0.0, 0.0])
+        trainer = _trainer([_batch(2, 2)], network=network, compile=compiled)
+        trainer.run()
+        losses.append(trainer.state.output["loss"].item())
+    assert trainer.network is not network
+    assert losses[0] == pytest.approx(losses[1], abs=1e-5)
 
 
 def test_errors_end_a_training_whatever_its_handlers_do():
