@@ -65,6 +65,7 @@ def data_loading(
         config = bundle_config(bundle, ["train"], places | settings)
         trainer = config.get_parsed_content("train::trainer")
         trainer.state.threshold = start_threshold(config)
+        trainer.state.iteration = 2  # at others, panels are drawn
         workers = config.get_parsed_content("num_workers")
         counts = f"{config.get_parsed_content('batch_size')} + {config.get_parsed_content('unlabeled_batch_size')}"
         print(f"crossmatch_{bundle}, {counts} patches of {list(config['patch_size'])}, {machine(where)}")

@@ -13,6 +13,7 @@ import fire
 import torch
 
 from custom.errors import show_user_errors_plainly
+from custom.memory import keep_freed_memory, return_freed_memory
 from custom.weights import read_weights
 
 from .bundle import bundle_config, refuse_unknown
@@ -63,7 +64,8 @@ def inference(
     segmenters = {name: _segmenter(config, ckpt_path) for name, config in configs.items()}
     print(f"crossmatch_{bundle}, a volume of {list(volume.shape[2:])} on the training grid, {machine(where)}")
     calls = {name: partial(segment, name) for name in configs}
-    print_table(measure(calls, where, repeats), "reference")
+    before = {"ours": keep_freed_memory, "reference": return_freed_memory} if where.type == "cpu" else {}
+    print_table(measure(calls, where, repeats, before, untimed=0), "reference")
     different = (labels["ours"] != labels["reference"]).sum().item()
     share = 100 * different / labels["ours"].numel()
     print(f"labels differ in {different} of {labels['ours'].numel()} voxels, {share:.4f} %;", end=" ")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import platform
 import statistics
@@ -12,9 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from custom.memory import return_freed_memory
-
-__all__ = ["Measurement", "machine", "measure", "peak_memory", "print_table", "seconds"]
+__all__ = ["Measurement", "machine", "measure", "print_table", "seconds"]
 
 Call = Callable[[], object]
 
@@ -36,6 +35,7 @@ def measure(
     device: torch.device,
     repeats: int = 5,
     before: Mapping[str, Call] | None = None,
+    untimed: int = 1,
 ) -> dict[str, Measurement]:
     """Call the alternatives in turn, so that a machine that slows down slows down all of them.
 
@@ -43,15 +43,20 @@ def measure(
         calls: alternatives by name.
         device: where they compute.
         repeats: how often each is timed.
-        before: what to do before an alternative's turn, by its name, untimed.
+        before: what to do before an alternative's turn, by its name.
+        untimed: calls in each turn before the one that is timed, so that memory finds its place.
     """
-    memory = {name: peak_memory(call, device) for name, call in calls.items()}
     times: dict[str, list[float]] = {name: [] for name in calls}
+    memory = dict.fromkeys(calls, 0)
     for _ in range(repeats):
         for name, call in calls.items():
             if before and name in before:
                 before[name]()
-            times[name].append(seconds(call, device))
+            with _PeakMemory(device) as peak:
+                for _ in range(untimed):
+                    call()
+                times[name].append(seconds(call, device))
+            memory[name] = max(memory[name], peak.bytes)
     return {name: Measurement(every, memory[name]) for name, every in times.items()}
 
 
@@ -69,19 +74,28 @@ def _wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def peak_memory(call: Call, device: torch.device) -> int:
-    """Bytes that a call needs at most beyond those in use before it; on Linux, or of a GPU."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        call()
-        return torch.cuda.max_memory_allocated(device) - before
-    return_freed_memory()
-    before = _status("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
-    call()
-    return _status("VmHWM") - before
+class _PeakMemory:
+    """Bytes that are needed at most beyond those in use before; on Linux, or of a GPU."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.bytes = 0
+
+    def __enter__(self) -> _PeakMemory:
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+            self.before = torch.cuda.memory_allocated(self.device)
+        else:
+            ctypes.CDLL(None).malloc_trim(0)  # what earlier turns have kept
+            Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
+            self.before = _status("VmRSS")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        is_gpu = self.device.type == "cuda"
+        peak = torch.cuda.max_memory_allocated(self.device) if is_gpu else _status("VmHWM")
+        self.bytes = peak - self.before
 
 
 def _status(name: str) -> int:

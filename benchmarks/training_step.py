@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import fire
+import monai
 import torch
 from monai.bundle import ConfigParser
 
@@ -24,6 +25,9 @@ __all__ = ["CPU_PATCH", "start_threshold", "training_step"]
 
 #: Patches that a CPU gets through in seconds; the bundle's own elsewhere.
 CPU_PATCH = {"la": [64, 64, 48], "pancreas": [64, 64, 48]}
+
+#: What the original has none of.
+PLAIN = {"memory_format": torch.contiguous_format, "optimizer::fused": False}
 
 
 def training_step(
@@ -53,12 +57,12 @@ def training_step(
     where = torch.device(device)
     size = patch_size or (CPU_PATCH.get(bundle) if where.type == "cpu" else None)
     settings = {"device": where, "patch_size": size}
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    monai.utils.set_determinism(0)  # as a training does
 
     config = bundle_config(bundle, ["train"], settings)
     threshold = start_threshold(config)
     batch = _batch(config, where)
-    plain = bundle_config(bundle, ["train"], settings | {"memory_format": torch.contiguous_format})
+    plain = bundle_config(bundle, ["train"], settings | PLAIN)
     original = OriginalStep(*_learner(plain), threshold)
     trainer = _trainer(config, amp, compile, threshold)
 
@@ -66,18 +70,10 @@ def training_step(
         "original": lambda: original(batch["labeled"], batch["unlabeled"]),
         "ours": lambda: trainer._iteration(trainer, batch),
     }
-
-    def settle() -> None:
-        """What the start of a training does; memory that is kept finds its place within two steps."""
-        if where.type == "cpu":
-            keep_freed_memory()
-        for _ in range(2):
-            calls["ours"]()
-
+    before = {"original": return_freed_memory, "ours": keep_freed_memory} if where.type == "cpu" else {}
     counts = " + ".join(str(len(stream["image"])) for stream in batch.values())
     print(f"crossmatch_{bundle}, {counts} patches of {list(config['patch_size'])}, {machine(where)}")
     print(f"ours in {str(trainer.mixed_precision.dtype).removeprefix('torch.')}; median of {repeats}")
-    before = {"ours": settle} | ({"original": return_freed_memory} if where.type == "cpu" else {})
     print_table(measure(calls, where, repeats, before), "original")
 
 

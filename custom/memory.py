@@ -15,20 +15,25 @@ def keep_freed_memory() -> bool:
     """Let the C library keep large blocks that are freed, and give them out again.
 
     By default it returns them to the system, which clears every page of the next one: a fifth of the time of a training
-    step on a CPU. The process then stays as large as it once was. Only glibc, the library of most Linux systems, can be
-    told so; others are left as they are.
+    step on a CPU (docs/performance.md). The process then stays as large as it once was. Only glibc, the library of most
+    Linux systems, can be told so; others are left as they are.
 
     Returns:
         Whether it could be told.
     """
-    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: 2**31 - 1, _ARENA_MAX: 1}
-    return _set(settings)
+    return _set({_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _ARENA_MAX: 1})
 
 
 def return_freed_memory() -> bool:
-    """Let the C library return large blocks again, from the size on at which its own adjustment ends, 32 MiB."""
-    settings = {_MMAP_MAX: 65536, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}
-    return _set(settings) and bool(ctypes.CDLL(None).malloc_trim(0))
+    """Let the C library return large blocks again, from the size on at which its own adjustment ends, 32 MiB.
+
+    Returns:
+        Whether it could be told.
+    """
+    if not _set({_MMAP_MAX: 65536, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}):
+        return False
+    ctypes.CDLL(None).malloc_trim(0)  # what was kept so far
+    return True
 
 
 def _set(settings: dict[int, int]) -> bool:

@@ -98,8 +98,8 @@ class VNet(PerturbedNetwork):
         depths = self._convolutions
         inputs = [in_channels, *widths[1:]]
         self.encoder = nn.ModuleList(_stage(inputs[i], widths[i], depths[i]) for i in range(5))
-        self.down = nn.ModuleList(_resample(nn.Conv3d, widths[i], widths[i + 1]) for i in range(4))
-        self.up = nn.ModuleList(_resample(DoublingConvolution, widths[i + 1], widths[i]) for i in reversed(range(4)))
+        self.down = nn.ModuleList(_block(nn.Conv3d(widths[i], widths[i + 1], 2, stride=2)) for i in range(4))
+        self.up = nn.ModuleList(_block(DoublingConvolution(widths[i + 1], widths[i])) for i in reversed(range(4)))
         self.decoder = nn.ModuleList(_stage(widths[i], widths[i], depths[i]) for i in reversed(range(4)))
         self.dropout = nn.Dropout3d(dropout)
         self.head = nn.Conv3d(widths[0], out_channels, kernel_size=1)
@@ -136,7 +136,14 @@ class DoublingConvolution(nn.ConvTranspose3d):
 
     Its windows do not overlap, so that it is a matrix product whose result is put in order. That is how it is computed
     where gradients are wanted and channels lie last in memory.
+
+    Args:
+        in_channels: channels of the input.
+        out_channels: channels of the output.
     """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Double every spatial size."""
@@ -257,9 +264,9 @@ def _stage(in_channels: int, out_channels: int, depth: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _resample(convolution: type[nn.Conv3d | nn.ConvTranspose3d], in_channels: int, out_channels: int) -> nn.Sequential:
-    """Halve or double every spatial size with a convolution of kernel 2 and stride 2."""
-    return nn.Sequential(*_norm_relu(convolution(in_channels, out_channels, kernel_size=2, stride=2)))
+def _block(convolution: nn.Conv3d | nn.ConvTranspose3d) -> nn.Sequential:
+    """Follow a convolution with batch norm and ReLU."""
+    return nn.Sequential(*_norm_relu(convolution))
 
 
 def _norm_relu(convolution: nn.Conv3d | nn.ConvTranspose3d) -> list[nn.Module]:

@@ -36,6 +36,9 @@ RUNTIME_KEYS = {
     *(
         "device",
         "num_workers",
+        "keep_memory",
+        "train::dataloader::pin_memory",
+        "unlabeled::dataloader::pin_memory",
         "cache",
         "cache_rate",
         "sw_batch_size",

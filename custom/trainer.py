@@ -44,6 +44,7 @@ class CrossMatchTrainer(SupervisedTrainer):
         cutmix: draws the boxes that are pasted into strong views and pseudo-labels.
         max_iterations: where to stop, in the middle of an epoch if need be; None to finish ``max_epochs``.
         amp: compute the network in the fastest 16-bit type of the device, see :class:`MixedPrecision`.
+        compile: compile the network; ``network`` stays as it is, and so do the names of its weights.
         seed: of dropout and CutMix, which are drawn anew from the seed and the number of the iteration.
         rank: number of this process among those that train together; their dropout differs.
         kwargs: other arguments, see :class:`monai.engines.SupervisedTrainer`. ``network`` must satisfy
@@ -56,6 +57,7 @@ class CrossMatchTrainer(SupervisedTrainer):
         cutmix: CutMix,
         max_iterations: int | None = None,
         amp: bool = False,
+        compile: bool = False,  # noqa: A002 - MONAI's name for it
         seed: int = 0,
         rank: int = 0,
         **kwargs: Any,
@@ -63,6 +65,7 @@ class CrossMatchTrainer(SupervisedTrainer):
         # Streams of different batch size cannot be decollated, and our scalars need not be.
         super().__init__(loss_function=loss_function, amp=False, decollate=False, **kwargs)
         self.cutmix = cutmix
+        self.predictor = torch.compile(self.network) if compile else self.network
         self.mixed_precision = MixedPrecision(self.state.device, amp)
         self.seed = seed
         self.rank = rank
@@ -99,7 +102,7 @@ class CrossMatchTrainer(SupervisedTrainer):
     def _supervised_step(self, batchdata: Mapping[str, Any]) -> dict[str, torch.Tensor]:
         image, label = self._to_device(batchdata["labeled"], "image", "label")
         with self.mixed_precision.autocast():
-            logits = self.inferer(image, self.network)
+            logits = self.inferer(image, self.predictor)
         self.fire_event(IterationEvents.FORWARD_COMPLETED)
         terms = self.loss_function({"labeled": logits.float()}, label)
         self._show({"labeled": image, "label": label, "labeled_logits": logits})
@@ -135,8 +138,8 @@ class CrossMatchTrainer(SupervisedTrainer):
     def _predict(self, image: torch.Tensor, weak: torch.Tensor, strong: list[torch.Tensor]) -> dict[str, torch.Tensor]:
         """Decode every view in two passes, so that batch statistics do not mix weak with strong views."""
         n = len(weak)
-        clean = self.inferer(torch.cat([image, weak]), self.network, num_perturbed=n)
-        perturbed = self.inferer(torch.cat(strong), self.network, num_perturbed=n)
+        clean = self.inferer(torch.cat([image, weak]), self.predictor, num_perturbed=n)
+        perturbed = self.inferer(torch.cat(strong), self.predictor, num_perturbed=n)
         names = ["labeled", "weak", "weak_fw", "weak_fs", "strong_1", "strong_2", "strong_2_fw", "strong_2_fs"]
         parts = [*clean.split([len(image), n, n, n]), *perturbed.split(n)]
         return dict(zip(names, parts, strict=True))

@@ -36,7 +36,7 @@ def test_inference_is_timed_and_its_labels_compared(bundle, tiny_dataset, tmp_pa
     shown = capsys.readouterr().out
     assert re.search(r"ours +\d+\.\d{3} s", shown)
     different, voxels = map(int, re.search(r"labels differ in (\d+) of (\d+) voxels", shown).groups())
-    assert 0 <= different < voxels
+    assert 0 <= different < 0.05 * voxels
     with pytest.raises(UserError, match="was trained with another network"):
         inference(str(image), str(tmp_path / "model.pt"), repeats=1, device="cpu")
 
@@ -61,7 +61,7 @@ def test_alternatives_take_turns_and_their_peak_is_measured():
 
     alternatives = {"small": lambda: calls.append("small"), "large": large}
     found = measure(alternatives, torch.device("cpu"), 2, before={"large": lambda: calls.append("before")})
-    assert calls == ["small", "large", *["small", "before", "large"] * 2]
+    assert calls == [*["small", "small", "before", "large", "large"] * 2]
     assert [len(value.every) for value in found.values()] == [2, 2]
     assert found["large"].memory > 60e6 > 10e6 > found["small"].memory
 

@@ -76,7 +76,7 @@ def test_a_size_that_cannot_be_halved_four_times_is_refused(build, size):
 
 def test_the_doubling_convolution_is_a_transposed_convolution_forward_and_backward():
     torch.manual_seed(0)
-    ours = DoublingConvolution(3, 5, kernel_size=2, stride=2).double()
+    ours = DoublingConvolution(3, 5).double()
     stock = nn.ConvTranspose3d(3, 5, kernel_size=2, stride=2).double()
     stock.load_state_dict(ours.state_dict())
     image = torch.randn(2, 3, 4, 3, 5).double().contiguous(memory_format=torch.channels_last_3d)
