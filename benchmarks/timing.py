@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-__all__ = ["Measurement", "machine", "measure", "print_table", "seconds"]
+__all__ = ["Measurement", "machine", "measure", "print_table", "resident_memory", "seconds"]
 
 Call = Callable[[], object]
 
@@ -89,13 +89,18 @@ class _PeakMemory:
         else:
             ctypes.CDLL(None).malloc_trim(0)  # what earlier turns have kept
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
-            self.before = _status("VmRSS")
+            self.before = resident_memory()
         return self
 
     def __exit__(self, *_: object) -> None:
         is_gpu = self.device.type == "cuda"
         peak = torch.cuda.max_memory_allocated(self.device) if is_gpu else _status("VmHWM")
         self.bytes = peak - self.before
+
+
+def resident_memory() -> int:
+    """Bytes of this process that are in memory, on Linux."""
+    return _status("VmRSS")
 
 
 def _status(name: str) -> int:
