@@ -16,7 +16,6 @@ import fire
 import torch
 
 from custom.errors import show_user_errors_plainly
-from custom.memory import keep_freed_memory
 from custom.trainer import CrossMatchTrainer
 
 from .bundle import bundle_config, refuse_unknown
@@ -55,14 +54,13 @@ def data_loading(
     """
     refuse_unknown(unknown)
     where = torch.device(device)
-    if where.type == "cpu":
-        keep_freed_memory()
     size = patch_size or (CPU_PATCH.get(bundle) if where.type == "cpu" else None)
     with tempfile.TemporaryDirectory() as folder:
         places = {"dataset_dir": str(dataset_dir), "datalist": datalist, "output_dir": folder, "ckpt_dir": folder}
         # Nothing is validated here, and the bundle's stride may not fit the patch.
         settings = {"device": where, "patch_size": size, "stride": "@patch_size", "num_workers": num_workers}
         config = bundle_config(bundle, ["train"], places | settings)
+        config.get_parsed_content("keep_memory")
         trainer = config.get_parsed_content("train::trainer")
         trainer.state.threshold = start_threshold(config)
         trainer.state.iteration = 2  # at others, panels are drawn

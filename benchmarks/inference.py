@@ -1,11 +1,12 @@
 """Time the segmentation of a scan: ``python -m benchmarks.inference --image SCAN.nii.gz --ckpt_path model.pt``.
 
-One window at a time in float32 against the bundle's own inference, in turn, in one process, and the share of voxels
+One window at a time in float32 against the bundle's own inference, in turn, and the share of voxels
 whose label differs. Reading the scan and writing the result are not counted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,13 +14,15 @@ import fire
 import torch
 
 from custom.errors import show_user_errors_plainly
-from custom.memory import keep_freed_memory, return_freed_memory
 from custom.weights import read_weights
 
 from .bundle import bundle_config, refuse_unknown
 from .timing import machine, measure, print_table
 
 __all__ = ["inference"]
+
+#: One window at a time, as the original's.
+PLAIN = {"amp": False, "sw_batch_size": 1, "memory_format": torch.contiguous_format, "keep_memory": "$None"}
 
 
 def inference(
@@ -48,34 +51,32 @@ def inference(
     refuse_unknown(unknown)
     where = torch.device(device)
     files = ["inference", overlay] if overlay else ["inference"]
-    ours = {"device": where, "files": [image]}
-    plain = {"amp": False, "sw_batch_size": 1, "memory_format": torch.contiguous_format}
-    configs = {
-        "reference": bundle_config(bundle, files, ours | plain),
-        "ours": bundle_config(bundle, files, ours),
+    settings = {"device": where, "files": [image]}
+    read_weights(ckpt_path, bundle_config(bundle, files, settings).get_parsed_content("network"))
+    builders = {
+        name: partial(_segmentation, bundle, files, settings | changes, ckpt_path)
+        for name, changes in {"reference": PLAIN, "ours": {}}.items()
     }
-
-    volume = configs["ours"].get_parsed_content("dataset")[0]["image"].as_tensor()[None].to(where)
-    labels: dict[str, torch.Tensor] = {}
-
-    def segment(name: str) -> None:
-        labels[name] = segmenters[name](volume).argmax(1)
-
-    segmenters = {name: _segmenter(config, ckpt_path) for name, config in configs.items()}
-    print(f"crossmatch_{bundle}, a volume of {list(volume.shape[2:])} on the training grid, {machine(where)}")
-    calls = {name: partial(segment, name) for name in configs}
-    before = {"ours": keep_freed_memory, "reference": return_freed_memory} if where.type == "cpu" else {}
-    print_table(measure(calls, where, repeats, before, untimed=0), "reference")
-    different = (labels["ours"] != labels["reference"]).sum().item()
-    share = 100 * different / labels["ours"].numel()
-    print(f"labels differ in {different} of {labels['ours'].numel()} voxels, {share:.4f} %;", end=" ")
+    found = measure(builders, where, repeats, untimed=1)
+    labels = {name: found[name].result for name in builders}
+    print(f"crossmatch_{bundle}, a volume of {list(labels['ours'].shape[1:])} on its grid, {machine(where)}")
+    print_table(found, "reference")
+    different, voxels = (labels["ours"] != labels["reference"]).sum().item(), labels["ours"].numel()
+    print(f"labels differ in {different} of {voxels} voxels, {100 * different / voxels:.4f} %;", end=" ")
     print(f"foreground {(labels['reference'] > 0).sum().item()} voxels")
 
 
-def _segmenter(config: Any, ckpt_path: str) -> Any:
+def _segmentation(
+    bundle: str, files: Sequence[str], settings: Mapping[str, Any], ckpt_path: str
+) -> Callable[[], torch.Tensor]:
+    """Label map, BH[WD], of the scan on the grid of training."""
+    config = bundle_config(bundle, files, settings)
+    config.get_parsed_content("keep_memory")
     network = config.get_parsed_content("network").eval()
     network.load_state_dict(read_weights(ckpt_path, network))
-    return torch.inference_mode()(partial(config.get_parsed_content("inferer"), network=network))
+    volume = config.get_parsed_content("dataset")[0]["image"].as_tensor()[None].to(settings["device"])
+    inferer = config.get_parsed_content("inferer")
+    return torch.inference_mode()(lambda: inferer(volume, network).argmax(1))
 
 
 if __name__ == "__main__":

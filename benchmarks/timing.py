@@ -1,28 +1,29 @@
-"""Time alternatives side by side in one process, and the memory that each of them takes."""
+"""Time alternatives side by side, and the memory that each of them takes."""
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from torch import multiprocessing
 
 __all__ = ["Measurement", "machine", "measure", "print_table", "resident_memory", "seconds"]
 
-Call = Callable[[], object]
+Call = Callable[[], Any]
 
 
 class Measurement(NamedTuple):
-    """Seconds of every call, and the most memory in bytes that one needed beyond what was there."""
+    """Seconds of every call, most memory in bytes beyond what was there before the first, and what the last gave."""
 
     every: list[float]
     memory: int
+    result: Any
 
     @property
     def median(self) -> float:
@@ -31,33 +32,57 @@ class Measurement(NamedTuple):
 
 
 def measure(
-    calls: Mapping[str, Call],
-    device: torch.device,
-    repeats: int = 5,
-    before: Mapping[str, Call] | None = None,
-    untimed: int = 1,
+    builders: Mapping[str, Callable[[], Call]], device: torch.device, repeats: int = 5, untimed: int = 2
 ) -> dict[str, Measurement]:
     """Call the alternatives in turn, so that a machine that slows down slows down all of them.
 
+    Each of them lives in a process of its own, since how memory is taken and returned is a matter of the process; while
+    one computes, the others wait.
+
     Args:
-        calls: alternatives by name.
+        builders: by name, what makes a call ready, in its process; functions that can be pickled.
         device: where they compute.
         repeats: how often each is timed.
-        before: what to do before an alternative's turn, by its name.
-        untimed: calls in each turn before the one that is timed, so that memory finds its place.
+        untimed: calls of each before the first that is timed.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    memory = dict.fromkeys(calls, 0)
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name, build in builders.items():
+        pipes[name], other = context.Pipe()
+        context.Process(target=_serve, args=(other, build, device), daemon=True).start()
+        other.close()
+    for pipe in pipes.values():
+        for _ in range(untimed):
+            _ask(pipe)
+    times: dict[str, list[float]] = {name: [] for name in builders}
     for _ in range(repeats):
-        for name, call in calls.items():
-            if before and name in before:
-                before[name]()
-            with _PeakMemory(device) as peak:
-                for _ in range(untimed):
-                    call()
-                times[name].append(seconds(call, device))
-            memory[name] = max(memory[name], peak.bytes)
-    return {name: Measurement(every, memory[name]) for name, every in times.items()}
+        for name, pipe in pipes.items():
+            times[name].append(_ask(pipe))
+    found = {}
+    for name, pipe in pipes.items():
+        pipe.send(False)
+        found[name] = Measurement(times[name], *pipe.recv())
+    return found
+
+
+def _ask(pipe: Connection) -> float:
+    pipe.send(True)
+    return pipe.recv()
+
+
+def _serve(pipe: Connection, build: Callable[[], Call], device: torch.device) -> None:
+    """Make a call and send its seconds, as often as it is asked for; at the end, memory and the last result."""
+    call = build()
+    memory = _PeakMemory(device)
+    result = None
+
+    def keep_result() -> None:
+        nonlocal result
+        result = call()
+
+    while pipe.recv():
+        pipe.send(seconds(keep_result, device))
+    pipe.send((memory.bytes(), result))
 
 
 def seconds(call: Call, device: torch.device) -> float:
@@ -75,27 +100,19 @@ def _wait(device: torch.device) -> None:
 
 
 class _PeakMemory:
-    """Bytes that are needed at most beyond those in use before; on Linux, or of a GPU."""
+    """Bytes that are needed at most from now on, beyond those in use now; on Linux, or of a GPU."""
 
     def __init__(self, device: torch.device) -> None:
-        self.device = device
-        self.bytes = 0
-
-    def __enter__(self) -> _PeakMemory:
-        gc.collect()
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-            self.before = torch.cuda.memory_allocated(self.device)
+        self.is_gpu = device.type == "cuda"
+        if self.is_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+            self.before = torch.cuda.memory_allocated(device)
         else:
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier turns have kept
             Path("/proc/self/clear_refs").write_text("5")  # the peak counts anew
             self.before = resident_memory()
-        return self
 
-    def __exit__(self, *_: object) -> None:
-        is_gpu = self.device.type == "cuda"
-        peak = torch.cuda.max_memory_allocated(self.device) if is_gpu else _status("VmHWM")
-        self.bytes = peak - self.before
+    def bytes(self) -> int:
+        return (torch.cuda.max_memory_allocated() if self.is_gpu else _status("VmHWM")) - self.before
 
 
 def resident_memory() -> int:

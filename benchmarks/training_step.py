@@ -1,11 +1,13 @@
 """Time the training step against the order of the original code: ``python -m benchmarks.training_step --bundle la``.
 
-Both steps see the same tensors, in turn, in one process. The original's order is in float32 with memory as it comes.
+Both steps see the same tensors, in turn, each in a process of its own. The original's order is in float32 with memory
+as it comes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import fire
@@ -14,7 +16,7 @@ import torch
 from monai.bundle import ConfigParser
 
 from custom.errors import show_user_errors_plainly
-from custom.memory import keep_freed_memory, return_freed_memory
+from custom.mixed_precision import MixedPrecision
 from custom.trainer import CrossMatchTrainer
 
 from .bundle import bundle_config, refuse_unknown
@@ -57,24 +59,44 @@ def training_step(
     where = torch.device(device)
     size = patch_size or (CPU_PATCH.get(bundle) if where.type == "cpu" else None)
     settings = {"device": where, "patch_size": size}
-    monai.utils.set_determinism(0)  # as a training does
 
     config = bundle_config(bundle, ["train"], settings)
-    threshold = start_threshold(config)
-    batch = _batch(config, where)
-    plain = bundle_config(bundle, ["train"], settings | PLAIN)
-    original = OriginalStep(*_learner(plain), threshold)
-    trainer = _trainer(config, amp, compile, threshold)
-
-    calls = {
-        "original": lambda: original(batch["labeled"], batch["unlabeled"]),
-        "ours": lambda: trainer._iteration(trainer, batch),
-    }
-    before = {"original": return_freed_memory, "ours": keep_freed_memory} if where.type == "cpu" else {}
-    counts = " + ".join(str(len(stream["image"])) for stream in batch.values())
+    counts = " + ".join(str(config.get_parsed_content(name)) for name in ("batch_size", "unlabeled_batch_size"))
     print(f"crossmatch_{bundle}, {counts} patches of {list(config['patch_size'])}, {machine(where)}")
-    print(f"ours in {str(trainer.mixed_precision.dtype).removeprefix('torch.')}; median of {repeats}")
-    print_table(measure(calls, where, repeats, before), "original")
+    print(f"ours in {str(MixedPrecision(where, amp).dtype).removeprefix('torch.')}; median of {repeats}")
+    builders = {
+        "original": partial(_original, bundle, settings | PLAIN),
+        "ours": partial(_ours, bundle, settings | {"amp": amp, "compile": compile}),
+    }
+    print_table(measure(builders, where, repeats), "original")
+
+
+def _original(bundle: str, settings: Mapping[str, Any]) -> Callable[[], float]:
+    config = bundle_config(bundle, ["train"], settings)
+    step = OriginalStep(*_learner(config), start_threshold(config))
+    batch = _batch(config)
+    return lambda: step(batch["labeled"], batch["unlabeled"]).item()
+
+
+def _ours(bundle: str, settings: Mapping[str, Any]) -> Callable[[], float]:
+    config = bundle_config(bundle, ["train"], settings)
+    config.get_parsed_content("keep_memory")
+    network, loss, optimizer, cutmix = _learner(config)
+    trainer = CrossMatchTrainer(
+        device=config.get_parsed_content("device"),
+        max_epochs=1,
+        train_data_loader=[None],
+        network=network,
+        optimizer=optimizer,
+        loss_function=loss,
+        cutmix=cutmix,
+        amp=config.get_parsed_content("amp"),
+        compile=config.get_parsed_content("compile"),
+        to_kwargs={"memory_format": config.get_parsed_content("memory_format")},
+    )
+    trainer.state.threshold = start_threshold(config)
+    batch = _batch(config)
+    return lambda: trainer._iteration(trainer, batch)["loss"].item()
 
 
 def start_threshold(config: ConfigParser) -> float:
@@ -83,9 +105,10 @@ def start_threshold(config: ConfigParser) -> float:
     return threshold["start"] if isinstance(threshold, dict) else threshold
 
 
-def _batch(config: ConfigParser, device: torch.device) -> dict[str, dict[str, torch.Tensor]]:
+def _batch(config: ConfigParser) -> dict[str, dict[str, torch.Tensor]]:
     """Noise in the shape of a batch; what is in it does not change how long it takes."""
     torch.manual_seed(0)
+    device = config.get_parsed_content("device")
     names = ("in_channels", "num_classes", "batch_size", "unlabeled_batch_size", "patch_size")
     channels, classes, labeled, unlabeled, size = map(config.get_parsed_content, names)
     label = torch.randint(classes, (labeled, 1, *size), device=device).float()
@@ -97,27 +120,9 @@ def _batch(config: ConfigParser, device: torch.device) -> dict[str, dict[str, to
 
 
 def _learner(config: ConfigParser) -> list[Any]:
-    """A new network, its loss, its optimizer and CutMix, as the bundle has them."""
-    torch.manual_seed(0)
+    """A new network, its loss, its optimizer and CutMix, as the bundle has them, determined as a training is."""
+    monai.utils.set_determinism(0)
     return [config.get_parsed_content(name) for name in ("network", "loss", "optimizer", "cutmix")]
-
-
-def _trainer(config: ConfigParser, amp: bool, compiled: bool, threshold: float) -> CrossMatchTrainer:
-    network, loss, optimizer, cutmix = _learner(config)
-    trainer = CrossMatchTrainer(
-        device=config.get_parsed_content("device"),
-        max_epochs=1,
-        train_data_loader=[None],
-        network=network,
-        optimizer=optimizer,
-        loss_function=loss,
-        cutmix=cutmix,
-        amp=amp,
-        compile=compiled,
-        to_kwargs={"memory_format": config.get_parsed_content("memory_format")},
-    )
-    trainer.state.threshold = threshold
-    return trainer
 
 
 if __name__ == "__main__":

@@ -5,10 +5,30 @@ from __future__ import annotations
 import ctypes
 import sys
 
-__all__ = ["keep_freed_memory", "return_freed_memory"]
+import torch
+
+from .mixed_precision import MixedPrecision
+
+__all__ = ["keep_freed_memory", "keep_where_it_pays"]
 
 # Names and numbers of glibc's malloc.h.
-_TRIM_THRESHOLD, _MMAP_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -3, -4, -8
+_TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
+
+
+def keep_where_it_pays(device: torch.device | str, amp: bool) -> bool:
+    """Keep freed memory where a CPU computes in a 16-bit type.
+
+    Blocks that are kept leave gaps; in float32 a training step would take more memory than one in the original's order.
+
+    Args:
+        device: where the network runs.
+        amp: whether it may run in the device's fastest 16-bit type.
+
+    Returns:
+        Whether memory is kept.
+    """
+    device = torch.device(device)
+    return device.type == "cpu" and MixedPrecision(device, amp).dtype != torch.float32 and keep_freed_memory()
 
 
 def keep_freed_memory() -> bool:
@@ -21,21 +41,6 @@ def keep_freed_memory() -> bool:
     Returns:
         Whether it could be told.
     """
-    return _set({_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _ARENA_MAX: 1})
-
-
-def return_freed_memory() -> bool:
-    """Let the C library return large blocks again, from the size on at which its own adjustment ends, 32 MiB.
-
-    Returns:
-        Whether it could be told.
-    """
-    if not _set({_MMAP_MAX: 65536, _MMAP_THRESHOLD: 2**25, _TRIM_THRESHOLD: 2**26}):
-        return False
-    ctypes.CDLL(None).malloc_trim(0)  # what was kept so far
-    return True
-
-
-def _set(settings: dict[int, int]) -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _ARENA_MAX: 1}
     return mallopt is not None and all(mallopt(name, value) for name, value in settings.items())

@@ -5,14 +5,13 @@ import sys
 import pytest
 import torch
 
-from custom.memory import keep_freed_memory, return_freed_memory
+from custom.memory import keep_freed_memory, keep_where_it_pays
 
 #: Page faults of taking and returning 64 MiB five times, by default and with blocks kept, which find their places after
-#: some times; and the resident memory before and after what is kept is given back.
+#: some times.
 COUNT = """
 import json, resource, torch
-from custom.memory import keep_freed_memory, return_freed_memory
-from benchmarks.timing import resident_memory
+from custom.memory import keep_freed_memory
 
 def faults():
     for _ in range(20):
@@ -22,26 +21,30 @@ def faults():
         torch.ones(2**24)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 
-found = [faults(), keep_freed_memory(), faults()]
-print(json.dumps([*found, resident_memory(), return_freed_memory(), resident_memory()]))
+print(json.dumps([faults(), keep_freed_memory(), faults()]))
 """
+
+
+@pytest.mark.parametrize(("device", "amp", "fast"), [("cuda", True, True), ("cpu", False, True), ("cpu", True, False)])
+def test_memory_is_not_kept_on_gpus_or_in_float32(device, amp, fast, monkeypatch):
+    monkeypatch.setattr("custom.mixed_precision._fastest_dtype", lambda _: torch.bfloat16 if fast else torch.float32)
+    monkeypatch.setattr("custom.memory.keep_freed_memory", lambda: True)
+    assert not keep_where_it_pays(device, amp)
+    assert keep_where_it_pays("cpu", True) == fast
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be told to keep memory")
 def test_kept_memory_is_not_cleared_by_the_system_again():
     done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
-    default, kept, after, large, returned, small = json.loads(done.stdout)
+    default, kept, after = json.loads(done.stdout)
     if not kept:
         pytest.skip("this C library is not glibc")
     if default < 5000:  # of 5 * 16384 pages of 4 KiB
         pytest.skip("this system joins pages to huge ones, which are cleared much faster")
-    assert returned
     assert after < default / 100
-    assert large - small > 60e6
 
 
 def test_other_systems_are_left_as_they_are(monkeypatch):
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory()
-    assert not return_freed_memory()
     assert torch.ones(2).sum() == 2
