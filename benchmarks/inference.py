@@ -11,6 +11,7 @@ from functools import partial
 from typing import Any
 
 import fire
+import numpy as np
 import torch
 
 from custom.errors import show_user_errors_plainly
@@ -61,14 +62,14 @@ def inference(
     labels = {name: found[name].result for name in builders}
     print(f"crossmatch_{bundle}, a volume of {list(labels['ours'].shape[1:])} on its grid, {machine(where)}")
     print_table(found, "reference")
-    different, voxels = (labels["ours"] != labels["reference"]).sum().item(), labels["ours"].numel()
+    different, voxels = (labels["ours"] != labels["reference"]).sum(), labels["ours"].size
     print(f"labels differ in {different} of {voxels} voxels, {100 * different / voxels:.4f} %;", end=" ")
-    print(f"foreground {(labels['reference'] > 0).sum().item()} voxels")
+    print(f"foreground {(labels['reference'] > 0).sum()} voxels")
 
 
 def _segmentation(
     bundle: str, files: Sequence[str], settings: Mapping[str, Any], ckpt_path: str
-) -> Callable[[], torch.Tensor]:
+) -> Callable[[], np.ndarray]:
     """Label map, BH[WD], of the scan on the grid of training."""
     config = bundle_config(bundle, files, settings)
     config.get_parsed_content("keep_memory")
@@ -76,7 +77,7 @@ def _segmentation(
     network.load_state_dict(read_weights(ckpt_path, network))
     volume = config.get_parsed_content("dataset")[0]["image"].as_tensor()[None].to(settings["device"])
     inferer = config.get_parsed_content("inferer")
-    return torch.inference_mode()(lambda: inferer(volume, network).argmax(1))
+    return torch.inference_mode()(lambda: inferer(volume, network).argmax(1).cpu().numpy())
 
 
 if __name__ == "__main__":

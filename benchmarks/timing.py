@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import platform
 import statistics
 import time
@@ -11,7 +12,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch import multiprocessing
 
 __all__ = ["Measurement", "machine", "measure", "print_table", "resident_memory", "seconds"]
 
@@ -40,7 +40,8 @@ def measure(
     one computes, the others wait.
 
     Args:
-        builders: by name, what makes a call ready, in its process; functions that can be pickled.
+        builders: by name, what makes a call ready, in its process; functions that can be pickled. What
+            a call returns must be picklable too: numbers and arrays, not tensors, which end with their process.
         device: where they compute.
         repeats: how often each is timed.
         untimed: calls of each before the first that is timed.
