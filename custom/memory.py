@@ -34,7 +34,7 @@ def keep_where_it_pays(device: torch.device | str, amp: bool) -> bool:
 def keep_freed_memory() -> bool:
     """Let the C library keep large blocks that are freed, and give them out again.
 
-    By default it returns them to the system, which clears every page of the next one: a fifth of the time of a training
+    By default it returns them to the system, which clears every page of the next one: a sixth of the time of a training
     step on a CPU (docs/performance.md). The process then stays as large as it once was. Only glibc, the library of most
     Linux systems, can be told so; others are left as they are.
 

@@ -44,6 +44,13 @@ def test_the_same_seed_gives_the_same_curves_with_and_without_workers(run_bundle
 
 
 @LEFT_ATRIUM
+def test_a_device_may_be_given_as_text(run_bundle, tiny_dataset, tmp_path):
+    """As MONAI Label gives it."""
+    run_bundle("training", ["train"], datalist=str(tiny_dataset), device="cpu")
+    assert (tmp_path / "models" / "model.pt").is_file()
+
+
+@LEFT_ATRIUM
 def test_tensorboard_shows_what_the_network_saw(run_bundle, tiny_dataset, tmp_path):
     run_bundle("training", ["train"], datalist=str(tiny_dataset), max_iterations=4, panel_interval=2)
     images = _events(tmp_path / "eval").Images("views")
