@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -71,6 +72,7 @@ BUNDLES = {
 }
 LEFT_ATRIUM = pytest.mark.parametrize("bundle", ["crossmatch_la"], indirect=True)
 SHORT_AXIS = pytest.mark.parametrize("bundle", ["crossmatch_acdc"], indirect=True)
+COMPILES = pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs g++ on a CPU")
 
 
 @pytest.fixture(scope="session", params=list(BUNDLES))

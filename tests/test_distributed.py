@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import SHORT_AXIS
+from conftest import COMPILES, SHORT_AXIS
 from starter import finish, start
 from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -43,7 +43,7 @@ def _batch(kind: str, ranks: range) -> dict[str, dict[str, torch.Tensor]]:
     return {stream: {name: torch.cat(parts) for name, parts in images.items()} for stream, images in batch.items()}
 
 
-def _train_one_step(kind: str, ranks: range, prepare) -> dict[str, torch.Tensor]:
+def _train_one_step(kind: str, ranks: range, prepare, compiled: bool = False) -> dict[str, torch.Tensor]:
     """Gradients, batch statistics and loss of a step with batch norm in sync and dropout off."""
     torch.manual_seed(0)
     network = NETWORKS[kind][0](base_filters=2, dropout=[0.0] * 5 if kind == "2D" else 0.0, feature_dropout=[0.0, 0.0])
@@ -57,6 +57,7 @@ def _train_one_step(kind: str, ranks: range, prepare) -> dict[str, torch.Tensor]
         optimizer=torch.optim.SGD(network.parameters(), lr=0.0),
         loss_function=CrossMatchLoss(WEIGHTS),
         cutmix=CutMix(prob=0.0),  # whose partners are patches of the same process
+        compile=compiled,
     )
     trainer.state.threshold = 0.55
     trainer.run()
@@ -86,16 +87,20 @@ def _rank(target, rank: int, num_ranks: int, folder: Path, arguments: tuple) -> 
     distributed.destroy_process_group()
 
 
-def _step_of_a_rank(rank: int, kind: str) -> dict[str, torch.Tensor]:
-    return _train_one_step(kind, range(rank, rank + 1), lambda network: wrap(synchronize_batch_norm(network)))
+def _step_of_a_rank(rank: int, kind: str, compiled: bool) -> dict[str, torch.Tensor]:
+    ranks = range(rank, rank + 1)
+    return _train_one_step(kind, ranks, lambda network: wrap(synchronize_batch_norm(network)), compiled)
 
 
-@pytest.mark.parametrize(("kind", "num_ranks"), [("3D", 2), ("3D", 3), ("2D", 2)])
-def test_ranks_learn_what_one_process_with_all_their_batches_does(kind, num_ranks, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "num_ranks", "compiled"),
+    [("3D", 2, False), ("3D", 3, False), ("2D", 2, False), pytest.param("2D", 2, True, marks=COMPILES)],
+)
+def test_ranks_learn_what_one_process_with_all_their_batches_does(kind, num_ranks, compiled, tmp_path):
     expected = _train_one_step(kind, range(num_ranks), lambda network: network)
     assert max(value.abs().max() for name, value in expected.items() if name.startswith("gradient")) > 0.01
     largest = 0.0
-    for found in _in_ranks(_step_of_a_rank, num_ranks, tmp_path, kind):
+    for found in _in_ranks(_step_of_a_rank, num_ranks, tmp_path, kind, compiled):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             largest = max(largest, (found[name].double() - value.double()).abs().max().item())

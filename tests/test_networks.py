@@ -1,5 +1,6 @@
 import pytest
 import torch
+from conftest import COMPILES
 from torch import nn
 
 from custom.networks import DoublingConvolution, PerturbedNetwork, PerturbedSegResNet, UNet, VNet
@@ -11,6 +12,16 @@ BACKBONES = {
     "SegResNet 2D": (lambda: PerturbedSegResNet(2, base_filters=8, in_channels=1, out_channels=2), 2),
     "SegResNet 3D": (lambda: PerturbedSegResNet(3, base_filters=8, in_channels=1, out_channels=2), 3),
 }
+
+
+class _Transparent(PerturbedNetwork):
+    """A network whose logits are its features, so that one sees what was dropped."""
+
+    def encode(self, image):
+        return [image]
+
+    def decode(self, features):
+        return features[0]
 
 
 @pytest.fixture(params=list(BACKBONES))
@@ -91,6 +102,29 @@ def test_the_doubling_convolution_is_a_transposed_convolution_forward_and_backwa
         torch.testing.assert_close(found, expected)
     with torch.no_grad():
         torch.testing.assert_close(ours(image), results[1][0])
+
+
+@COMPILES
+def test_compiled_networks_drop_as_others_do():
+    """Whole channels, at their rates, another time others, and the same again with the same seed."""
+    compiled = torch.compile(_Transparent(feature_dropout=[0.25, 0.75]))
+    image = torch.ones(2, 4000, 2, 2)
+
+    def decode(seed: int) -> tuple[torch.Tensor, ...]:
+        torch.manual_seed(seed)
+        return compiled(image, num_perturbed=2).flatten(2).split(2)
+
+    clean, *perturbed = decode(seed=0)
+    assert torch.equal(clean, image.flatten(2))
+    for dropped, probability in zip(perturbed, (0.25, 0.75), strict=True):
+        assert torch.equal(dropped.amin(2), dropped.amax(2))
+        assert (dropped[..., 0] == 0).float().mean().item() == pytest.approx(probability, abs=0.02)
+        assert dropped.amax().item() == pytest.approx(1 / (1 - probability))
+        assert not torch.equal(dropped[0], dropped[1])
+    assert all(torch.equal(a, b) for a, b in zip(perturbed, decode(seed=0)[1:], strict=True))
+    assert not any(torch.equal(a, b) for a, b in zip(perturbed, decode(seed=1)[1:], strict=True))
+    compiled.eval()
+    assert all(torch.equal(part, image.flatten(2)) for part in decode(seed=0))
 
 
 def test_unet_needs_a_dropout_for_every_resolution():

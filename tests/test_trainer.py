@@ -1,7 +1,6 @@
-import shutil
-
 import pytest
 import torch
+from conftest import COMPILES
 from ignite.engine import Events
 
 from custom.guards import MemoryAdvice
@@ -137,7 +136,7 @@ def test_16_bit_training_gives_about_the_same_loss():
     assert losses[0] != losses[1]
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="compiling for a CPU needs g++")
+@COMPILES
 def test_compiled_training_gives_the_same_loss_and_keeps_the_names_of_the_weights():
     """Over a supervised and a CrossMatch step, with dropout off, which compiled networks draw in their own way."""
     losses = []
