@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections import deque
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -73,56 +72,60 @@ class NonFiniteGuard:
 
 
 class CollapseWarning:
-    """Warn once when pseudo-labels have taught nothing for long: none is confident, or all are of one class.
+    """Warn once when pseudo-labels have done harm for long: hardly any is confident, or none is of a certain class.
+
+    A class that the teacher never gives with confidence is one that the students unlearn: Dice counts it as absent.
 
     Args:
+        class_names: foreground classes, in the order of the labels 1, 2, ...
         patience: iterations for which it must have been so, at every look.
         every: iterations between two looks, each of which waits for the device.
-        least_confident: share of confident voxels below which there are practically none.
-        most_common: share of one class among the confident voxels above which there is practically one class.
+        least_confident: share of the voxels below which practically none is confident.
+        least_of_class: share of the voxels below which practically none is confidently of a class.
     """
 
     def __init__(
-        self, patience: int = 500, every: int = 10, least_confident: float = 0.01, most_common: float = 0.9999
+        self,
+        class_names: Sequence[str],
+        patience: int = 500,
+        every: int = 10,
+        least_confident: float = 0.01,
+        least_of_class: float = 1e-5,
     ) -> None:
+        self.class_names = ["background", *class_names]
         self.every = every
         self.looks = max(1, patience // every)
         self.least_confident = least_confident
-        self.most_common = most_common
-        self.reasons: deque[str | None] = deque(maxlen=self.looks)
+        self.least_of_class = least_of_class
+        #: Looks in a row that found the trouble, by what it says.
+        self.lasting: dict[str, int] = {}
 
     def attach(self, engine: Engine) -> None:
         """Look at every so many iterations."""
         self.handle = engine.add_event_handler(Events.ITERATION_COMPLETED(every=self.every), self._look)
 
     def _look(self, engine: Engine) -> None:
-        output = engine.state.output
-        if "confident_share" not in output:
+        if "confident_share" not in engine.state.output:
             return
-        reason = self._reason(output["confident_share"].item(), output["commonest_share"].item())
-        if reason is None or (self.reasons and self.reasons[-1] != reason):
-            self.reasons.clear()
-        if reason is not None:
-            self.reasons.append(reason)
-        if len(self.reasons) == self.looks:
+        self.lasting = {trouble: self.lasting.get(trouble, 0) + 1 for trouble in self._troubles(engine.state.output)}
+        trouble = max(self.lasting, key=self.lasting.__getitem__, default=None)
+        if trouble is not None and self.lasting[trouble] >= self.looks:
             logger.warning(
-                "Pseudo-labels have collapsed: for %d iterations, up to %d, %s",
-                *(self.looks * self.every, engine.state.iteration, reason),
+                "Pseudo-labels have collapsed: for %d iterations, up to %d, %s. Lower --threshold, or let the network "
+                "learn from labels first: a longer delay in --unsupervised_weight. Where patches are cut out of large "
+                "volumes, draw them around structures (full_volume.yaml).",
+                *(self.looks * self.every, engine.state.iteration, trouble),
             )
             self.handle.remove()
 
-    def _reason(self, confident: float, commonest: float) -> str | None:
-        if confident < self.least_confident:
-            return (
-                "hardly a voxel was confident, so the unlabeled cases teach nothing. Lower --threshold, or let the "
-                "network learn from labels first: a longer delay in --unsupervised_weight."
-            )
-        if commonest > self.most_common:
-            return (
-                "all confident voxels were of one class. Let the network learn from labels first (a longer delay in "
-                "--unsupervised_weight), raise --threshold, or draw patches around structures (full_volume.yaml)."
-            )
-        return None
+    def _troubles(self, output: dict[str, torch.Tensor]) -> list[str]:
+        if float(output["confident_share"]) < self.least_confident:
+            return ["hardly a voxel was confident, so the unlabeled cases teach nothing"]
+        return [
+            f"hardly a voxel was confidently {name} (class {index}), so the unlabeled cases teach that there is none"
+            for index, name in enumerate(self.class_names)
+            if float(output[f"confident_share_{index}"]) < self.least_of_class
+        ]
 
 
 class MemoryAdvice:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
@@ -26,13 +27,15 @@ from .tables import ALL, MEAN
 
 __all__ = ["report"]
 
-#: Curves by picture: title, scalars of TensorBoard.
+#: Curves by picture: title, patterns of the names of TensorBoard's scalars.
 CURVES = {
     "Loss": ("loss", "supervised", "image_perturbation", "teacher_distillation", "decoder_distillation"),
-    "Pseudo-labels": ("confident_share", "commonest_share", "threshold"),
+    "Pseudo-labels": ("threshold", "confident_share", r"confident_share_\d+"),
     "Validation": ("val_mean_dice",),
     "Learning rate": ("learning_rate",),
 }
+#: Pictures whose curves differ by orders of magnitude.
+LOGARITHMIC = {"Pseudo-labels"}
 #: How many of the best and of the worst cases are shown.
 SHOWN = 4
 Row = dict[str, str]
@@ -131,7 +134,10 @@ def _read_curves(folder: Path) -> Curves:
 
 def _draw_curves(curves: Curves, path: Path) -> str | None:
     """Draw :data:`CURVES` over the iterations; None where there are none, or nothing that draws."""
-    found = {title: [name for name in names if name in curves] for title, names in CURVES.items()}
+    found = {
+        title: [name for pattern in patterns for name in sorted(curves) if re.fullmatch(pattern, name)]
+        for title, patterns in CURVES.items()
+    }
     found = {title: names for title, names in found.items() if names}
     if not found or not optional_import("matplotlib.backends.backend_agg")[1]:
         return None
@@ -142,6 +148,8 @@ def _draw_curves(curves: Curves, path: Path) -> str | None:
             axis.plot(*zip(*curves[name], strict=True), label=name, linewidth=1.2)
         axis.set_title(title)
         axis.set_xlabel("iteration")
+        if title in LOGARITHMIC:
+            axis.set_yscale("log")
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
     for axis in axes[len(found) :]:

@@ -34,7 +34,7 @@ class CrossMatchTrainer(SupervisedTrainer):
     The step reads ``engine.state.threshold`` and ``engine.state.unsupervised_weight``, which
     :class:`custom.handlers.RampUp` writes, and leaves in ``engine.state.output`` a dictionary of detached scalars:
     every term of the loss, ``confident_share`` (of the voxels, those where the weak view's pseudo-label is kept),
-    ``commonest_share`` (of those, the ones of the commonest class) and ``threshold``.
+    ``confident_share_0``, ``confident_share_1``, ... (the same by class) and ``threshold``.
 
     While ``IterationEvents.LOSS_COMPLETED`` is fired, ``engine.state.views`` holds what the step saw and predicted, for
     handlers that draw it.
@@ -152,10 +152,9 @@ class CrossMatchTrainer(SupervisedTrainer):
 
 
 def _shares(logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:
-    """How much of a pseudo-label is kept, and how much of that is of the commonest class."""
-    counts = torch.stack([(label == index).sum() for index in range(logits.shape[1])])
-    kept = counts.sum()
-    return {"confident_share": kept / label.numel(), "commonest_share": counts.max() / kept.clamp(min=1)}
+    """How much of the voxels a pseudo-label keeps, in all and by class."""
+    shares = torch.stack([(label == index).sum() for index in range(logits.shape[1])]) / label.numel()
+    return {"confident_share": shares.sum(), **{f"confident_share_{i}": share for i, share in enumerate(shares)}}
 
 
 def _raise(_: CrossMatchTrainer, error: BaseException) -> None:

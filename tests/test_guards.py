@@ -81,35 +81,42 @@ def test_training_stops_at_a_bad_loss_and_keeps_the_checkpoint_before(run_bundle
     assert all(value.isfinite().all() for value in state.values())
 
 
-def _shares(*shares: tuple[float, float]) -> list[dict]:
-    return [{"loss": 0.0, "confident_share": kept, "commonest_share": commonest} for kept, commonest in shares]
+def _shares(*by_class: tuple[float, float, float]) -> list[dict]:
+    each = [{f"confident_share_{index}": share for index, share in enumerate(shares)} for shares in by_class]
+    return [{"loss": 0.0, "confident_share": sum(shares.values()), **shares} for shares in each]
+
+
+NONE, NO_TUMOR, NO_LIVER, ALL = (0.0, 0.0, 0.0), (0.9, 0.02, 0.0), (0.9, 0.0, 0.01), (0.9, 0.02, 0.01)
 
 
 @pytest.mark.parametrize(
-    ("shares", "advice"),
+    ("shares", "trouble"),
     [
-        ([(0.0, 0.0)] * 40, "hardly a voxel was confident"),
-        ([(0.9, 1.0)] * 40, "all confident voxels were of one class"),
-        ([(0.9, 0.97)] * 40, None),
-        ([(0.0, 0.0)] * 15 + [(0.5, 0.9)] * 5 + [(0.0, 0.0)] * 15, None),
+        ([NONE] * 40, "hardly a voxel was confident, so"),
+        ([NO_TUMOR] * 40, "hardly a voxel was confidently tumor (class 2)"),
+        ([NO_TUMOR] * 10 + [(1.0, 0.0, 0.0)] * 10, "hardly a voxel was confidently tumor (class 2)"),
+        ([ALL] * 40, None),
+        ([NONE] * 15 + [ALL] * 5 + [NONE] * 15, None),
+        ([NO_TUMOR] * 15 + [NO_LIVER] * 15 + [NO_TUMOR] * 15, None),  # each class is there now and then
     ],
 )
-def test_collapsed_pseudo_labels_are_reported_once_with_advice(shares, advice, caplog):
+def test_collapsed_pseudo_labels_are_reported_once_with_advice(shares, trouble, caplog):
     engine = _engine(_shares(*shares))
-    CollapseWarning(patience=20, every=5).attach(engine)
+    CollapseWarning(["liver", "tumor"], patience=20, every=5).attach(engine)
     with caplog.at_level(logging.WARNING):
         _run(engine, len(shares))
     texts = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
-    assert len(texts) == (advice is not None)
-    if advice is not None:
+    assert len(texts) == (trouble is not None)
+    if trouble is not None:
         assert "for 20 iterations, up to 20" in texts[0]
-        assert advice in texts[0]
+        assert trouble in texts[0]
+        assert "--threshold" in texts[0]
         assert "--unsupervised_weight" in texts[0]
 
 
 def test_supervised_training_has_nothing_to_collapse(caplog):
     engine = _engine([{"loss": 0.0}] * 30)
-    CollapseWarning(patience=10, every=5).attach(engine)
+    CollapseWarning(["liver"], patience=10, every=5).attach(engine)
     _run(engine, 30)
     assert "collapsed" not in caplog.text
 

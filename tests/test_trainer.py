@@ -73,7 +73,9 @@ def test_a_step_changes_the_weights_and_reports_every_term():
         output
     )
     assert output["threshold"].item() == pytest.approx(0.6)
-    assert 0 <= output["confident_share"].item() <= 1
+    by_class = [output[f"confident_share_{index}"].item() for index in (0, 1)]
+    assert 0 < output["confident_share"].item() <= 1
+    assert sum(by_class) == pytest.approx(output["confident_share"].item())
     assert not any(value.requires_grad for value in output.values())
 
 
