@@ -34,7 +34,7 @@ CURVES = {
     "Validation": ("val_mean_dice",),
     "Learning rate": ("learning_rate",),
 }
-#: Pictures whose curves differ by orders of magnitude.
+#: Pictures whose curves differ by orders of magnitude, and may be 0.
 LOGARITHMIC = {"Pseudo-labels"}
 #: How many of the best and of the worst cases are shown.
 SHOWN = 4
@@ -149,7 +149,7 @@ def _draw_curves(curves: Curves, path: Path) -> str | None:
         axis.set_title(title)
         axis.set_xlabel("iteration")
         if title in LOGARITHMIC:
-            axis.set_yscale("log")
+            axis.set_yscale("symlog", linthresh=1e-4)  # a class that is lost stays in the picture, at 0
         axis.grid(alpha=0.25)
         axis.legend(fontsize=8)
     for axis in axes[len(found) :]:
