@@ -55,6 +55,7 @@ RUNTIME_KEYS = {
         "resume",
         "max_iterations",
         "panel_interval",
+        "collapse_patience",
         "run_record",
         "checkpoints",
         "tensorboard",
@@ -217,7 +218,8 @@ class Checkpoints:
             )
             return
         for name, part in self.parts.items():
-            part.load_state_dict(content["parts"][name])
+            if content["parts"][name]:  # a gradient scaler has no state where the device needed none
+                part.load_state_dict(content["parts"][name])
         progress = {"epoch_length": self.trainer.state.epoch_length, "max_epochs": self.trainer.state.max_epochs}
         self.trainer.load_state_dict({"iteration": content["iteration"], **progress})
         logger.info("Resuming after iteration %d, from %s", content["iteration"], path)
@@ -245,15 +247,23 @@ class Checkpoints:
         if iteration >= self.max_iterations:
             return  # finish() writes the last one, with the final weights
         stop = any_rank(self.stop_requested)
-        if stop or iteration % self.interval == 0:
-            self.save()
         if stop:
-            if self.rank == 0:
-                print(
-                    f"\nStopped after iteration {iteration} on request; a checkpoint is written, and the same "
-                    f"command goes on from there. Exit code {EXIT_STOPPED}."
-                )
-            raise SystemExit(EXIT_STOPPED)
+            self._stop(trainer)
+        elif iteration % self.interval == 0:
+            self.save()
+
+    def _stop(self, trainer: Engine) -> None:
+        """Write a checkpoint, unless training has gone wrong since the last look at a GPU's loss, and leave."""
+        spoilt = any_rank(not bool(trainer.state.output["loss"].isfinite()))
+        if not spoilt:
+            self.save()
+        if self.rank == 0:
+            what = "its loss is not a finite number, so no checkpoint is" if spoilt else "a checkpoint is"
+            print(
+                f"\nStopped after iteration {trainer.state.iteration} on request; {what} written, and the same command "
+                f"goes on from the newest. Exit code {EXIT_STOPPED}."
+            )
+        raise SystemExit(EXIT_STOPPED)
 
     def _listen(self, _: Engine) -> None:
         if self.rank == 0:

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import BUNDLES, LEFT_ATRIUM, SHORT_AXIS
+from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from starter import finish, start
 
@@ -275,3 +276,36 @@ def test_a_checkpoint_is_not_executed(run_bundle, tiny_dataset, tmp_path, capsys
     _run_times(run_bundle, tiny_dataset)
     assert "is damaged" in capsys.readouterr().out
     assert not (tmp_path / "executed").exists()
+
+
+def _plain_trainer(folder: Path, losses: list[float], **parts) -> tuple[Engine, Checkpoints]:
+    """An engine whose iterations give these losses; after the last one it is asked to stop."""
+    engine = Engine(lambda engine, batch: {"loss": torch.tensor(losses[engine.state.iteration - 1])})
+    engine.state.epoch_length, engine.state.max_epochs = 4, 1
+    checkpoints = Checkpoints(str(folder), {"network": torch.nn.Linear(2, 2), **parts}, {}, max_iterations=9)
+    at_the_end = Events.ITERATION_COMPLETED(once=len(losses))
+    engine.add_event_handler(at_the_end, lambda: setattr(checkpoints, "stop_requested", True))
+    checkpoints.attach(engine)
+    return engine, checkpoints
+
+
+@pytest.mark.parametrize("loss", [0.5, float("nan")])
+def test_a_stop_on_request_does_not_write_spoilt_weights(loss, tmp_path, capsys):
+    """On a GPU the loss is looked at every few iterations only; a stop may come in between."""
+    trainer, _ = _plain_trainer(tmp_path / "checkpoints", [0.5, loss])
+    with pytest.raises(SystemExit) as stopped:
+        trainer.run([None] * 4)
+    assert stopped.value.code == EXIT_STOPPED
+    written = [path.name for path in (tmp_path / "checkpoints").glob("*.pt")]
+    assert written == (["iteration_00000002.pt"] if loss == 0.5 else [])
+    assert ("so no checkpoint is written" in capsys.readouterr().out) == (loss != 0.5)
+
+
+def test_a_training_goes_on_where_gradients_need_scaling_or_no_longer_do(tmp_path):
+    for before, now in ((False, True), (True, False)):
+        folder = tmp_path / str(now) / "checkpoints"
+        trainer, _ = _plain_trainer(folder, [0.5, 0.5], scaler=torch.amp.GradScaler("cpu", enabled=before))
+        with pytest.raises(SystemExit):
+            trainer.run([None] * 4)
+        trainer, _ = _plain_trainer(folder, [0.5], scaler=torch.amp.GradScaler("cpu", enabled=now))
+        assert trainer.state.iteration == 2
