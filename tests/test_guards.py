@@ -87,14 +87,20 @@ def _shares(*by_class: tuple[float, float, float]) -> list[dict]:
 
 
 NONE, NO_TUMOR, NO_LIVER, ALL = (0.0, 0.0, 0.0), (0.9, 0.02, 0.0), (0.9, 0.0, 0.01), (0.9, 0.02, 0.01)
+A_PIXEL_NOW_AND_THEN = [(0.9, 0.02, 3e-4), *[NO_TUMOR] * 9]
 
 
 @pytest.mark.parametrize(
     ("shares", "trouble"),
     [
-        ([NONE] * 40, "hardly a voxel was confident, so"),
-        ([NO_TUMOR] * 40, "hardly a voxel was confidently tumor (class 2)"),
-        ([NO_TUMOR] * 10 + [(1.0, 0.0, 0.0)] * 10, "hardly a voxel was confidently tumor (class 2)"),
+        ([NONE] * 40, "0.00% of the voxels were confident, so"),
+        ([(0.009, 0.0, 0.0)] * 40, "0.90% of the voxels were confident, so"),
+        ([NO_TUMOR] * 40, "0.0000% of the voxels were confidently tumor (class 2)"),
+        ([NO_TUMOR] * 10 + [(1.0, 0.0, 0.0)] * 10, "0.0000% of the voxels were confidently tumor (class 2)"),
+        (A_PIXEL_NOW_AND_THEN * 4, "confidently tumor (class 2)"),
+        ([(0.9, 0.02, 9e-5)] * 40, "0.0090% of the voxels were confidently tumor (class 2)"),
+        ([(0.9, 0.02, 1.1e-4)] * 40, None),
+        ([(0.02, 0.001, 0.001)] * 40, None),
         ([ALL] * 40, None),
         ([NONE] * 15 + [ALL] * 5 + [NONE] * 15, None),
         ([NO_TUMOR] * 15 + [NO_LIVER] * 15 + [NO_TUMOR] * 15, None),  # each class is there now and then
@@ -108,7 +114,7 @@ def test_collapsed_pseudo_labels_are_reported_once_with_advice(shares, trouble, 
     texts = [record.getMessage() for record in caplog.records if "collapsed" in record.getMessage()]
     assert len(texts) == (trouble is not None)
     if trouble is not None:
-        assert "for 20 iterations, up to 20" in texts[0]
+        assert "over the last 20 iterations, up to 20" in texts[0]
         assert trouble in texts[0]
         assert "--threshold" in texts[0]
         assert "--unsupervised_weight" in texts[0]
