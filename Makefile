@@ -16,7 +16,7 @@ test: $(VENV)/ready  ## run the test suite on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
 bench: $(VENV)/ready  ## time the training step against the order of the original code, in about a quarter of an hour
-	for bundle in la acdc; do for amp in True False; do $(BIN)/python -m benchmarks.training_step --bundle $$bundle --amp $$amp || exit 1; done; done
+	for bundle in la acdc; do $(BIN)/python -m benchmarks.training_step --bundle $$bundle || exit 1; done
 
 package: $(VENV)/ready  ## make an archive of each bundle in dist/
 	for bundle in bundles/*/; do $(BIN)/python -m custom.package $$bundle --output dist --overwrite True || exit 1; done

@@ -60,7 +60,8 @@ def inference(
     }
     found = measure(builders, where, repeats, untimed=1)
     labels = {name: found[name].result for name in builders}
-    print(f"crossmatch_{bundle}, a volume of {list(labels['ours'].shape[1:])} on its grid, {machine(where)}")
+    frames, *size = labels["ours"].shape
+    print(f"crossmatch_{bundle}, {frames} image(s) of {size} voxels, {machine(where)}")
     print_table(found, "reference")
     different, voxels = (labels["ours"] != labels["reference"]).sum(), labels["ours"].size
     print(f"labels differ in {different} of {voxels} voxels, {100 * different / voxels:.4f} %;", end=" ")
@@ -70,14 +71,15 @@ def inference(
 def _segmentation(
     bundle: str, files: Sequence[str], settings: Mapping[str, Any], ckpt_path: str
 ) -> Callable[[], np.ndarray]:
-    """Label map, BH[WD], of the scan on the grid of training."""
+    """Label map, H[WD], of each frame of the scan on the grid of training."""
     config = bundle_config(bundle, files, settings)
     config.get_parsed_content("keep_memory")
     network = config.get_parsed_content("network").eval()
     network.load_state_dict(read_weights(ckpt_path, network))
     volume = config.get_parsed_content("dataset")[0]["image"].as_tensor()[None].to(settings["device"])
-    inferer = config.get_parsed_content("inferer")
-    return torch.inference_mode()(lambda: inferer(volume, network).argmax(1).cpu().numpy())
+    inferer, num_classes = config.get_parsed_content("inferer"), config.get_parsed_content("num_classes")
+    frames = (-1, num_classes)  # one behind the other in the channels
+    return torch.inference_mode()(lambda: inferer(volume, network)[0].unflatten(0, frames).argmax(1).cpu().numpy())
 
 
 if __name__ == "__main__":

@@ -6,12 +6,15 @@ import multiprocessing
 import platform
 import statistics
 import time
+import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+
+from custom.errors import UserError
 
 __all__ = ["Measurement", "machine", "measure", "print_table", "resident_memory", "seconds"]
 
@@ -45,6 +48,9 @@ def measure(
         device: where they compute.
         repeats: how often each is timed.
         untimed: calls of each before the first that is timed.
+
+    Raises:
+        Exception: what an alternative raised in its process.
     """
     context = multiprocessing.get_context("spawn")
     pipes = {}
@@ -61,19 +67,28 @@ def measure(
             times[name].append(_ask(pipe))
     found = {}
     for name, pipe in pipes.items():
-        pipe.send(False)
-        found[name] = Measurement(times[name], *pipe.recv())
+        found[name] = Measurement(times[name], *_ask(pipe, once_more=False))
     return found
 
 
-def _ask(pipe: Connection) -> float:
-    pipe.send(True)
-    return pipe.recv()
+def _ask(pipe: Connection, once_more: bool = True) -> Any:
+    pipe.send(once_more)
+    answer = pipe.recv()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
 
 
 def _serve(pipe: Connection, build: Callable[[], Call], device: torch.device) -> None:
-    """Make a call and send its seconds, as often as it is asked for; at the end, memory and the last result."""
-    call = build()
+    """Answer until all is told; what goes wrong is an answer, too."""
+    try:
+        _answer(pipe, build(), device)
+    except Exception as error:
+        pipe.send(error if isinstance(error, UserError) else RuntimeError(traceback.format_exc()))
+
+
+def _answer(pipe: Connection, call: Call, device: torch.device) -> None:
+    """Send the seconds of a call, as often as it is asked for; at the end, memory and the last result."""
     memory = _PeakMemory(device)
     result = None
 
@@ -104,8 +119,8 @@ class _PeakMemory:
     """Bytes that are needed at most from now on, beyond those in use now; on Linux, or of a GPU."""
 
     def __init__(self, device: torch.device) -> None:
-        self.is_gpu = device.type == "cuda"
-        if self.is_gpu:
+        self.device = device
+        if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
             self.before = torch.cuda.memory_allocated(device)
         else:
@@ -113,7 +128,8 @@ class _PeakMemory:
             self.before = resident_memory()
 
     def bytes(self) -> int:
-        return (torch.cuda.max_memory_allocated() if self.is_gpu else _status("VmHWM")) - self.before
+        is_gpu = self.device.type == "cuda"
+        return (torch.cuda.max_memory_allocated(self.device) if is_gpu else _status("VmHWM")) - self.before
 
 
 def resident_memory() -> int:
@@ -145,4 +161,4 @@ def print_table(measured: Mapping[str, Measurement], reference: str) -> None:
     for name, found in measured.items():
         every = " ".join(f"{value:.3f}" for value in found.every)
         ratio = measured[reference].median / found.median
-        print(f"{name:10s} {found.median:8.3f} s  {ratio:5.2f} x  {found.memory / 1e9:6.2f} GB   [{every}]")
+        print(f"{name:14s} {found.median:8.3f} s  {ratio:5.2f} x  {found.memory / 1e9:6.2f} GB   [{every}]")

@@ -4,9 +4,11 @@ import re
 import time
 from pathlib import Path
 
+import nibabel as nib
+import numpy as np
 import pytest
 import torch
-from conftest import BUNDLES, LEFT_ATRIUM
+from conftest import BUNDLES, LEFT_ATRIUM, SHORT_AXIS
 
 from benchmarks.bundle import bundle_config
 from benchmarks.data_loading import data_loading
@@ -19,12 +21,26 @@ from custom.weights import save_weights
 
 @pytest.mark.parametrize(("bundle", "size"), [("la", [16, 16, 16]), ("acdc", [16, 16])])
 def test_both_orders_of_the_step_are_timed(bundle, size, capsys):
-    training_step(bundle, patch_size=size, amp=False, repeats=1, device="cpu")
+    training_step(bundle, patch_size=size, repeats=1, device="cpu")
     shown = capsys.readouterr().out
     assert f"patches of {size}" in shown
-    assert "ours in float32; median of 1" in shown
+    assert "median of 1" in shown
     assert re.search(r"original +\d+\.\d{3} s +1\.00 x +\d+\.\d\d GB +\[\d+\.\d{3}\]\n", shown)
-    assert re.search(r"ours +\d+\.\d{3} s +\d+\.\d\d x", shown)
+    types = re.findall(r"ours, (\w+) +\d+\.\d{3} s +\d+\.\d\d x", shown)
+    assert types == (["float32", "bfloat16"] if torch.cpu._is_avx512_bf16_supported() else ["float32"])
+
+
+@SHORT_AXIS
+def test_labels_of_a_series_are_compared_frame_by_frame(bundle, tmp_path, capsys):
+    torch.manual_seed(0)
+    save_weights(bundle_config("acdc", ["inference", "quick"], {}).get_parsed_content("network"), tmp_path / "model.pt")
+    series = np.random.default_rng(0).random((20, 18, 3, 2), dtype=np.float32)
+    nib.save(nib.Nifti1Image(series, np.diag([1.5, 1.5, 8, 1])), tmp_path / "cine.nii.gz")
+    settings = {"bundle": "acdc", "overlay": "quick", "repeats": 1, "device": "cpu"}
+    inference(str(tmp_path / "cine.nii.gz"), str(tmp_path / "model.pt"), **settings)
+    shown = capsys.readouterr().out
+    assert "2 image(s) of [96, 96, 3] voxels" in shown
+    assert f"of {2 * 96 * 96 * 3} voxels" in shown
 
 
 @LEFT_ATRIUM
@@ -66,6 +82,20 @@ def test_alternatives_take_turns_and_their_peak_is_measured():
     assert [len(value.every) for value in found.values()] == [2, 2]
     assert found["small"].result < found["large"].result  # the second turn of each
     assert found["large"].memory > 60e6 > 10e6 > found["small"].memory
+
+
+def _without_a_file():
+    raise UserError("scan.nii.gz: no such file")
+
+
+def _broken():
+    return lambda: 1 / 0
+
+
+@pytest.mark.parametrize(("builder", "error"), [(_without_a_file, UserError), (_broken, RuntimeError)])
+def test_what_goes_wrong_in_an_alternative_is_raised(builder, error):
+    with pytest.raises(error, match="no such file" if error is UserError else "ZeroDivisionError"):
+        measure({"small": _small, "wrong": builder}, torch.device("cpu"), 1, untimed=1)
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
