@@ -24,9 +24,18 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from .data import case_name
 from .randomness import derived_seed, private_generators
 
-__all__ = ["Draw", "SampleDataset", "StreamLoader", "StreamSampler", "start_worker"]
+__all__ = ["Draw", "SampleDataset", "StreamLoader", "StreamSampler", "default_num_workers", "start_worker"]
 
 logger = logging.getLogger(__name__)
+
+
+def default_num_workers() -> int:
+    """Choose how many processes draw a stream: a quarter of the cores that a training process may use, 2 to 4.
+
+    A scheduler may lend a job fewer cores than the machine has, and the processes that ``torchrun`` starts share them.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(2, min(4, cores // (4 * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
 
 
 class Draw(NamedTuple):

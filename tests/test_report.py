@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from conftest import SHORT_AXIS
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
-from custom.drawing import COLORS, case_panels, draw_panels
+from custom.drawing import COLORS, case_panels, draw_panels, new_figure
 from custom.errors import UserError
 from custom.report import report
 from custom.run_record import read_run_record
@@ -86,6 +87,24 @@ def test_a_training_without_evaluation_has_a_page(run_bundle, tiny_dataset, tmp_
     page = (tmp_path / "eval" / "report.html").read_text()
     assert "No evaluation yet" in page
     assert "Configuration" in page
+
+
+def test_the_curves_show_a_class_that_is_lost_at_zero(tmp_path, monkeypatch):
+    shares = {"confident_share": 0.9, "confident_share_0": 0.9, "confident_share_1": 3e-4, "confident_share_2": 0.0}
+    with SummaryWriter(str(tmp_path)) as writer:
+        for step in (10, 20):
+            for name, value in {**shares, "threshold": 0.95, "loss": 0.5}.items():
+                writer.add_scalar(name, value, step)
+    figures = []
+    monkeypatch.setattr("custom.report.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[0])
+    report(str(tmp_path))
+    axes = {axis.get_title(): axis for axis in figures[0].axes}
+    lines = {line.get_label(): line for line in axes["Pseudo-labels"].lines}
+    assert set(lines) == {*shares, "threshold"}
+    assert axes["Pseudo-labels"].get_yscale() == "symlog"
+    assert list(lines["confident_share_2"].get_ydata()) == [0, 0]
+    assert axes["Pseudo-labels"].get_ylim()[0] <= 0
+    assert [line.get_label() for line in axes["Loss"].lines] == ["loss"]
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from monai.data import DataLoader
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 
 from custom.randomness import derived_seed, private_generators
-from custom.streams import Draw, SampleDataset, StreamLoader, StreamSampler, start_worker
+from custom.streams import Draw, SampleDataset, StreamLoader, StreamSampler, default_num_workers, start_worker
 
 
 def test_streams_are_drawn_side_by_side():
@@ -17,6 +17,17 @@ def test_streams_are_drawn_side_by_side():
     batches = list(loader)
     assert len(batches) == loader.iteration == 2
     assert [(int(b["labeled"]["image"]), int(b["unlabeled"]["image"])) for b in batches] == [(0, 0), (1, -1)]
+
+
+@pytest.mark.parametrize(("cores", "ranks", "expected"), [(2, 1, 2), (12, 1, 3), (64, 1, 4), (64, 4, 4), (64, 8, 2)])
+def test_workers_are_counted_by_the_cores_that_a_process_may_use(cores, ranks, expected, monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(cores)), raising=False)
+    monkeypatch.setattr("os.cpu_count", lambda: 256)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
+    assert default_num_workers() == expected
+    monkeypatch.delattr("os.sched_getaffinity")  # as on other systems than Linux
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert default_num_workers() == 2
 
 
 def test_without_an_unlabeled_list_training_says_that_it_is_supervised(caplog):

@@ -2,6 +2,7 @@ import pytest
 import torch
 from conftest import COMPILES
 from ignite.engine import Events
+from monai.engines.utils import IterationEvents
 
 from custom.guards import MemoryAdvice
 from custom.losses import CrossMatchLoss
@@ -73,10 +74,24 @@ def test_a_step_changes_the_weights_and_reports_every_term():
         output
     )
     assert output["threshold"].item() == pytest.approx(0.6)
-    by_class = [output[f"confident_share_{index}"].item() for index in (0, 1)]
     assert 0 < output["confident_share"].item() <= 1
-    assert sum(by_class) == pytest.approx(output["confident_share"].item())
     assert not any(value.requires_grad for value in output.values())
+
+
+@pytest.mark.parametrize("threshold", [0.5, 0.9])
+def test_the_shares_of_the_classes_are_those_of_the_confident_voxels(threshold):
+    trainer, seen = _trainer([_batch()]), []
+    trainer.state.threshold = threshold
+    trainer.add_event_handler(
+        IterationEvents.LOSS_COMPLETED, lambda engine: seen.append(engine.state.views["weak_logits"].softmax(1))
+    )
+    trainer.run()
+    confidence, label = seen[0].max(1)
+    for index in (0, 1):
+        expected = ((label == index) & (confidence >= threshold)).float().mean().item()
+        assert trainer.state.output[f"confident_share_{index}"].item() == pytest.approx(expected)
+    kept = (confidence >= threshold).float().mean().item()
+    assert trainer.state.output["confident_share"].item() == pytest.approx(kept)
 
 
 def test_weak_and_strong_views_go_through_the_network_in_passes_of_their_own():
