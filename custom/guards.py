@@ -76,7 +76,7 @@ class CollapseWarning:
     """Warn once when pseudo-labels do harm: hardly any is confident, or hardly one of a certain class.
 
     A class that the teacher hardly ever gives with confidence is one that the students unlearn: Dice counts it as
-    absent. In docs/results.md, "Why its threshold is 0.7", a class that was lost had a mean share of 0 from the first
+    absent. In docs/results.md, "Why the threshold is 0.7", a class that was lost had a mean share of 0 from the first
     hundred iterations on; in the trainings that lost none, no mean over a hundred iterations was below 0.004.
 
     Args:
