@@ -15,7 +15,7 @@ demo: $(VENV)/ready  ## train, evaluate and infer on synthetic volumes, in about
 test: $(VENV)/ready  ## run the test suite on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-bench: $(VENV)/ready  ## time the training step against the order of the original code, in about a quarter of an hour
+bench: $(VENV)/ready  ## time the training step against the order of the original code, in about ten minutes
 	for bundle in la acdc; do $(BIN)/python -m benchmarks.training_step --bundle $$bundle || exit 1; done
 
 package: $(VENV)/ready  ## make an archive of each bundle in dist/
