@@ -18,11 +18,9 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from custom.losses import PAIRS, CrossMatchLoss, Pair
 from custom.perturbations import CutMix
+from custom.trainer import CLEAN, STRONG
 
 __all__ = ["OriginalStep"]
-
-CLEAN = ("labeled", "weak", "weak_fw", "weak_fs")
-STRONG = ("strong_1", "strong_2", "strong_2_fw", "strong_2_fs")
 
 
 class _Teacher(NamedTuple):

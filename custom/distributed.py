@@ -10,6 +10,7 @@ import functools
 import logging
 import os
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from itertools import chain, zip_longest
 from typing import Any, TypeVar
 
@@ -33,6 +34,7 @@ __all__ = [
     "stop",
     "sum_over_ranks",
     "synchronize_batch_norm",
+    "without_exchange",
     "wrap",
 ]
 
@@ -78,13 +80,18 @@ def local_device() -> torch.device:
 def wrap(network: nn.Module) -> DistributedDataParallel:
     """Average the gradients over the ranks.
 
-    Buffers are not exchanged before each pass: a step has two passes before its backward pass, which must find the
-    batch statistics as the first pass left them.
+    Buffers are not exchanged before each pass: every rank keeps running statistics of its own until
+    :func:`share_buffers`.
     """
     device = next(network.parameters()).device
     return DistributedDataParallel(
         network, device_ids=[device] if device.type == "cuda" else None, broadcast_buffers=False
     )
+
+
+def without_exchange(network: nn.Module) -> AbstractContextManager[None]:
+    """Leave out the exchange of gradients, for passes that are not a step's last; the last one exchanges the sum."""
+    return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
 
 def _together() -> bool:

@@ -7,7 +7,7 @@ codes; each bundle's config says which it takes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -17,7 +17,18 @@ from torch.nn.functional import cross_entropy
 from .distributed import mean_over_ranks, sum_over_ranks
 from .perturbations import paste
 
-__all__ = ["IGNORE_INDEX", "PAIRS", "CrossMatchLoss", "Pair", "dice_loss", "mix_teachers", "pseudo_label"]
+__all__ = [
+    "IGNORE_INDEX",
+    "PAIRS",
+    "STUDENTS",
+    "TEACHERS",
+    "CrossMatchLoss",
+    "Pair",
+    "add_terms",
+    "dice_loss",
+    "mix_teachers",
+    "pseudo_label",
+]
 
 #: Label of the voxels that a loss leaves out.
 IGNORE_INDEX = 255
@@ -56,6 +67,8 @@ PAIRS: dict[str, tuple[Pair, ...]] = {
         Pair("strong_2_fs", "weak_fs", box=2),
     ),
 }
+STUDENTS = sorted({pair.student for pairs in PAIRS.values() for pair in pairs})
+TEACHERS = sorted({pair.teacher for pairs in PAIRS.values() for pair in pairs})
 
 
 @torch.no_grad()
@@ -154,14 +167,17 @@ class CrossMatchLoss(nn.Module):
     def forward(
         self,
         logits: Mapping[str, torch.Tensor],
-        label: torch.Tensor,
+        label: torch.Tensor | None = None,
         pseudo_labels: Mapping[tuple[str, int | None], torch.Tensor] | None = None,
         unsupervised_weight: float = 1.0,
     ) -> dict[str, torch.Tensor]:
-        """Compute every term and their weighted sum.
+        """Compute the terms of the given predictions, and their weighted sum.
+
+        Predictions may come in several calls: what is missing adds nothing, and :func:`add_terms` makes the terms of
+        all predictions from those of each call. So do their gradients add up.
 
         Args:
-            logits: by name, each BNH[WD]: ``labeled`` and every student of :data:`PAIRS`.
+            logits: by name, each BNH[WD]: any of ``labeled`` and the students of :data:`PAIRS`; others are left aside.
             label: class indices of the labeled patches, B1H[WD].
             pseudo_labels: result of :func:`mix_teachers`; None when there is no unlabeled data, then the loss is the
                 supervised one.
@@ -170,25 +186,37 @@ class CrossMatchLoss(nn.Module):
         Returns:
             Scalars: ``loss``, ``supervised``, each group and each pair by name.
         """
-        probs = {name: value.softmax(1) for name, value in logits.items()}
-        entropy = mean_over_ranks(cross_entropy(logits["labeled"], label.squeeze(1).long()))
-        supervised = (entropy + dice_loss(probs["labeled"], label, **self.dice)) / 2
+        terms = {}
+        if "labeled" in logits:
+            terms["supervised"] = self._supervised(logits["labeled"], label)
         if pseudo_labels is None:
-            return {"loss": supervised, "supervised": supervised}
-        terms = {"supervised": supervised}
+            return {"loss": terms["supervised"], **terms}
+        probs = {name: logits[name].softmax(1) for name in STUDENTS if name in logits}
         for group, pairs in PAIRS.items():
-            values = [
-                dice_loss(probs[pair.student], pseudo_labels[pair.teacher, pair.box], **self.dice) for pair in pairs
-            ]
-            terms |= {pair.name: value for pair, value in zip(pairs, values, strict=True)}
-            terms[group] = _mean(values)
-        distillation = (1 - self.eta) * terms["teacher_distillation"] + self.eta * terms["decoder_distillation"]
-        unsupervised = (
-            self.weights["image_perturbation"] * terms["image_perturbation"]
-            + self.weights["distillation"] * distillation
-        )
-        return {"loss": self.weights["supervised"] * supervised + unsupervised_weight * unsupervised, **terms}
+            values = {
+                pair.name: dice_loss(probs[pair.student], pseudo_labels[pair.teacher, pair.box], **self.dice)
+                for pair in pairs
+                if pair.student in probs
+            }
+            if values:
+                terms |= {**values, group: torch.stack(list(values.values())).sum() / len(pairs)}
+        weights = self._weights_of_terms(unsupervised_weight)
+        return {"loss": sum(weight * terms[name] for name, weight in weights.items() if name in terms), **terms}
+
+    def _supervised(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        entropy = mean_over_ranks(cross_entropy(logits, label.squeeze(1).long()))
+        return (entropy + dice_loss(logits.softmax(1), label, **self.dice)) / 2
+
+    def _weights_of_terms(self, unsupervised_weight: float) -> dict[str, float]:
+        distillation = unsupervised_weight * self.weights["distillation"]
+        return {
+            "supervised": self.weights["supervised"],
+            "image_perturbation": unsupervised_weight * self.weights["image_perturbation"],
+            "teacher_distillation": (1 - self.eta) * distillation,
+            "decoder_distillation": self.eta * distillation,
+        }
 
 
-def _mean(values: Sequence[torch.Tensor]) -> torch.Tensor:
-    return torch.stack(list(values)).mean()
+def add_terms(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Add what :class:`CrossMatchLoss` gave for one part of the predictions to what it gave for another."""
+    return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -10,15 +10,19 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 
-from .losses import PAIRS, CrossMatchLoss, mix_teachers, pseudo_label
+from .distributed import without_exchange
+from .losses import TEACHERS, CrossMatchLoss, add_terms, mix_teachers, pseudo_label
 from .mixed_precision import MixedPrecision
 from .perturbations import CutMix, paste
 from .randomness import derived_seed
 from .streams import StreamLoader
 
-__all__ = ["CrossMatchTrainer"]
+__all__ = ["CLEAN", "STRONG", "CrossMatchTrainer"]
 
-TEACHERS = sorted({pair.teacher for pairs in PAIRS.values() for pair in pairs})
+#: What the network predicts in the first pass and in the second: both inputs, then the last one's perturbed features.
+CLEAN = ("labeled", "weak", "weak_fw", "weak_fs")
+STRONG = ("strong_1", "strong_2", "strong_2_fw", "strong_2_fs")
+_Tensors = dict[str, torch.Tensor]
 #: Tells the step's random numbers from those of the streams, which count from 0.
 _STEP = 99
 
@@ -36,8 +40,9 @@ class CrossMatchTrainer(SupervisedTrainer):
     every term of the loss, ``confident_share`` (of the voxels, those where the weak view's pseudo-label is kept),
     ``confident_share_0``, ``confident_share_1``, ... (the same by class) and ``threshold``.
 
-    While ``IterationEvents.LOSS_COMPLETED`` is fired, ``engine.state.views`` holds what the step saw and predicted, for
-    handlers that draw it.
+    The step predicts and learns in two passes; ``IterationEvents`` are fired once, when both are done and the weights
+    not yet updated. While ``LOSS_COMPLETED`` is fired, ``engine.state.views`` holds what the step saw and predicted,
+    for handlers that draw it.
 
     Args:
         loss_function: the pair table's loss.
@@ -84,65 +89,76 @@ class CrossMatchTrainer(SupervisedTrainer):
             self.data_loader.iteration = self.state.iteration
         super().run()
 
-    def _iteration(self, engine: CrossMatchTrainer, batchdata: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def _iteration(self, engine: CrossMatchTrainer, batchdata: Mapping[str, Any]) -> _Tensors:
         torch.manual_seed(derived_seed(self.seed, _STEP, self.state.iteration, self.rank))
         self.network.train()
         self.optimizer.zero_grad(set_to_none=True)
 
         unlabeled = batchdata.get("unlabeled") if self.state.unsupervised_weight > 0 else None
-        terms = self._supervised_step(batchdata) if unlabeled is None else self._crossmatch_step(batchdata)
+        terms, views = self._supervised_step(batchdata) if unlabeled is None else self._crossmatch_step(batchdata)
+        self._tell_handlers(views)
 
-        self.mixed_precision.backward(terms["loss"])
-        engine.fire_event(IterationEvents.BACKWARD_COMPLETED)
         self.mixed_precision.step(self.optimizer)
-        engine.state.output = {name: value.detach() for name, value in terms.items()}
+        engine.state.output = terms
         engine.fire_event(IterationEvents.MODEL_COMPLETED)
         return engine.state.output
 
-    def _supervised_step(self, batchdata: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def _supervised_step(self, batchdata: Mapping[str, Any]) -> tuple[_Tensors, _Tensors]:
         image, label = self._to_device(batchdata["labeled"], "image", "label")
         with self.mixed_precision.autocast():
-            logits = self.inferer(image, self.predictor)
-        self.fire_event(IterationEvents.FORWARD_COMPLETED)
-        terms = self.loss_function({"labeled": logits.float()}, label)
-        self._show({"labeled": image, "label": label, "labeled_logits": logits})
-        return terms
+            logits = {"labeled": self.inferer(image, self.predictor).float()}
+        terms = self._learn(logits, label)
+        return terms, {"labeled": image, "label": label, "labeled_logits": logits["labeled"]}
 
-    def _crossmatch_step(self, batchdata: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    def _crossmatch_step(self, batchdata: Mapping[str, Any]) -> tuple[_Tensors, _Tensors]:
+        """Predict and learn in two passes, so that batch statistics do not mix weak with strong views.
+
+        Pseudo-labels carry no gradient, so the first pass need not wait for the students of the second: it is
+        backpropagated at once, and the features of only one pass are in memory at a time.
+        """
         image, label = self._to_device(batchdata["labeled"], "image", "label")
         weak, *strong = self._to_device(batchdata["unlabeled"], "image", "strong_1", "strong_2")
 
         boxes = {number: self._sample_boxes(weak) for number in (1, 2)}
         strong = [paste(boxes[number], view, _partner(view)) for number, view in enumerate(strong, start=1)]
 
+        with without_exchange(self.network):
+            logits = self._predict(CLEAN, image, weak)
+            teachers = {name: pseudo_label(logits[name], self.state.threshold) for name in TEACHERS}
+            partners = {name: _partner(teacher) for name, teacher in teachers.items()}
+            pseudo_labels = mix_teachers(teachers, partners, boxes)
+            terms = self._learn(logits, label, pseudo_labels)
+        terms = add_terms(terms, self._learn(self._predict(STRONG, *strong), pseudo_labels=pseudo_labels))
+
+        terms |= {**_shares(logits["weak"], teachers["weak"]), "threshold": torch.tensor(self.state.threshold)}
+        views = {"labeled": image, "label": label, "weak": weak, "strong_1": strong[0], "strong_2": strong[1]}
+        views |= {"pseudo_label": teachers["weak"], "labeled_logits": logits["labeled"], "weak_logits": logits["weak"]}
+        return terms, views
+
+    def _predict(self, names: Sequence[str], first: torch.Tensor, second: torch.Tensor) -> _Tensors:
+        """Decode two inputs, and the second's perturbed features, in one pass."""
+        n = len(second)
         with self.mixed_precision.autocast():
-            logits = self._predict(image, weak, strong)
-        logits = {name: value.float() for name, value in logits.items()}
-        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+            logits = self.inferer(torch.cat([first, second]), self.predictor, num_perturbed=n)
+        return dict(zip(names, logits.float().split([len(first), n, n, n]), strict=True))
 
-        teachers = {name: pseudo_label(logits[name], self.state.threshold) for name in TEACHERS}
-        partners = {name: _partner(teacher) for name, teacher in teachers.items()}
-        pseudo_labels = mix_teachers(teachers, partners, boxes)
-
+    def _learn(
+        self,
+        logits: _Tensors,
+        label: torch.Tensor | None = None,
+        pseudo_labels: Mapping[tuple[str, int | None], torch.Tensor] | None = None,
+    ) -> _Tensors:
+        """Backpropagate what the predictions teach; their gradients are added to those that are there."""
         terms = self.loss_function(logits, label, pseudo_labels, self.state.unsupervised_weight)
-        shown = {"labeled": image, "label": label, "weak": weak, "strong_1": strong[0], "strong_2": strong[1]}
-        shown |= {"pseudo_label": teachers["weak"], "labeled_logits": logits["labeled"], "weak_logits": logits["weak"]}
-        self._show(shown)
-        return {**terms, **_shares(logits["weak"], teachers["weak"]), "threshold": torch.tensor(self.state.threshold)}
+        self.mixed_precision.backward(terms["loss"])
+        return {name: value.detach() for name, value in terms.items()}
 
-    def _show(self, views: dict[str, torch.Tensor]) -> None:
-        self.state.views = views
+    def _tell_handlers(self, views: _Tensors) -> None:
+        self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        self.state.views = {name: value.detach() for name, value in views.items()}
         self.fire_event(IterationEvents.LOSS_COMPLETED)
         self.state.views = {}
-
-    def _predict(self, image: torch.Tensor, weak: torch.Tensor, strong: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Decode every view in two passes, so that batch statistics do not mix weak with strong views."""
-        n = len(weak)
-        clean = self.inferer(torch.cat([image, weak]), self.predictor, num_perturbed=n)
-        perturbed = self.inferer(torch.cat(strong), self.predictor, num_perturbed=n)
-        names = ["labeled", "weak", "weak_fw", "weak_fs", "strong_1", "strong_2", "strong_2_fw", "strong_2_fs"]
-        parts = [*clean.split([len(image), n, n, n]), *perturbed.split(n)]
-        return dict(zip(names, parts, strict=True))
+        self.fire_event(IterationEvents.BACKWARD_COMPLETED)
 
     def _sample_boxes(self, patches: torch.Tensor) -> torch.Tensor:
         return self.cutmix.sample(len(patches), patches.shape[2:]).to(patches.device, non_blocking=self.non_blocking)

@@ -2,11 +2,19 @@ import pytest
 import torch
 from monai.losses import DiceLoss
 
-from custom.losses import IGNORE_INDEX, PAIRS, CrossMatchLoss, dice_loss, mix_teachers, pseudo_label
+from custom.losses import (
+    IGNORE_INDEX,
+    PAIRS,
+    STUDENTS,
+    TEACHERS,
+    CrossMatchLoss,
+    add_terms,
+    dice_loss,
+    mix_teachers,
+    pseudo_label,
+)
 
 WEIGHTS = {"supervised": 0.5, "image_perturbation": 0.25, "distillation": 0.5}
-STUDENTS = sorted({pair.student for pairs in PAIRS.values() for pair in pairs})
-TEACHERS = sorted({pair.teacher for pairs in PAIRS.values() for pair in pairs})
 
 
 def _inputs(classes: int = 2, size: tuple[int, ...] = (6, 5, 4), labeled: int = 1, unlabeled: int = 3):
@@ -91,6 +99,21 @@ def test_without_unlabeled_data_the_loss_is_the_supervised_one():
     logits, label, _ = _inputs()
     terms = CrossMatchLoss(WEIGHTS)({"labeled": logits["labeled"]}, label)
     assert terms["loss"] is terms["supervised"]
+
+
+@pytest.mark.parametrize("unsupervised_weight", [1.0, 0.3])
+def test_terms_of_predictions_that_come_in_parts_add_up(unsupervised_weight):
+    logits, label, pseudo_labels = _inputs(classes=4)
+    loss = CrossMatchLoss(WEIGHTS, eta=0.2)
+    clean = {name: value for name, value in logits.items() if not name.startswith("strong")}
+    strong = {name: value for name, value in logits.items() if name.startswith("strong")}
+    whole = loss(logits, label, pseudo_labels, unsupervised_weight)
+    parts = [loss(part, label, pseudo_labels, unsupervised_weight) for part in (clean, strong)]
+    added = add_terms(*parts)
+    assert added.keys() == whole.keys()
+    assert all(0 < part["loss"] < whole["loss"] for part in parts)
+    for name, value in whole.items():
+        torch.testing.assert_close(added[name], value)
 
 
 def test_teachers_of_strong_views_come_from_the_partner_inside_the_box():

@@ -5,10 +5,10 @@ from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 
 from custom.guards import MemoryAdvice
-from custom.losses import CrossMatchLoss
+from custom.losses import TEACHERS, CrossMatchLoss, mix_teachers, pseudo_label
 from custom.networks import VNet
 from custom.perturbations import CutMix
-from custom.trainer import CrossMatchTrainer
+from custom.trainer import CLEAN, STRONG, CrossMatchTrainer
 
 WEIGHTS = {"supervised": 0.5, "image_perturbation": 0.25, "distillation": 0.5}
 SIZE = (16, 16, 16)
@@ -50,8 +50,10 @@ class _Recorder(VNet):
     def __init__(self) -> None:
         super().__init__(base_filters=2)
         self.calls: list[tuple[torch.Tensor, int]] = []
+        self.had_learned: list[bool] = []
 
     def forward(self, image, num_perturbed=0):
+        self.had_learned.append(self.head.weight.grad is not None)
         self.calls.append((image.detach().clone(), num_perturbed))
         return super().forward(image, num_perturbed)
 
@@ -102,6 +104,44 @@ def test_weak_and_strong_views_go_through_the_network_in_passes_of_their_own():
     (first, perturbed_first), (second, perturbed_second) = network.calls
     assert torch.equal(first, torch.cat([batch["labeled"]["image"], batch["unlabeled"]["image"]]))
     assert (len(second), perturbed_first, perturbed_second) == (4, 2, 2)
+
+
+def test_the_first_pass_is_learned_from_before_the_second():
+    """So that the features of one pass at a time are in memory."""
+    network = _Recorder()
+    _trainer([_batch()], network=network).run()
+    assert network.had_learned == [False, True]
+
+
+def test_two_passes_learn_what_one_backward_pass_through_both_does():
+    torch.manual_seed(0)
+    networks = [VNet(base_filters=2, dropout=0.0, feature_dropout=[0.0, 0.0]) for _ in range(2)]
+    networks[1].load_state_dict(networks[0].state_dict())
+    batch = _batch(labeled=2, unlabeled=2)
+    trainer = _trainer([batch], network=networks[0])
+    trainer.cutmix, trainer.state.threshold = CutMix(prob=0.0), 0.55
+    trainer.run()
+
+    labeled, unlabeled = batch["labeled"], batch["unlabeled"]
+    inputs = {CLEAN: [labeled["image"], unlabeled["image"]], STRONG: [unlabeled["strong_1"], unlabeled["strong_2"]]}
+    logits = {}
+    for names, images in inputs.items():
+        logits |= dict(zip(names, networks[1].train()(torch.cat(images), num_perturbed=2).chunk(4), strict=True))
+    teachers = {name: pseudo_label(logits[name], 0.55) for name in TEACHERS}
+    nowhere = torch.zeros(2, 1, *SIZE, dtype=torch.bool)
+    terms = CrossMatchLoss(WEIGHTS)(
+        logits, labeled["label"], mix_teachers(teachers, teachers, {1: nowhere, 2: nowhere})
+    )
+    terms["loss"].backward()
+
+    assert 0 < trainer.state.output["confident_share"] < 1
+    for name, value in terms.items():
+        torch.testing.assert_close(trainer.state.output[name], value.detach())
+    largest = 0.0
+    for found, expected in zip(networks[0].parameters(), networks[1].parameters(), strict=True):
+        largest = max(largest, expected.grad.abs().max().item())
+        torch.testing.assert_close(found.grad, expected.grad, atol=1e-6, rtol=1e-4)
+    assert largest > 0.01
 
 
 def test_strong_views_are_cutmixed_with_the_partner_s_same_view():
