@@ -7,40 +7,27 @@ import sys
 
 import torch
 
-from .mixed_precision import MixedPrecision
-
-__all__ = ["keep_freed_memory", "keep_where_it_pays"]
+__all__ = ["keep_freed_memory"]
 
 # Names and numbers of glibc's malloc.h.
 _TRIM_THRESHOLD, _MMAP_MAX, _ARENA_MAX = -1, -4, -8
 
 
-def keep_where_it_pays(device: torch.device | str, amp: bool) -> bool:
-    """Keep freed memory where a CPU computes in a 16-bit type.
+def keep_freed_memory(device: torch.device | str = "cpu") -> bool:
+    """Let the C library keep large blocks that are freed, and give them out again.
 
-    Blocks that are kept leave gaps; in float32 a training step would take more memory than one in the original's order.
+    By default it returns them to the system, which clears every page of the next one: a sixth to a quarter of the time
+    of a training step on a CPU (docs/performance.md). The process then stays as large as it once was. Only glibc, the
+    library of most Linux systems, can be told so; others are left as they are.
 
     Args:
-        device: where the network runs.
-        amp: whether it may run in the device's fastest 16-bit type.
+        device: where the network runs; what a GPU computes with is not the C library's.
 
     Returns:
         Whether memory is kept.
     """
-    device = torch.device(device)
-    return device.type == "cpu" and MixedPrecision(device, amp).dtype != torch.float32 and keep_freed_memory()
-
-
-def keep_freed_memory() -> bool:
-    """Let the C library keep large blocks that are freed, and give them out again.
-
-    By default it returns them to the system, which clears every page of the next one: a sixth of the time of a training
-    step on a CPU (docs/performance.md). The process then stays as large as it once was. Only glibc, the library of most
-    Linux systems, can be told so; others are left as they are.
-
-    Returns:
-        Whether it could be told.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if torch.device(device).type != "cpu" or sys.platform != "linux":
+        return False
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _ARENA_MAX: 1}
     return mallopt is not None and all(mallopt(name, value) for name, value in settings.items())

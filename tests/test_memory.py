@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from custom.memory import keep_freed_memory, keep_where_it_pays
+from custom.memory import keep_freed_memory
 
 #: Page faults of taking and returning 64 MiB five times, by default and with blocks kept, which find their places after
 #: some times.
@@ -25,14 +25,6 @@ print(json.dumps([faults(), keep_freed_memory(), faults()]))
 """
 
 
-@pytest.mark.parametrize(("device", "amp", "fast"), [("cuda", True, True), ("cpu", False, True), ("cpu", True, False)])
-def test_memory_is_not_kept_on_gpus_or_in_float32(device, amp, fast, monkeypatch):
-    monkeypatch.setattr("custom.mixed_precision._fastest_dtype", lambda _: torch.bfloat16 if fast else torch.float32)
-    monkeypatch.setattr("custom.memory.keep_freed_memory", lambda: True)
-    assert not keep_where_it_pays(device, amp)
-    assert keep_where_it_pays("cpu", True) == fast
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only glibc can be told to keep memory")
 def test_kept_memory_is_not_cleared_by_the_system_again():
     done = subprocess.run([sys.executable, "-c", COUNT], capture_output=True, text=True, check=True)
@@ -44,7 +36,8 @@ def test_kept_memory_is_not_cleared_by_the_system_again():
     assert after < default / 100
 
 
-def test_other_systems_are_left_as_they_are(monkeypatch):
+def test_gpus_and_other_systems_are_left_as_they_are(monkeypatch):
+    assert not keep_freed_memory("cuda")
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert not keep_freed_memory()
+    assert not keep_freed_memory("cpu")
     assert torch.ones(2).sum() == 2
