@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import csv
 import json
+import logging
 import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -127,6 +128,7 @@ def _read_curves(folder: Path) -> Curves:
         return {}
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
+    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it reports every file that it opens
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
     events.Reload()
     return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()[SCALARS]}

@@ -21,8 +21,17 @@ def save_weights(network: nn.Module, path: str | Path) -> None:
         torch.save(network.state_dict(), part)
 
 
-def read_weights(path: str | Path, network: nn.Module) -> dict[str, torch.Tensor]:
+def read_weights(
+    path: str | Path,
+    network: nn.Module,
+    advice: str = "give the configs that it was trained with, such as quick.yaml",
+) -> dict[str, torch.Tensor]:
     """Read a flat state dictionary that fits a network; nothing in the file is executed.
+
+    Args:
+        path: of the file.
+        network: that the weights must fit.
+        advice: what to do when they do not.
 
     Raises:
         UserError: when the file does not exist, cannot be read, or belongs to another network.
@@ -35,8 +44,7 @@ def read_weights(path: str | Path, network: nn.Module) -> dict[str, torch.Tensor
         raise UserError(f"{path}: cannot be read as PyTorch weights ({type(error).__name__}).") from error
     problems = weight_problems(network.state_dict(), found)
     if problems:
-        hint = "give the configs that it was trained with, such as quick.yaml:"
-        raise UserError(f"{path} was trained with another network; {hint}", problems[:3])
+        raise UserError(f"{path} was trained with another network; {advice}:", problems[:3])
     return found
 
 
