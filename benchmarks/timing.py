@@ -7,7 +7,7 @@ import platform
 import statistics
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,10 +22,13 @@ Call = Callable[[], Any]
 
 
 class Measurement(NamedTuple):
-    """Seconds of every call, most memory in bytes beyond what was there before the first, and what the last gave."""
+    """Seconds of every call, most memory in bytes beyond what was there before the first, and what the last gave.
+
+    Memory is None where alternatives share a process.
+    """
 
     every: list[float]
-    memory: int
+    memory: int | None
     result: Any
 
     @property
@@ -35,7 +38,11 @@ class Measurement(NamedTuple):
 
 
 def measure(
-    builders: Mapping[str, Callable[[], Call]], device: torch.device, repeats: int = 5, untimed: int = 2
+    builders: Mapping[str, Callable[[], Call]],
+    device: torch.device,
+    repeats: int = 5,
+    untimed: int = 2,
+    one_process: bool = False,
 ) -> dict[str, Measurement]:
     """Call the alternatives in turn, so that a machine that slows down slows down all of them.
 
@@ -48,47 +55,62 @@ def measure(
         device: where they compute.
         repeats: how often each is timed.
         untimed: calls of each before the first that is timed.
+        one_process: put all into this process, where what one does to memory is done to all.
 
     Raises:
         Exception: what an alternative raised in its process.
     """
-    context = multiprocessing.get_context("spawn")
-    pipes = {}
-    for name, build in builders.items():
-        pipes[name], other = context.Pipe()
-        context.Process(target=_serve, args=(other, build, device), daemon=True).start()
-        other.close()
-    for pipe in pipes.values():
+    place = _here if one_process else _in_a_process
+    ask = {name: place(build, device) for name, build in builders.items()}
+    for answer in ask.values():
         for _ in range(untimed):
-            _ask(pipe)
+            answer(True)
     times: dict[str, list[float]] = {name: [] for name in builders}
     for _ in range(repeats):
-        for name, pipe in pipes.items():
-            times[name].append(_ask(pipe))
+        for name, answer in ask.items():
+            times[name].append(answer(True))
     found = {}
-    for name, pipe in pipes.items():
-        found[name] = Measurement(times[name], *_ask(pipe, once_more=False))
+    for name, answer in ask.items():
+        memory, result = answer(False)
+        found[name] = Measurement(times[name], None if one_process else memory, result)
     return found
 
 
-def _ask(pipe: Connection, once_more: bool = True) -> Any:
-    pipe.send(once_more)
-    answer = pipe.recv()
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
+def _here(build: Callable[[], Call], device: torch.device) -> Callable[[bool], Any]:
+    answers = _answers(build(), device)
+    next(answers)
+    return answers.send
+
+
+def _in_a_process(build: Callable[[], Call], device: torch.device) -> Callable[[bool], Any]:
+    context = multiprocessing.get_context("spawn")
+    pipe, other = context.Pipe()
+    context.Process(target=_serve, args=(other, build, device), daemon=True).start()
+    other.close()
+
+    def ask(once_more: bool) -> Any:
+        pipe.send(once_more)
+        answer = pipe.recv()
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    return ask
 
 
 def _serve(pipe: Connection, build: Callable[[], Call], device: torch.device) -> None:
     """Answer until all is told; what goes wrong is an answer, too."""
     try:
-        _answer(pipe, build(), device)
+        answer, once_more = _here(build, device), True
+        while once_more:
+            once_more = pipe.recv()
+            pipe.send(answer(once_more))
     except Exception as error:
         pipe.send(error if isinstance(error, UserError) else RuntimeError(traceback.format_exc()))
 
 
-def _answer(pipe: Connection, call: Call, device: torch.device) -> None:
-    """Send the seconds of a call, as often as it is asked for; at the end, memory and the last result."""
+def _answers(call: Call, device: torch.device) -> Generator[Any, bool, None]:
+    """Give the seconds of a call, for as long as one more is wanted; then memory and the last result."""
     memory = _PeakMemory(device)
     result = None
 
@@ -96,9 +118,10 @@ def _answer(pipe: Connection, call: Call, device: torch.device) -> None:
         nonlocal result
         result = call()
 
-    while pipe.recv():
-        pipe.send(seconds(keep_result, device))
-    pipe.send((memory.bytes(), result))
+    once_more = yield
+    while once_more:
+        once_more = yield seconds(keep_result, device)
+    yield memory.bytes(), result
 
 
 def seconds(call: Call, device: torch.device) -> float:
@@ -161,4 +184,5 @@ def print_table(measured: Mapping[str, Measurement], reference: str) -> None:
     for name, found in measured.items():
         every = " ".join(f"{value:.3f}" for value in found.every)
         ratio = measured[reference].median / found.median
-        print(f"{name:14s} {found.median:8.3f} s  {ratio:5.2f} x  {found.memory / 1e9:6.2f} GB   [{every}]")
+        memory = "shared" if found.memory is None else f"{found.memory / 1e9:6.2f} GB"
+        print(f"{name:14s} {found.median:8.3f} s  {ratio:5.2f} x  {memory:>9s}   [{every}]")

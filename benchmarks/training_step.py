@@ -1,7 +1,8 @@
 """Time the training step against the order of the original code: ``python -m benchmarks.training_step --bundle la``.
 
-All see the same tensors, in turn, each in a process of its own: the original's order, in float32 with memory as it
-comes; ours in float32; and ours in the device's fastest 16-bit type, where it has one.
+All see the same tensors, in turn, each in a process of its own unless ``--one_process True`` is given: the original's
+order, in float32 with memory as it comes; ours in float32; and ours in the device's fastest 16-bit type, where it has
+one.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ def training_step(
     compile: bool = False,  # noqa: A002 - the config's name for it
     repeats: int = 5,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    one_process: bool = False,
     **unknown: Any,
 ) -> None:
     """Print seconds, ratio and peak memory of every step.
@@ -48,6 +50,7 @@ def training_step(
         compile: compile ours.
         repeats: how often each step is timed.
         device: cpu or cuda.
+        one_process: put all into one process, where the original's order finds the memory that ours keeps.
         unknown: refused.
 
     Raises:
@@ -70,7 +73,7 @@ def training_step(
         for dtype, amp in types.items()
     }
     builders = {"original": partial(_original, bundle, settings | PLAIN), **ours}
-    print_table(measure(builders, where, repeats), "original")
+    print_table(measure(builders, where, repeats, one_process=one_process), "original")
 
 
 def _original(bundle: str, settings: Mapping[str, Any]) -> Callable[[], float]:

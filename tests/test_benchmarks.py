@@ -30,6 +30,12 @@ def test_both_orders_of_the_step_are_timed(bundle, size, capsys):
     assert types == (["float32", "bfloat16"] if torch.cpu._is_avx512_bf16_supported() else ["float32"])
 
 
+def test_the_steps_can_share_a_process(capsys):
+    training_step("la", patch_size=[16, 16, 16], repeats=1, device="cpu", one_process=True)
+    shown = capsys.readouterr().out
+    assert re.search(r"original +\d+\.\d{3} s +1\.00 x +shared +\[\d+\.\d{3}\]\n", shown)
+
+
 @SHORT_AXIS
 def test_labels_of_a_series_are_compared_frame_by_frame(bundle, tmp_path, capsys):
     torch.manual_seed(0)
