@@ -80,8 +80,8 @@ def local_device() -> torch.device:
 def wrap(network: nn.Module) -> DistributedDataParallel:
     """Average the gradients over the ranks.
 
-    Buffers are not exchanged before each pass: every rank keeps running statistics of its own until
-    :func:`share_buffers`.
+    Buffers are not exchanged before each pass, since training does not use running statistics; validation and the end
+    take those of rank 0, see :func:`share_buffers`.
     """
     device = next(network.parameters()).device
     return DistributedDataParallel(

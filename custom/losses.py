@@ -8,7 +8,7 @@ codes; each bundle's config says which it takes.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -51,6 +51,7 @@ class Pair(NamedTuple):
         return f"{self.student}_from_{self.teacher}"
 
 
+#: Who learns from whom. Names are those of :mod:`custom.trainer`; teachers are predictions of its first pass.
 PAIRS: dict[str, tuple[Pair, ...]] = {
     "image_perturbation": (
         Pair("strong_1", "weak", box=1),
@@ -67,6 +68,7 @@ PAIRS: dict[str, tuple[Pair, ...]] = {
         Pair("strong_2_fs", "weak_fs", box=2),
     ),
 }
+#: Predictions that learn from pseudo-labels, and those that pseudo-labels are made of.
 STUDENTS = sorted({pair.student for pairs in PAIRS.values() for pair in pairs})
 TEACHERS = sorted({pair.teacher for pairs in PAIRS.values() for pair in pairs})
 
@@ -173,19 +175,24 @@ class CrossMatchLoss(nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Compute the terms of the given predictions, and their weighted sum.
 
-        Predictions may come in several calls: what is missing adds nothing, and :func:`add_terms` makes the terms of
-        all predictions from those of each call. So do their gradients add up.
+        Predictions may come in several calls: a student that is missing adds nothing, and :func:`add_terms` makes the
+        terms of all predictions from those of each call. So do their gradients add up.
 
         Args:
-            logits: by name, each BNH[WD]: any of ``labeled`` and the students of :data:`PAIRS`; others are left aside.
-            label: class indices of the labeled patches, B1H[WD].
+            logits: by name, each BNH[WD]: ``labeled`` and students, in one call or several; teachers are left aside.
+            label: class indices of the labeled patches, B1H[WD]; needed with ``labeled``.
             pseudo_labels: result of :func:`mix_teachers`; None when there is no unlabeled data, then the loss is the
                 supervised one.
             unsupervised_weight: factor in [0, 1] on everything that is learned from unlabeled data.
 
         Returns:
-            Scalars: ``loss``, ``supervised``, each group and each pair by name.
+            Scalars: ``loss``; ``supervised``, groups and pairs, by name, as far as their predictions are given. A group
+            is the sum over its pairs that are given, divided by the number of all.
+
+        Raises:
+            ValueError: for a prediction of an unknown name, and when nothing can be learned from what is given.
         """
+        self._check(logits, label, pseudo_labels)
         terms = {}
         if "labeled" in logits:
             terms["supervised"] = self._supervised(logits["labeled"], label)
@@ -200,23 +207,39 @@ class CrossMatchLoss(nn.Module):
             }
             if values:
                 terms |= {**values, group: torch.stack(list(values.values())).sum() / len(pairs)}
-        weights = self._weights_of_terms(unsupervised_weight)
-        return {"loss": sum(weight * terms[name] for name, weight in weights.items() if name in terms), **terms}
+        distillation = (1 - self.eta) * terms.get("teacher_distillation", 0)
+        distillation = distillation + self.eta * terms.get("decoder_distillation", 0)
+        unsupervised = self.weights["image_perturbation"] * terms.get("image_perturbation", 0)
+        unsupervised = unsupervised + self.weights["distillation"] * distillation
+        supervised = self.weights["supervised"] * terms.get("supervised", 0)
+        return {"loss": supervised + unsupervised_weight * unsupervised, **terms}
 
     def _supervised(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         entropy = mean_over_ranks(cross_entropy(logits, label.squeeze(1).long()))
         return (entropy + dice_loss(logits.softmax(1), label, **self.dice)) / 2
 
-    def _weights_of_terms(self, unsupervised_weight: float) -> dict[str, float]:
-        distillation = unsupervised_weight * self.weights["distillation"]
-        return {
-            "supervised": self.weights["supervised"],
-            "image_perturbation": unsupervised_weight * self.weights["image_perturbation"],
-            "teacher_distillation": (1 - self.eta) * distillation,
-            "decoder_distillation": self.eta * distillation,
-        }
+    @staticmethod
+    def _check(logits: Mapping[str, Any], label: torch.Tensor | None, pseudo_labels: Mapping[Any, Any] | None) -> None:
+        unknown = sorted(set(logits) - {"labeled", *STUDENTS, *TEACHERS})
+        if unknown:
+            raise ValueError(f"unknown predictions {unknown}; PAIRS has the students {STUDENTS}.")
+        if "labeled" in logits and label is None:
+            raise ValueError("the prediction 'labeled' needs a label.")
+        if "labeled" not in logits and (pseudo_labels is None or not set(logits) & set(STUDENTS)):
+            raise ValueError(
+                f"expected the prediction 'labeled', or students with pseudo-labels; got {sorted(logits)} "
+                f"{'without' if pseudo_labels is None else 'with'} pseudo-labels."
+            )
 
 
 def add_terms(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Add what :class:`CrossMatchLoss` gave for one part of the predictions to what it gave for another."""
+    """Add what :class:`CrossMatchLoss` gave for one part of the predictions to what it gave for another.
+
+    Args:
+        first: scalars by name.
+        second: scalars by name; a name may be in one of them only.
+
+    Returns:
+        Scalars by name, the terms of both parts together.
+    """
     return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}

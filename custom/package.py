@@ -113,7 +113,7 @@ def _weight_files(folder: Path, weights: str | None, url: str | None) -> dict[st
     path = folder / str(weights)
     parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.yaml"))
     parser["bundle_root"] = str(folder)
-    advice = "an archive has the full one: train without quick.yaml, or leave the weights out, --weights None"
+    advice = "pack weights of the network in inference.yaml, not those of quick.yaml, or none with --weights None"
     read_weights(path, parser.get_parsed_content("network_def"), advice)
     content = path.read_bytes()
     if url is None:

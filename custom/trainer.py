@@ -11,7 +11,7 @@ from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 
 from .distributed import without_exchange
-from .losses import TEACHERS, CrossMatchLoss, add_terms, mix_teachers, pseudo_label
+from .losses import STUDENTS, TEACHERS, CrossMatchLoss, add_terms, mix_teachers, pseudo_label
 from .mixed_precision import MixedPrecision
 from .perturbations import CutMix, paste
 from .randomness import derived_seed
@@ -22,6 +22,7 @@ __all__ = ["CLEAN", "STRONG", "CrossMatchTrainer"]
 #: What the network predicts in the first pass and in the second: both inputs, then the last one's perturbed features.
 CLEAN = ("labeled", "weak", "weak_fw", "weak_fs")
 STRONG = ("strong_1", "strong_2", "strong_2_fw", "strong_2_fs")
+
 _Tensors = dict[str, torch.Tensor]
 #: Tells the step's random numbers from those of the streams, which count from 0.
 _STEP = 99
@@ -40,9 +41,10 @@ class CrossMatchTrainer(SupervisedTrainer):
     every term of the loss, ``confident_share`` (of the voxels, those where the weak view's pseudo-label is kept),
     ``confident_share_0``, ``confident_share_1``, ... (the same by class) and ``threshold``.
 
-    The step predicts and learns in two passes; ``IterationEvents`` are fired once, when both are done and the weights
-    not yet updated. While ``LOSS_COMPLETED`` is fired, ``engine.state.views`` holds what the step saw and predicted,
-    for handlers that draw it.
+    The step predicts and learns in two passes. When both are done, and the weights not yet updated, the events
+    ``FORWARD_COMPLETED``, ``LOSS_COMPLETED`` and ``BACKWARD_COMPLETED`` are fired one after the other;
+    ``MODEL_COMPLETED`` when the weights are. While ``LOSS_COMPLETED`` is fired, ``engine.state.views`` holds what the
+    step saw and predicted, for handlers that draw it.
 
     Args:
         loss_function: the pair table's loss.
@@ -54,6 +56,9 @@ class CrossMatchTrainer(SupervisedTrainer):
         rank: number of this process among those that train together; their dropout differs.
         kwargs: other arguments, see :class:`monai.engines.SupervisedTrainer`. ``network`` must satisfy
             :class:`custom.networks.PerturbedNetwork` with two feature dropouts, weak and strong.
+
+    Raises:
+        ValueError: when :data:`custom.losses.PAIRS` has a student or a teacher that the step does not predict in time.
     """
 
     def __init__(
@@ -67,6 +72,7 @@ class CrossMatchTrainer(SupervisedTrainer):
         rank: int = 0,
         **kwargs: Any,
     ) -> None:
+        _check_pairs()
         # Streams of different batch size cannot be decollated, and our scalars need not be.
         super().__init__(loss_function=loss_function, amp=False, decollate=False, **kwargs)
         self.cutmix = cutmix
@@ -171,6 +177,14 @@ def _shares(logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor
     """How much of the voxels a pseudo-label keeps, in all and by class."""
     shares = torch.stack([(label == index).sum() for index in range(logits.shape[1])]) / label.numel()
     return {"confident_share": shares.sum(), **{f"confident_share_{i}": share for i, share in enumerate(shares)}}
+
+
+def _check_pairs() -> None:
+    late = sorted(set(TEACHERS) - set(CLEAN)) + sorted(set(STUDENTS) - {*CLEAN, *STRONG})
+    if late:
+        raise ValueError(
+            f"PAIRS names {late}; teachers must be among {CLEAN}, the first pass, and students among {CLEAN + STRONG}."
+        )
 
 
 def _raise(_: CrossMatchTrainer, error: BaseException) -> None:

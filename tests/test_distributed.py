@@ -111,6 +111,23 @@ def test_ranks_learn_what_one_process_with_all_their_batches_does(kind, num_rank
     print(f"{kind}, {num_ranks} ranks: largest difference {largest:.1e}")
 
 
+def _exchanges_of_a_rank(rank: int) -> list[bool]:
+    """Whether each of the two passes of a step exchanges gradients."""
+    exchanges = []
+
+    def prepare(network: nn.Module) -> nn.Module:
+        wrapped = wrap(network)
+        wrapped.register_forward_pre_hook(lambda module, _: exchanges.append(module.require_backward_grad_sync))
+        return wrapped
+
+    _train_one_step("3D", range(rank, rank + 1), prepare)
+    return exchanges
+
+
+def test_gradients_are_exchanged_once_a_step(tmp_path):
+    assert _in_ranks(_exchanges_of_a_rank, 2, tmp_path) == [[False, True]] * 2
+
+
 def _ask(rank: int) -> list:
     return [any_rank(rank == 1), any_rank(False), gather_in_turn([10 * rank + i for i in range(3 - rank)])]
 

@@ -116,6 +116,22 @@ def test_terms_of_predictions_that_come_in_parts_add_up(unsupervised_weight):
         torch.testing.assert_close(added[name], value)
 
 
+@pytest.mark.parametrize(
+    ("names", "with_label", "with_pseudo_labels", "message"),
+    [
+        (["labeled", "strong1"], True, True, r"unknown predictions \['strong1'\]"),
+        (["labeled"], False, True, "the prediction 'labeled' needs a label"),
+        (["weak"], True, True, r"got \['weak'\] with pseudo-labels"),
+        (["strong_1"], True, False, r"got \['strong_1'\] without pseudo-labels"),
+    ],
+)
+def test_predictions_that_teach_nothing_are_refused(names, with_label, with_pseudo_labels, message):
+    logits, label, pseudo_labels = _inputs()
+    given = {name: logits.get(name, label) for name in names}
+    with pytest.raises(ValueError, match=message):
+        CrossMatchLoss(WEIGHTS)(given, label if with_label else None, pseudo_labels if with_pseudo_labels else None)
+
+
 def test_teachers_of_strong_views_come_from_the_partner_inside_the_box():
     box = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
     box[..., 0, :] = True

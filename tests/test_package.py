@@ -314,7 +314,7 @@ def test_weights_are_packed_listed_or_refused(bundle, tmp_path):
     assert b"hash_type: sha256" in files["large_files.yml"]
     assert "models/model.pt" not in files
     torch.save({"head.weight": torch.zeros(1)}, weights)
-    with pytest.raises(UserError, match="was trained with another network; an archive has the full one: train"):
+    with pytest.raises(UserError, match="was trained with another network; pack weights of the network in inference"):
         package(str(bundle.folder), str(tmp_path / "c"), weights=str(weights))
 
 

@@ -1,3 +1,5 @@
+import weakref
+
 import pytest
 import torch
 from conftest import COMPILES
@@ -7,7 +9,8 @@ from monai.engines.utils import IterationEvents
 from custom.guards import MemoryAdvice
 from custom.losses import TEACHERS, CrossMatchLoss, mix_teachers, pseudo_label
 from custom.networks import VNet
-from custom.perturbations import CutMix
+from custom.perturbations import CutMix, paste
+from custom.randomness import derived_seed
 from custom.trainer import CLEAN, STRONG, CrossMatchTrainer
 
 WEIGHTS = {"supervised": 0.5, "image_perturbation": 0.25, "distillation": 0.5}
@@ -50,10 +53,8 @@ class _Recorder(VNet):
     def __init__(self) -> None:
         super().__init__(base_filters=2)
         self.calls: list[tuple[torch.Tensor, int]] = []
-        self.had_learned: list[bool] = []
 
     def forward(self, image, num_perturbed=0):
-        self.had_learned.append(self.head.weight.grad is not None)
         self.calls.append((image.detach().clone(), num_perturbed))
         return super().forward(image, num_perturbed)
 
@@ -106,34 +107,46 @@ def test_weak_and_strong_views_go_through_the_network_in_passes_of_their_own():
     assert (len(second), perturbed_first, perturbed_second) == (4, 2, 2)
 
 
-def test_the_first_pass_is_learned_from_before_the_second():
-    """So that the features of one pass at a time are in memory."""
-    network = _Recorder()
-    _trainer([_batch()], network=network).run()
-    assert network.had_learned == [False, True]
+def test_features_of_the_first_pass_are_gone_before_the_second():
+    kept, alive = [], []
+
+    class Saved:
+        def __init__(self, tensor: torch.Tensor) -> None:
+            self.tensor = tensor
+            kept.append(weakref.ref(self))
+
+    trainer = _trainer([_batch()])
+    trainer.network.register_forward_pre_hook(lambda *_: alive.append(sum(saved() is not None for saved in kept)))
+    with torch.autograd.graph.saved_tensors_hooks(Saved, lambda saved: saved.tensor):
+        trainer.run()
+    assert alive == [0, 0]
+    assert len(kept) > 100
 
 
 def test_two_passes_learn_what_one_backward_pass_through_both_does():
     torch.manual_seed(0)
-    networks = [VNet(base_filters=2, dropout=0.0, feature_dropout=[0.0, 0.0]) for _ in range(2)]
+    networks = [VNet(base_filters=2) for _ in range(2)]
     networks[1].load_state_dict(networks[0].state_dict())
     batch = _batch(labeled=2, unlabeled=2)
     trainer = _trainer([batch], network=networks[0])
-    trainer.cutmix, trainer.state.threshold = CutMix(prob=0.0), 0.55
+    trainer.state.threshold = 0.55
     trainer.run()
 
+    torch.manual_seed(derived_seed(0, 99, 1, 0))
+    boxes = {number: trainer.cutmix.sample(2, SIZE) for number in (1, 2)}
     labeled, unlabeled = batch["labeled"], batch["unlabeled"]
-    inputs = {CLEAN: [labeled["image"], unlabeled["image"]], STRONG: [unlabeled["strong_1"], unlabeled["strong_2"]]}
+    strong = [
+        paste(boxes[number], unlabeled[f"strong_{number}"], unlabeled[f"strong_{number}"].flip(0)) for number in boxes
+    ]
     logits = {}
-    for names, images in inputs.items():
+    for names, images in {CLEAN: [labeled["image"], unlabeled["image"]], STRONG: strong}.items():
         logits |= dict(zip(names, networks[1].train()(torch.cat(images), num_perturbed=2).chunk(4), strict=True))
     teachers = {name: pseudo_label(logits[name], 0.55) for name in TEACHERS}
-    nowhere = torch.zeros(2, 1, *SIZE, dtype=torch.bool)
-    terms = CrossMatchLoss(WEIGHTS)(
-        logits, labeled["label"], mix_teachers(teachers, teachers, {1: nowhere, 2: nowhere})
-    )
+    pseudo_labels = mix_teachers(teachers, {name: value.flip(0) for name, value in teachers.items()}, boxes)
+    terms = CrossMatchLoss(WEIGHTS)(logits, labeled["label"], pseudo_labels)
     terms["loss"].backward()
 
+    assert any(box.any() for box in boxes.values())
     assert 0 < trainer.state.output["confident_share"] < 1
     for name, value in terms.items():
         torch.testing.assert_close(trainer.state.output[name], value.detach())
@@ -142,6 +155,36 @@ def test_two_passes_learn_what_one_backward_pass_through_both_does():
         largest = max(largest, expected.grad.abs().max().item())
         torch.testing.assert_close(found.grad, expected.grad, atol=1e-6, rtol=1e-4)
     assert largest > 0.01
+
+
+def test_both_passes_learn_at_one_scale_of_the_gradients():
+    weights = []
+    for enabled in (False, True):
+        trainer = _trainer([_batch()])
+        trainer.mixed_precision.scaler = torch.amp.GradScaler("cpu", init_scale=1024, enabled=enabled)
+        trainer.run()
+        weights.append(torch.cat([parameter.detach().flatten() for parameter in trainer.network.parameters()]))
+    torch.testing.assert_close(*weights)
+
+
+@pytest.mark.parametrize("unlabeled", [True, False])
+def test_handlers_are_told_of_the_step_when_gradients_are_there_and_weights_are_not_updated(unlabeled):
+    trainer, seen = _trainer([_batch(labeled=2) if unlabeled else {"labeled": _batch(labeled=2)["labeled"]}]), []
+    head = trainer.network.head.weight
+    before = head.detach().clone()
+    for event in IterationEvents:
+        trainer.add_event_handler(
+            event, lambda _, name: seen.append((name, head.grad is not None, torch.equal(head, before))), event.name
+        )
+    trainer.run()
+    told = [(name, True, True) for name in ("FORWARD_COMPLETED", "LOSS_COMPLETED", "BACKWARD_COMPLETED")]
+    assert seen == [*told, ("MODEL_COMPLETED", True, False)]
+
+
+def test_pairs_that_the_step_cannot_serve_are_refused(monkeypatch):
+    monkeypatch.setattr("custom.trainer.TEACHERS", ["strong_1", "weak"])
+    with pytest.raises(ValueError, match=r"PAIRS names \['strong_1'\]; teachers must be among"):
+        _trainer([_batch()])
 
 
 def test_strong_views_are_cutmixed_with_the_partner_s_same_view():
