@@ -1,8 +1,9 @@
 """The CrossMatch loss as a table of student-teacher pairs (Zhao et al., doi:10.1109/JBHI.2024.3463711).
 
-``L = w_sup L_sup + w_ip L_ip + w_kd ((1 - eta) L_tkd + eta L_dkd)``; each group is the mean over its pairs of a Dice
-loss between a student's softmax and a teacher's pseudo-label. Weights differ between the paper and the two original
-codes; each bundle's config says which it takes.
+``L = w_sup L_sup + u (w_ip L_ip + w_kd ((1 - eta) L_tkd + eta L_dkd))``; each group is the mean over its pairs of a
+Dice loss between a student's softmax and a teacher's pseudo-label. ``u`` is the unsupervised weight, which may follow a
+schedule; the supervised part has the same factor throughout, also while ``u`` is 0. Weights differ between the paper
+and the two original codes; each bundle's config says which it takes.
 """
 
 from __future__ import annotations
@@ -181,8 +182,8 @@ class CrossMatchLoss(nn.Module):
         Args:
             logits: by name, each BNH[WD]: ``labeled`` and students, in one call or several; teachers are left aside.
             label: class indices of the labeled patches, B1H[WD]; needed with ``labeled``.
-            pseudo_labels: result of :func:`mix_teachers`; None when there is no unlabeled data, then the loss is the
-                supervised one.
+            pseudo_labels: result of :func:`mix_teachers`; None when nothing is learned from unlabeled data, then the
+                loss is the supervised part alone.
             unsupervised_weight: factor in [0, 1] on everything that is learned from unlabeled data.
 
         Returns:
@@ -196,8 +197,9 @@ class CrossMatchLoss(nn.Module):
         terms = {}
         if "labeled" in logits:
             terms["supervised"] = self._supervised(logits["labeled"], label)
+        supervised = self.weights["supervised"] * terms.get("supervised", 0)
         if pseudo_labels is None:
-            return {"loss": terms["supervised"], **terms}
+            return {"loss": supervised, **terms}
         probs = {name: logits[name].softmax(1) for name in STUDENTS if name in logits}
         for group, pairs in PAIRS.items():
             values = {
@@ -211,7 +213,6 @@ class CrossMatchLoss(nn.Module):
         distillation = distillation + self.eta * terms.get("decoder_distillation", 0)
         unsupervised = self.weights["image_perturbation"] * terms.get("image_perturbation", 0)
         unsupervised = unsupervised + self.weights["distillation"] * distillation
-        supervised = self.weights["supervised"] * terms.get("supervised", 0)
         return {"loss": supervised + unsupervised_weight * unsupervised, **terms}
 
     def _supervised(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:

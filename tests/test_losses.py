@@ -95,10 +95,12 @@ def test_unsupervised_weight_scales_what_is_learned_from_unlabeled_data():
     assert half == pytest.approx((none + whole) / 2)
 
 
-def test_without_unlabeled_data_the_loss_is_the_supervised_one():
-    logits, label, _ = _inputs()
-    terms = CrossMatchLoss(WEIGHTS)({"labeled": logits["labeled"]}, label)
-    assert terms["loss"] is terms["supervised"]
+def test_without_unlabeled_data_the_loss_is_the_supervised_part_with_its_weight():
+    logits, label, pseudo_labels = _inputs()
+    loss = CrossMatchLoss(WEIGHTS)
+    terms = loss({"labeled": logits["labeled"]}, label)
+    assert terms["loss"].item() == pytest.approx(0.5 * terms["supervised"].item())
+    assert terms["loss"].item() == pytest.approx(loss(logits, label, pseudo_labels, 0.0)["loss"].item())
 
 
 @pytest.mark.parametrize("unsupervised_weight", [1.0, 0.3])

@@ -7,6 +7,7 @@ from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 
 from custom.guards import MemoryAdvice
+from custom.handlers import RampUp
 from custom.losses import TEACHERS, CrossMatchLoss, mix_teachers, pseudo_label
 from custom.networks import VNet
 from custom.perturbations import CutMix, paste
@@ -215,6 +216,22 @@ def test_zero_unsupervised_weight_saves_the_unlabeled_passes():
     trainer.state.unsupervised_weight = 0.0
     trainer.run()
     assert len(network.calls) == 1
+
+
+def test_the_loss_is_one_function_of_its_weights_on_both_sides_of_the_end_of_a_delay():
+    trainer = _trainer([_batch(2, 2)] * 4)
+    RampUp("unsupervised_weight", {"start": 0.0, "end": 1.0, "delay": 2, "rampup_iterations": 2}).attach(trainer)
+    steps = []
+    trainer.add_event_handler(
+        Events.ITERATION_COMPLETED,
+        lambda engine: steps.append((engine.state.unsupervised_weight, engine.state.output)),
+    )
+    trainer.run()
+    assert [weight > 0 for weight, _ in steps] == [False, False, True, True]
+    for weight, terms in steps:
+        distillation = 0.7 * terms.get("teacher_distillation", 0) + 0.3 * terms.get("decoder_distillation", 0)
+        unsupervised = 0.25 * terms.get("image_perturbation", 0) + 0.5 * distillation
+        assert terms["loss"].item() == pytest.approx(float(0.5 * terms["supervised"] + weight * unsupervised))
 
 
 @pytest.mark.parametrize(("max_iterations", "expected"), [(4, 4), (3, 3), (None, 6), (9, 6)])
