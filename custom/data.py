@@ -27,13 +27,13 @@ import numpy as np
 import torch
 from monai.data import CacheDataset, MetaTensor, PersistentDataset, load_decathlon_datalist
 from monai.data.utils import affine_to_spacing, pickle_hashing
-from monai.transforms import LoadImage
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .dicom import check_series
 from .errors import UserError
 from .geometry import has_volume, lacks_spacing
+from .readers import LoadScan
 
 __all__ = [
     "LISTS",
@@ -264,7 +264,7 @@ def read_image(path: str) -> tuple[MetaTensor | None, list[str]]:
     try:
         if os.path.isdir(path):
             check_series(Path(path))
-        return LoadImage(ensure_channel_first=True)(path), []
+        return LoadScan()(path), []
     except UserError as error:
         return None, [str(error)]
     except Exception as error:  # every reader fails in its own way; the cause is quoted

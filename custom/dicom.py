@@ -3,13 +3,25 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from monai.config import PathLike
+from monai.data import ITKReader
+from monai.utils import ensure_tuple
 
 from .errors import UserError
 
-__all__ = ["check_series", "dicom_files", "series_folders"]
+__all__ = ["SeriesReader", "check_series", "dicom_files", "series_folders"]
+
+
+class SeriesReader(ITKReader):
+    """MONAI's ``ITKReader``, for folders."""
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Take folders alone."""
+        return all(os.path.isdir(path) for path in ensure_tuple(filename))
 
 
 def series_folders(folder: Path) -> list[Path]:

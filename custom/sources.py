@@ -16,10 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage
 
 from .dicom import check_series, series_folders
 from .errors import UserError
+from .readers import LoadScan
 
 __all__ = [
     "Files",
@@ -132,7 +132,7 @@ def isic_training(folder: Path) -> dict[str, Files]:
 
 def read_volume(path: str) -> MetaTensor:
     """Read a file, or the DICOM series in a folder, with the reader that MONAI takes for it."""
-    return LoadImage(ensure_channel_first=True)(path)
+    return LoadScan()(path)
 
 
 def read_mask(path: str) -> MetaTensor:
