@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
 import torch
-from monai.data import MetaTensor
 
 __all__ = ["has_volume", "lacks_spacing"]
 
@@ -20,15 +23,22 @@ def has_volume(affine: torch.Tensor) -> bool:
     return bool(torch.isfinite(affine).all()) and abs(float(torch.linalg.det(affine.double()))) > 1e-12
 
 
-def lacks_spacing(path: str, image: MetaTensor) -> bool:
-    """Say whether a readable file is silent about its spacing, so that the 1 mm which readers give is a guess."""
+def lacks_spacing(meta: Mapping[str, Any]) -> bool:
+    """Say whether the header of the file that was read is silent about spacing; readers give 1 mm then.
+
+    A NIfTI header is, when both of its codes are 0, which declares neither transform valid, and its pixels are 1 mm
+    wide as in an untouched header. Photographs have no spacing.
+
+    Args:
+        meta: metadata of an image as MONAI's readers give them; transforms keep what is needed.
+    """
+    path = str(meta.get("filename_or_obj", ""))
     for endings, fields in _SPACING_FIELDS.items():
         if path.lower().endswith(endings):
             with open(path, "rb") as file:
                 header = file.read(_HEADER_BYTES)
             return not any(field in header for field in fields)
-    codes = [image.meta.get(name) for name in ("qform_code", "sform_code")]
+    codes = [meta.get(name) for name in ("qform_code", "sform_code")]
     if None in codes:
-        return False
-    # NIfTI: neither transform is declared valid, and the sizes are those of an untouched header.
-    return not any(int(code) for code in codes) and bool((image.meta["pixdim"][1:4] == 1).all())
+        return "original_affine" not in meta  # the reader of photographs knows of no geometry
+    return not any(int(code) for code in codes) and bool((np.asarray(meta["pixdim"])[1:3] == 1).all())

@@ -6,15 +6,15 @@ from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
 import torch
 from monai.config import KeysCollection
-from monai.data import NibabelWriter
 from monai.transforms import KeepLargestConnectedComponent, MapTransform, SaveImaged
 
 from .data import case_name
+from .errors import UserError
+from .files import whole_file
 
-__all__ = ["KeepLargestComponentd", "LabelMapd", "SavePredictiond", "SeriesWriter", "SplitUncertaintyd"]
+__all__ = ["KeepLargestComponentd", "LabelMapd", "SavePredictiond", "SplitUncertaintyd"]
 
 
 class SplitUncertaintyd(MapTransform):
@@ -81,33 +81,10 @@ class LabelMapd(MapTransform):
         return sample
 
 
-class SeriesWriter(NibabelWriter):
-    """MONAI's NIfTI writer, which also keeps a series' time step, the units, and the axis of a single slice."""
-
-    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
-        """Take class indices, TH[WD]; the frames become the last axis, if there are several."""
-        super().set_data_array(data_array, channel_dim, **kwargs | {"squeeze_end_dims": False})
-        if self.data_obj.shape[-1] == 1:
-            self.data_obj = self.data_obj[..., 0]
-
-    def set_metadata(self, meta_dict: Mapping | None, resample: bool = True, **options: Any) -> None:
-        """Take the affine as MONAI does, and remember which file was segmented."""
-        super().set_metadata(meta_dict, resample, **options)
-        self.source = (meta_dict or {}).get("filename_or_obj")
-
-    def write(self, filename: Any, verbose: bool = False, **obj_kwargs: Any) -> None:
-        """Write the file."""
-        header = nib.Nifti1Header()
-        header.set_data_dtype(self.output_dtype)
-        if str(self.source).endswith((".nii", ".nii.gz")):
-            image = nib.load(self.source)
-            header["xyzt_units"] = image.header["xyzt_units"]
-            header["pixdim"][4] = image.header["pixdim"][4]
-        super().write(filename, verbose, header=header, **obj_kwargs)
-
-
 class SavePredictiond(SaveImaged):
     """MONAI's ``SaveImaged`` for what lies on the image's own grid already, as ``CASE_POSTFIX`` in one folder.
+
+    A file is written whole or not at all; MONAI leaves what it had written when the disk was full.
 
     Args:
         keys: what to write, CH[WD].
@@ -117,11 +94,22 @@ class SavePredictiond(SaveImaged):
     """
 
     def __init__(self, keys: KeysCollection, output_dir: str, output_postfix: str, **kwargs: Any) -> None:
-        plain = {"resample": False, "separate_folder": False, "print_log": False, "output_name_formatter": _by_case}
+        plain = {"resample": False, "separate_folder": False, "print_log": False}
         super().__init__(keys, output_dir=output_dir, output_postfix=output_postfix, **plain | kwargs)
 
+    def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
+        """Write the arrays; the sample stays as it is.
 
-def _by_case(meta_dict: Mapping[str, Any], saver: Any) -> dict[str, Any]:
-    """Name a file by its case, also where that is a DICOM folder with dots in its name."""
-    source = Path(meta_dict["filename_or_obj"])
-    return {"subject": source.with_name(case_name(source) + ".nii")}
+        Raises:
+            UserError: when a file cannot be written; what was there under its name is kept.
+        """
+        for key in self.key_iterator(data):
+            layout, case = self.saver.folder_layout, case_name(data[key].meta["filename_or_obj"])
+            path = Path(layout.output_dir) / f"{case}_{layout.postfix}{layout.ext}"
+            try:
+                with whole_file(path) as part:
+                    self.saver(data[key], filename=str(part).removesuffix(layout.ext))
+            except (OSError, RuntimeError) as error:  # MONAI's, which quotes the writer's error last
+                reason = str(error).strip().splitlines()[-1]
+                raise UserError(f"{path}: cannot be written ({reason}); files that were complete are kept.") from error
+        return data

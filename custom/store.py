@@ -20,11 +20,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from monai.data import MetaTensor, NibabelWriter, PILWriter
+from monai.data import MetaTensor, PILWriter
 from tqdm import tqdm
 
 from .errors import UserError
 from .files import whole_file
+from .nifti import NiftiWriter
 from .parallel import process_pool
 
 __all__ = ["Scan", "write_dataset", "write_json"]
@@ -164,7 +165,7 @@ def _write(path: Path, content: MetaTensor | Path, is_label: bool) -> str:
 
 
 def _write_array(path: Path, array: MetaTensor, dtype: type) -> None:
-    writer = PILWriter(dtype, scale=None) if path.suffix == ".png" else NibabelWriter(dtype)
+    writer = PILWriter(dtype, scale=None) if path.suffix == ".png" else NiftiWriter(dtype)
     writer.set_data_array(array, channel_dim=0, squeeze_end_dims=True)
     writer.set_metadata({**array.meta, "affine": array.affine}, resample=False)
     writer.write(path)

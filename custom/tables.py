@@ -16,6 +16,8 @@ from monai.data.utils import affine_to_spacing
 
 from .data import case_name
 from .distributed import gather_in_turn
+from .files import whole_file
+from .geometry import lacks_spacing
 from .metrics import case_metrics
 
 __all__ = ["CaseTable", "VolumeTable"]
@@ -28,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 class CaseTable:
     """Score every case and class, and average per class and over all.
+
+    A mean says in ``cases`` over how many cases it is, and in ``cases_mm`` over how many in millimetres it is, where
+    those are fewer because some headers have no spacing.
 
     Args:
         path: the CSV file. It is written when the evaluation is complete.
@@ -61,12 +66,11 @@ class CaseTable:
     def _case_rows(self, pred: MetaTensor, label: MetaTensor) -> list[Row]:
         case = case_name(label.meta["filename_or_obj"])
         names = {"case": case} | ({"phase": self._phase(case)} if self.phases else {})
-        spacing = affine_to_spacing(label.affine, label.ndim - 1).tolist()
-        known = None if np.allclose(spacing[:2], 1) else spacing  # a header that lost its spacing reads 1 in plane
+        spacing = None if lacks_spacing(label.meta) else affine_to_spacing(label.affine, label.ndim - 1).tolist()
         rows = []
         for index, name in enumerate(self.class_names, start=1):
             found, true = pred[index].as_tensor().cpu(), label[index].as_tensor().cpu()
-            row = {**names, "class": name, **case_metrics(found, true, known)}
+            row = {**names, "class": name, **case_metrics(found, true, spacing)}
             rows.append({**row, "empty_prediction": int(not found.any())})
         return rows
 
@@ -88,7 +92,7 @@ class CaseTable:
             for name in dict.fromkeys(row["class"] for row in scored):
                 rows = [row for row in scored if row["class"] == name and phase in (None, row.get("phase"))]
                 names = {"case": MEAN} | ({"phase": phase or ""} if self.phases else {})
-                means.append({**names, "class": name, **_mean(rows)})
+                means.append({**names, "class": name, **_mean(rows), **_counts(rows)})
         return means
 
 
@@ -136,8 +140,9 @@ class VolumeTable:
             self.volumes += frames
             if len(frames) > 1:
                 self.functions += [ejection_fraction(frames, name) for name in self.ventricles]
-            if pred.ndim > 3 and np.allclose(affine_to_spacing(pred.affine)[:2], 1):
+            if pred.ndim > 3 and lacks_spacing(pred.meta):
                 self.without_spacing.append(case)
+        self._write()  # now, since a later scan may end the program
 
     def _frame_row(self, case: str, number: int, labels: MetaTensor) -> Row:
         counts = torch.bincount(labels.as_tensor().flatten().long(), minlength=len(self.class_names) + 1).tolist()
@@ -151,10 +156,13 @@ class VolumeTable:
                 row[f"{name}_g"] = count * voxel * self.densities[name]
         return row
 
-    def _finish(self, engine: Engine) -> None:
+    def _write(self) -> None:
         write_csv(self.folder / "volumes.csv", self.volumes)
         if self.functions:
             write_csv(self.folder / "ejection_fraction.csv", self.functions)
+
+    def _finish(self, engine: Engine) -> None:
+        if self.functions:
             print(
                 "\n" + format_table(self.functions) + f"\n\nEjection fractions: {self.folder / 'ejection_fraction.csv'}"
             )
@@ -162,7 +170,7 @@ class VolumeTable:
         if self.without_spacing:
             shown = ", ".join(self.without_spacing[:3]) + (", ..." if len(self.without_spacing) > 3 else "")
             logger.warning(
-                "%d scan(s) have pixels of 1 mm, as if the spacing was lost; if so, their volumes are wrong: %s",
+                "%d scan(s) have no spacing in their headers; their volumes are counts of voxels, in thousands: %s",
                 *(len(self.without_spacing), shown),
             )
 
@@ -193,9 +201,8 @@ def ejection_fraction(frames: Sequence[Row], name: str) -> Row:
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows, whose columns may differ, with four decimals."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
+    """Write rows, whose columns may differ, with four decimals; the file is replaced when all are written."""
+    with whole_file(path) as part, open(part, "w", newline="") as file:
         writer = csv.DictWriter(file, _columns(rows))
         writer.writeheader()
         writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)
@@ -226,6 +233,12 @@ def _columns(rows: Sequence[Row]) -> list[str]:
 
 def _names(row: Row) -> Row:
     return {name: row[name] for name in ("case", "phase") if name in row}
+
+
+def _counts(rows: Sequence[Row]) -> Row:
+    """Over how many cases a mean is; those in mm over fewer, where headers have no spacing."""
+    measured = sum("hd95_mm" in row for row in rows)
+    return {"cases": len(rows)} | ({"cases_mm": measured} if 0 < measured < len(rows) else {})
 
 
 def _mean(rows: Sequence[Row]) -> dict[str, float]:

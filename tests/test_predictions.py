@@ -1,11 +1,12 @@
-import nibabel as nib
+import errno
+
 import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import LoadImage, SaveImage
 
-from custom.predictions import LabelMapd
+from custom.errors import UserError
+from custom.predictions import LabelMapd, SavePredictiond
 
 
 def test_label_map_takes_the_most_probable_class_of_every_frame():
@@ -17,24 +18,29 @@ def test_label_map_takes_the_most_probable_class_of_every_frame():
     assert torch.equal(labels.affine, probs.affine)
 
 
-@pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5, 1), (6, 5, 4, 3), (6, 5, 1, 3)], ids=str)
-def test_written_labels_have_the_geometry_of_the_image(shape, tmp_path):
-    affine = np.array([[0.0, -1.4, 0, 5], [1.3, 0, 0, 6], [0, 0, 8, 7], [0, 0, 0, 1]])
-    image = nib.Nifti1Image(np.zeros(shape, np.float32), affine)
-    image.header.set_xyzt_units("mm", "msec")
-    if len(shape) == 4:
-        image.header["pixdim"][4] = 35.0
-    nib.save(image, tmp_path / "scan.nii.gz")
-    save = SaveImage(
-        output_dir=tmp_path, output_postfix="seg", output_dtype=np.uint8, resample=False, separate_folder=False,
-        writer="custom.predictions.SeriesWriter", print_log=False,
-    )  # fmt: skip
-    save(LoadImage(ensure_channel_first=True)(tmp_path / "scan.nii.gz") + 1)
+@pytest.mark.parametrize("ending", [".nii.gz", ".png"])
+def test_a_prediction_is_written_whole_or_not_at_all(ending, tmp_path, monkeypatch):
+    meta = {"filename_or_obj": "somewhere/scan" + ending, "original_affine": np.eye(4)}
+    shape = (1, 6, 5, 4) if ending == ".nii.gz" else (1, 6, 5)
+    pred = MetaTensor(torch.ones(shape, dtype=torch.uint8), affine=torch.eye(4), meta=meta)
+    writer = "custom.nifti.NiftiWriter" if ending == ".nii.gz" else "PILWriter"
+    save = SavePredictiond("pred", str(tmp_path), "seg", output_dtype=np.uint8, output_ext=ending, writer=writer)
+    save({"pred": pred})
+    path = tmp_path / f"scan_seg{ending}"
+    whole = path.read_bytes()
 
-    saved = nib.load(tmp_path / "scan_seg.nii.gz")
-    assert saved.shape == shape
-    assert saved.get_data_dtype() == np.uint8
-    np.testing.assert_allclose(saved.affine, affine, atol=1e-6)
-    assert saved.header.get_xyzt_units() == ("mm", "msec")
-    np.testing.assert_allclose(saved.header.get_zooms(), image.header.get_zooms(), atol=1e-6)
-    assert (np.asarray(saved.dataobj) == 1).all()
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(UserError, match=rf"scan_seg{ending}: cannot be written .*No space left"):
+        save({"pred": pred * 0})
+    assert path.read_bytes() == whole
+    assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_prediction_that_the_writer_cannot_write_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    pred = MetaTensor(torch.ones(1, 6, 5, 4), affine=torch.eye(4), meta={"filename_or_obj": "somewhere/scan.nii.gz"})
+    with pytest.raises(UserError, match=r"scan_seg\.nii\.gz: cannot be written"):
+        SavePredictiond("pred", str(tmp_path / "file"), "seg", writer="custom.nifti.NiftiWriter")({"pred": pred})

@@ -385,7 +385,7 @@ def test_a_file_that_is_cut_short_never_counts(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     write_nifti(tmp_path / "in" / "a.nii.gz", _volumes(0)[0])
-    monkeypatch.setattr(store.NibabelWriter, "write", fail)
+    monkeypatch.setattr(store.NiftiWriter, "write", fail)
     with pytest.raises(OSError, match="No space left"):
         store._write(tmp_path / "out" / "a.nii.gz", volume(str(tmp_path / "in" / "a.nii.gz")), is_label=False)
     assert list((tmp_path / "out").iterdir()) == []

@@ -1,12 +1,16 @@
 import csv
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
 from ignite.engine import Engine
 from monai.data import MetaTensor
+from PIL import Image
 
+from custom.geometry import lacks_spacing
+from custom.readers import LoadScan
 from custom.synthetic import HEART_SPACING, make_heart
 from custom.tables import CaseTable, VolumeTable
 
@@ -18,19 +22,26 @@ def _rows(path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _one_hot(label: torch.Tensor, name: str, spacing: float) -> MetaTensor:
+def _header(name: str, spacing: Sequence[float], code: int = 1) -> dict[str, object]:
+    codes = {"qform_code": code, "sform_code": code, "pixdim": np.array([1.0, *spacing])}
+    return {"filename_or_obj": f"somewhere/{name}.nii.gz", "original_affine": np.diag([*spacing, 1.0]), **codes}
+
+
+def _one_hot(label: torch.Tensor, name: str, spacing: float, code: int) -> MetaTensor:
     one_hot = torch.nn.functional.one_hot(label, 3).movedim(-1, 0).float()
     affine = torch.diag(torch.tensor([spacing] * 3 + [1.0]))
-    return MetaTensor(one_hot, affine=affine, meta={"filename_or_obj": f"somewhere/{name}.nii.gz"})
+    return MetaTensor(one_hot, affine=affine, meta=_header(name, [spacing] * 3, code))
 
 
-def _evaluate(tmp_path, spacing, names=("a", "b"), **settings):
+def _evaluate(tmp_path, spacing, names=("a", "b"), codes=(1, 1), **settings):
     label = torch.zeros(4, 4, 4, dtype=torch.long)
     label[1, 1, 1], label[2, 2, 2] = 1, 2
     missed = label.clone()
     missed[2, 2, 2] = 0
-    outputs = [[{"pred": _one_hot(pred, name, spacing), "label": _one_hot(label, name, spacing)}]
-               for name, pred in zip(names, (label, missed), strict=True)]  # fmt: skip
+    outputs = [
+        [{"pred": _one_hot(pred, name, spacing, code), "label": _one_hot(label, name, spacing, code)}]
+        for name, pred, code in zip(names, (label, missed), codes, strict=True)
+    ]
     engine = Engine(lambda engine, output: output)
     CaseTable(str(tmp_path / "new" / "metrics.csv"), ["one", "two"], **settings).attach(engine)
     engine.run(outputs)
@@ -50,8 +61,24 @@ def test_table_has_a_row_per_case_and_class_and_the_means(tmp_path, capsys):
     assert "metrics.csv" in capsys.readouterr().out
 
 
-def test_table_has_no_millimetres_without_a_spacing(tmp_path):
-    assert "hd95_mm" not in _evaluate(tmp_path, spacing=1.0)[0]
+def test_table_has_no_millimetres_where_the_header_declares_no_spacing(tmp_path):
+    assert "hd95_mm" not in _evaluate(tmp_path, spacing=1.0, codes=(0, 0))[0]
+
+
+def test_millimetres_that_a_header_declares_count_also_where_they_are_1(tmp_path):
+    rows = _evaluate(tmp_path, spacing=1.0)
+    assert float(rows[4]["hd95_mm"]) == pytest.approx(math.sqrt(48), abs=1e-4)
+
+
+def test_a_mean_says_over_how_many_cases_it_is(tmp_path):
+    means = [row for row in _evaluate(tmp_path, spacing=1.0, codes=(1, 0)) if row["case"] == "mean"]
+    assert [(row["cases"], row["cases_mm"]) for row in means] == [("2", "1")] * 3
+    assert float(means[2]["hd95_mm"]) == 0  # of the first case, whose header declares its spacing
+
+
+def test_a_photograph_has_no_millimetres(tmp_path):
+    Image.fromarray(np.zeros((6, 5), np.uint8)).save(tmp_path / "p.png")
+    assert lacks_spacing(LoadScan()(tmp_path / "p.png").meta)
 
 
 def test_phases_are_told_apart_and_averaged_apart(tmp_path):
@@ -64,9 +91,10 @@ def test_phases_are_told_apart_and_averaged_apart(tmp_path):
     assert means["", "all"] == 0.75
 
 
-def _measure(folder, labels: np.ndarray, spacing=HEART_SPACING, **settings) -> None:
-    pred = MetaTensor(np.moveaxis(labels, -1, 0), affine=np.diag([*spacing, 1.0]))
-    pred.meta["filename_or_obj"] = "somewhere/beating.nii.gz"
+def _measure(folder, labels: np.ndarray, spacing=HEART_SPACING, code=1, **settings) -> None:
+    pred = MetaTensor(
+        np.moveaxis(labels, -1, 0), affine=np.diag([*spacing, 1.0]), meta=_header("beating", spacing, code)
+    )
     engine = Engine(lambda engine, output: output)
     names = ["right_ventricle", "myocardium", "left_ventricle"]
     VolumeTable(str(folder), names, **settings).attach(engine)
@@ -105,9 +133,23 @@ def test_a_ventricle_that_was_not_found_has_no_ejection_fraction(tmp_path):
 
 
 def test_a_lost_spacing_is_reported(tmp_path, caplog):
-    _measure(tmp_path, np.zeros((4, 4, 2, 1), np.uint8), spacing=(1.0, 1.0, 10.0))
-    assert "as if the spacing was lost" in caplog.text
+    _measure(tmp_path, np.zeros((4, 4, 2, 1), np.uint8), spacing=(1.0, 1.0, 10.0), code=0)
+    assert "1 scan(s) have no spacing in their headers" in caplog.text
     assert "beating" in caplog.text
+
+
+def test_pixels_of_1_mm_are_no_reason_to_warn(tmp_path, caplog):
+    _measure(tmp_path, np.zeros((4, 4, 2, 1), np.uint8), spacing=(1.0, 1.0, 3.0))
+    assert not caplog.text
+
+
+def test_volumes_of_the_scans_before_one_that_fails_are_kept(tmp_path):
+    pred = MetaTensor(np.zeros((1, 4, 4, 2), np.uint8), affine=np.eye(4), meta=_header("first", (1, 1, 1)))
+    engine = Engine(lambda engine, output: output)
+    VolumeTable(str(tmp_path), ["one"]).attach(engine)
+    with pytest.raises(AttributeError):
+        engine.run([[{"pred": pred}], [{"pred": None}]])
+    assert [row["case"] for row in _rows(tmp_path / "volumes.csv")] == ["first"]
 
 
 def test_measures_of_unknown_classes_are_refused(tmp_path):

@@ -1,0 +1,81 @@
+"""Write NIfTI files whose header says the same to every reader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+from monai.data import NibabelWriter
+from monai.data.utils import to_affine_nd
+
+from .geometry import lacks_spacing
+
+__all__ = ["NiftiWriter", "SeriesWriter"]
+
+#: What a NIfTI header says about where its voxels are.
+_GEOMETRY = (
+    *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
+    *("sform_code", "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units"),
+)
+
+
+class NiftiWriter(NibabelWriter):
+    """MONAI's NIfTI writer, for arrays on their final grid, which writes no geometry that another field contradicts.
+
+    A qform has no shear; of sheared axes it would tell another grid than the sform does, and readers differ in which
+    of the two they take. Nor is a spacing declared that the file which was read did not declare. MONAI's writer also
+    fails on a volume with a last axis of one that does not lie axially.
+    """
+
+    def set_metadata(self, meta_dict: Mapping | None, resample: bool = False, **options: Any) -> None:
+        """Take the affine, 4x4; nothing is resampled."""
+        meta = {"affine": np.eye(4)} if meta_dict is None else meta_dict
+        self.affine = to_affine_nd(r=3, affine=np.asarray(meta["affine"], dtype=float))
+        self.spacing_was_lost = "qform_code" in meta and lacks_spacing(meta)
+
+    def write(self, filename: Any, verbose: bool = False, **obj_kwargs: Any) -> None:
+        """Write the file."""
+        nib.save(self._image(), filename)
+
+    def _image(self) -> nib.Nifti1Image:
+        image = self.create_backend_obj(self.data_obj, affine=self.affine, dtype=self.output_dtype)
+        image.set_sform(self.affine, code=1)
+        image.set_qform(self.affine, code=1)
+        if self.spacing_was_lost:
+            image.set_sform(None, code=0)
+            image.set_qform(None, code=0)
+        elif not np.allclose(image.get_qform(), self.affine, atol=1e-3 * np.min(image.header.get_zooms()[:3])):
+            image.set_qform(None, code=0)  # leaves the sizes of the voxels
+        return image
+
+
+class SeriesWriter(NiftiWriter):
+    """:class:`NiftiWriter` for what lies on the grid of the file that was read, whose header it repeats.
+
+    Geometry, units and time step are those of that file, also where they contradict one another, so that a reader sees
+    both files on one grid, whichever fields it goes by. A single frame is no axis.
+    """
+
+    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
+        """Take class indices, TH[WD]; the frames become the last axis, if there are several."""
+        super().set_data_array(data_array, channel_dim, **kwargs | {"squeeze_end_dims": False})
+        if self.data_obj.shape[-1] == 1:
+            self.data_obj = self.data_obj[..., 0]
+
+    def set_metadata(self, meta_dict: Mapping | None, resample: bool = False, **options: Any) -> None:
+        """Take the affine, 4x4, and remember which file was read."""
+        super().set_metadata(meta_dict, resample, **options)
+        self.source = str((meta_dict or {}).get("filename_or_obj"))
+
+    def _image(self) -> nib.Nifti1Image:
+        if not self.source.lower().endswith((".nii", ".nii.gz")):
+            return super()._image()
+        source = nib.load(self.source).header
+        header = nib.Nifti1Header()
+        header.set_data_dtype(self.output_dtype)
+        header.set_data_shape(self.data_obj.shape)
+        for field in _GEOMETRY:
+            header[field] = source[field]
+        return nib.Nifti1Image(self.data_obj.astype(self.output_dtype, copy=False), header.get_best_affine(), header)

@@ -1,0 +1,117 @@
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from monai.data import ITKReader, MetaTensor
+from monai.transforms import Compose, Invertd, LoadImage, Orientationd, SaveImage
+
+from custom.nifti import NiftiWriter, SeriesWriter
+from custom.readers import LoadScan, LoadScand
+
+SHEARED = np.array([[1.0, 0.2, 0.1, 5], [0, 1.5, 0.3, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
+
+
+def _write(array: MetaTensor, path, writer=SeriesWriter) -> nib.Nifti1Image:
+    save = SaveImage(
+        output_ext=".nii.gz", output_dtype=np.uint8, resample=False, print_log=False, writer=writer
+    )  # fmt: skip
+    save(array, filename=str(path).removesuffix(".nii.gz"))
+    return nib.load(path)
+
+
+def _seen_by_itk(path) -> tuple[np.ndarray, tuple[int, ...]]:
+    image = LoadImage(reader=ITKReader(), image_only=True)(path)
+    return np.asarray(image.affine), tuple(image.shape)
+
+
+def _same_grid(written, source) -> None:
+    found, true = nib.load(written), nib.load(source)
+    np.testing.assert_allclose(found.affine, true.affine, atol=1e-5)
+    np.testing.assert_allclose(found.header.get_zooms()[:3], true.header.get_zooms()[:3], atol=1e-5)
+    for code in ("qform_code", "sform_code"):
+        assert found.header[code] == true.header[code]
+    np.testing.assert_allclose(_seen_by_itk(written)[0], _seen_by_itk(source)[0], atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5, 1), (6, 5, 4, 3), (6, 5, 1, 3)], ids=str)
+def test_written_labels_have_the_geometry_of_the_image(shape, tmp_path):
+    affine = np.array([[0.0, -1.4, 0, 5], [1.3, 0, 0, 6], [0, 0, 8, 7], [0, 0, 0, 1]])
+    image = nib.Nifti1Image(np.zeros(shape, np.float32), affine)
+    image.header.set_xyzt_units("mm", "msec")
+    if len(shape) == 4:
+        image.header["pixdim"][4] = 35.0
+    nib.save(image, tmp_path / "scan.nii.gz")
+    saved = _write(LoadScan()(tmp_path / "scan.nii.gz") + 1, tmp_path / "scan_seg.nii.gz")
+    assert saved.shape == shape
+    assert saved.get_data_dtype() == np.uint8
+    np.testing.assert_allclose(saved.affine, affine, atol=1e-6)
+    assert saved.header.get_xyzt_units() == ("mm", "msec")
+    np.testing.assert_allclose(saved.header.get_zooms(), image.header.get_zooms(), atol=1e-6)
+    assert (np.asarray(saved.dataobj) == 1).all()
+
+
+@pytest.mark.parametrize("axes", ["LAS", "PIR", "ASL", "SRA"])
+@pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5, 4, 1)], ids=str)
+def test_a_volume_with_a_last_axis_of_one_is_written_in_any_orientation(axes, shape, tmp_path):
+    codes = nib.orientations.axcodes2ornt(axes)
+    affine = np.diag([1.0, 2.0, 3.0, 1.0]) @ nib.orientations.inv_ornt_aff(codes, shape[:3])
+    nib.save(nib.Nifti1Image(np.arange(120, dtype=np.float32).reshape(shape), affine), tmp_path / "scan.nii.gz")
+    turn = Compose([LoadScand("image"), Orientationd("image", "RAS", labels=None)])
+    sample = turn({"image": str(tmp_path / "scan.nii.gz")})
+    sample["pred"] = sample["image"].clone()
+    pred = Invertd("pred", transform=turn, orig_keys="image", nearest_interp=False)(sample)["pred"]
+    saved = _write(pred, tmp_path / "scan_seg.nii.gz")
+    _same_grid(tmp_path / "scan_seg.nii.gz", tmp_path / "scan.nii.gz")
+    np.testing.assert_array_equal(np.asarray(saved.dataobj).ravel(), np.arange(120))
+
+
+def _sform_of_one_millimetre(header):
+    header.set_qform(np.diag([-1.4, -1.4, 10.0, 1.0]), code=0)
+    header.set_sform(np.diag([-1.0, -1.0, 1.0, 1.0]), code=2)
+    header["pixdim"][1:4] = 1.4, 1.4, 10
+
+
+def _qform_alone(header):
+    header.set_sform(None, code=0)
+    header.set_qform(np.diag([-1.4, -1.4, 10.0, 1.0]), code=1)
+
+
+def _no_code(header):
+    header.set_sform(None, code=0)
+    header.set_qform(None, code=0)
+
+
+def _sheared_sform(header):
+    header.set_qform(None, code=0)
+    header.set_sform(SHEARED, code=1)
+    header["pixdim"][1:4] = np.linalg.norm(SHEARED[:3, :3], axis=0)
+
+
+@pytest.mark.parametrize("change", [_sform_of_one_millimetre, _qform_alone, _no_code, _sheared_sform])
+def test_a_prediction_repeats_the_header_of_its_scan_also_where_that_contradicts_itself(change, tmp_path):
+    image = nib.Nifti1Image(np.zeros((6, 5, 4), np.int16), None)
+    change(image.header)
+    path = tmp_path / "scan.nii"
+    # As bytes: nibabel would make the header consistent.
+    path.write_bytes(image.header.binaryblock + bytes(4) + image.get_fdata().astype(np.int16).tobytes("F"))
+    header = nib.load(path).header
+    for field in ("qform_code", "sform_code"):
+        assert header[field] == image.header[field]
+    _write(LoadScan()(path), tmp_path / "scan_seg.nii.gz")
+    _same_grid(tmp_path / "scan_seg.nii.gz", path)
+
+
+def test_sheared_axes_get_no_qform(tmp_path):
+    array = MetaTensor(torch.zeros(1, 6, 5, 4), affine=torch.from_numpy(SHEARED))
+    saved = _write(array, tmp_path / "a.nii.gz", NiftiWriter)
+    assert saved.header["qform_code"] == 0
+    np.testing.assert_allclose(saved.affine, SHEARED, atol=1e-6)
+    np.testing.assert_allclose(saved.header.get_zooms(), np.linalg.norm(SHEARED[:3, :3], axis=0), atol=1e-6)
+
+
+def test_a_spacing_that_was_lost_is_not_declared(tmp_path):
+    meta = {"qform_code": 0, "sform_code": 0, "pixdim": np.array([1.0, 1, 1, 10])}
+    array = MetaTensor(torch.zeros(1, 6, 5, 4), affine=torch.diag(torch.tensor([1.0, 1, 10, 1])), meta=meta)
+    saved = _write(array, tmp_path / "a.nii.gz", NiftiWriter)
+    assert (saved.header["qform_code"], saved.header["sform_code"]) == (0, 0)
+    assert saved.header.get_zooms() == (1, 1, 10)
