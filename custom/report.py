@@ -6,10 +6,7 @@ It is put together from what the run left in its folder: ``metrics.csv``, Tensor
 
 from __future__ import annotations
 
-import base64
-import csv
 import json
-import logging
 import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
@@ -17,12 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import fire
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from monai.utils import optional_import
 
-from .drawing import COLORS, new_figure
+from .drawing import COLORS
 from .errors import UserError, show_user_errors_plainly
-from .files import whole_file
+from .pages import Curve, draw_curves, embedded, overall, read_curves, read_rows, saved, write_page
 from .run_record import read_run_record
 from .tables import ALL, MEAN
 
@@ -39,8 +35,6 @@ CURVES = {
 LOGARITHMIC = {"Pseudo-labels"}
 #: How many of the best and of the worst cases are shown.
 SHOWN = 4
-Row = dict[str, str]
-Curves = dict[str, list[tuple[int, float]]]
 
 
 def report(run_dir: str, metrics: str | None = None, **unknown: Any) -> None:
@@ -57,11 +51,11 @@ def report(run_dir: str, metrics: str | None = None, **unknown: Any) -> None:
     if unknown:
         raise UserError(f"unknown flag --{', --'.join(unknown)}; python -m custom.report RUN_DIR [--metrics FILE].")
     folder = Path(str(run_dir))
-    record, curves = read_run_record(folder), _read_curves(folder)
-    rows = _read_rows(Path(str(metrics)) if metrics else folder / "metrics.csv")
+    record, curves = read_run_record(folder), read_curves(folder)
+    rows = read_rows(Path(str(metrics)) if metrics else folder / "metrics.csv")
     if not (record or curves or rows):
         raise UserError(f"{folder}: neither run.json, metrics.csv nor TensorBoard events; give a run's output_dir.")
-    cases = _overall(rows)
+    cases = overall(rows)
     content = {
         "name": "/".join(folder.resolve().parts[-2:]),
         "iterations": max((curve[-1][0] for curve in curves.values()), default=None),
@@ -76,39 +70,16 @@ def report(run_dir: str, metrics: str | None = None, **unknown: Any) -> None:
         "record": record,
         "settings": {name: text for name, value in record.get("config", {}).items() if (text := _setting(value))},
     }
-    page = folder / "report.html"
-    with whole_file(page) as part:
-        part.write_text(_template().render(content), encoding="utf-8")
+    page = write_page(folder / "report.html", content)
     print(f"Report:  {page}")
 
 
-def _template() -> Template:
-    loader = FileSystemLoader(Path(__file__).parent / "templates")
-    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    return environment.get_template("report.html")
-
-
-def _read_rows(path: Path) -> list[Row]:
-    if not path.is_file():
-        return []
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
-
-
-def _overall(rows: Sequence[Row]) -> list[Row]:
-    """One row per case, over all classes, the best first."""
-    classes = {row["class"] for row in rows}
-    wanted = ALL if ALL in classes else next(iter(classes), None)
-    cases = [row for row in rows if row["case"] != MEAN and row["class"] == wanted]
-    return sorted(cases, key=lambda row: float(row["dice"]), reverse=True)
-
-
-def _galleries(cases: Sequence[Row], folder: Path) -> dict[str, list[dict[str, str]]]:
+def _galleries(cases: Sequence[dict[str, str]], folder: Path) -> dict[str, list[dict[str, str]]]:
     """Pictures of the best and of the worst cases, no case in both."""
     count = min(SHOWN, len(cases) // 2) or min(1, len(cases))
     galleries = {"Best cases": cases[:count], "Worst cases": cases[count:][::-1][:count]}
     pictures = {
-        title: [{**row, "picture": _embedded(folder / f"{row['case']}.png")} for row in rows if _has(folder, row)]
+        title: [{**row, "picture": embedded(folder / f"{row['case']}.png")} for row in rows if _has(folder, row)]
         for title, rows in galleries.items()
     }
     return {title: shown for title, shown in pictures.items() if shown}
@@ -118,23 +89,7 @@ def _has(folder: Path, row: Row) -> bool:
     return (folder / f"{row['case']}.png").is_file()
 
 
-def _embedded(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode()
-
-
-def _read_curves(folder: Path) -> Curves:
-    """Scalars by name; a training that went on from a checkpoint gives one curve."""
-    if not any(folder.glob("events.out.tfevents.*")):
-        return {}
-    from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
-
-    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it reports every file that it opens
-    events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
-    events.Reload()
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()[SCALARS]}
-
-
-def _draw_curves(curves: Curves, path: Path) -> str | None:
+def _draw_curves(curves: Mapping[str, Curve], path: Path) -> str | None:
     """Draw :data:`CURVES` over the iterations; None where there are none, or nothing that draws."""
     found = {
         title: [name for pattern in patterns for name in sorted(curves) if re.fullmatch(pattern, name)]
@@ -143,22 +98,10 @@ def _draw_curves(curves: Curves, path: Path) -> str | None:
     found = {title: names for title, names in found.items() if names}
     if not found or not optional_import("matplotlib.backends.backend_agg")[1]:
         return None
-    figure = new_figure(11, 3.4 * -(-len(found) // 2))
-    axes = figure.subplots(-(-len(found) // 2), 2, squeeze=False).flatten()
-    for axis, (title, names) in zip(axes, found.items(), strict=False):
-        for name in names:
-            axis.plot(*zip(*curves[name], strict=True), label=name, linewidth=1.2)
-        axis.set_title(title)
-        axis.set_xlabel("iteration")
-        if title in LOGARITHMIC:
-            axis.set_yscale("symlog", linthresh=1e-4)  # a class that is lost stays in the picture, at 0
-        axis.grid(alpha=0.25)
-        axis.legend(fontsize=8)
-    for axis in axes[len(found) :]:
-        axis.axis("off")
-    with whole_file(path) as part:
-        figure.savefig(part, dpi=130)
-    return _embedded(path)
+    figure = draw_curves(
+        {title: {name: [curves[name]] for name in names} for title, names in found.items()}, LOGARITHMIC
+    )
+    return saved(figure, path)
 
 
 def _setting(value: Any) -> str | None:

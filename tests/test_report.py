@@ -96,7 +96,7 @@ def test_the_curves_show_a_class_that_is_lost_at_zero(tmp_path, monkeypatch):
             for name, value in {**shares, "threshold": 0.95, "loss": 0.5}.items():
                 writer.add_scalar(name, value, step)
     figures = []
-    monkeypatch.setattr("custom.report.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[0])
+    monkeypatch.setattr("custom.pages.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[0])
     report(str(tmp_path))
     axes = {axis.get_title(): axis for axis in figures[0].axes}
     lines = {line.get_label(): line for line in axes["Pseudo-labels"].lines}
