@@ -1,0 +1,408 @@
+"""Compare finished runs on one page: ``python -m custom.compare RUN... --output DIR``, also at the end of a study.
+
+RUN is a run's ``output_dir``. Runs whose settings are the same but for the seed are one arm; runs of a study have the
+name of its arm.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fire
+import numpy as np
+from PIL import Image
+
+from .data import groups, read_lists
+from .drawing import new_figure
+from .errors import UserError, show_user_errors_plainly
+from .pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
+from .resume import RUNTIME_KEYS
+from .run_record import data_list_record, read_run_record
+from .tables import MEAN, write_csv
+
+__all__ = ["compare", "compare_arms"]
+
+PAGE = "comparison.html"
+METRICS = ("dice", "jaccard", "hd95", "asd", "hd95_mm", "asd_mm")
+#: Curves of all arms, by title.
+CURVES = {"Validation": "val_mean_dice", "Supervised loss": "supervised", "Pseudo-labels": "confident_share"}
+#: Cases whose pictures are shown.
+SHOWN = 4
+
+
+class _Run(NamedTuple):
+    folder: Path
+    record: dict[str, Any]
+    rows: list[dict[str, str]]
+    curves: dict[str, Curve]
+    settings: dict[str, str]
+    arm: str = ""
+    labeled: int | None = None
+
+    @property
+    def scores(self) -> dict[str, dict[str, float]]:
+        """Metrics by case, over all classes."""
+        found = {}
+        for row in overall(self.rows):
+            found[row["case"]] = {name: float(row[name]) for name in METRICS if row.get(name)}
+        return found
+
+    @property
+    def group(self) -> tuple[str, str]:
+        """Arm and data list, by its content."""
+        return self.arm, self.record["data_list"]["sha256"] or self.record["data_list"]["path"]
+
+
+def compare(*runs: str, output: str, baseline: str | None = None, **unknown: Any) -> None:
+    """Compare runs.
+
+    Args:
+        runs: their output folders.
+        output: a new folder for the page, tables and pictures.
+        baseline: the arm from which differences are taken; the first by default.
+        unknown: refused.
+
+    Raises:
+        UserError: for an unknown flag, or runs that cannot be compared.
+    """
+    if unknown:
+        raise UserError(f"unknown flag --{', --'.join(unknown)}; python -m custom.compare RUN... --output DIR.")
+    folder = Path(str(output))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there already; choose another --output.")
+    arms: dict[str, list[Path]] = {}
+    for run in map(Path, map(str, runs)):
+        arms.setdefault(_arm_in_study(run), []).append(run)
+    compare_arms(arms, folder, baseline)
+
+
+def compare_arms(
+    arms: Mapping[str, Sequence[Path]], output: Path, baseline: str | None = None, notes: Sequence[str] = ()
+) -> None:
+    """Write a page, tables and pictures about the runs of arms.
+
+    Args:
+        arms: run folders by the arm's name; those without a name are put together by their settings.
+        output: the folder.
+        baseline: an arm; the first by default.
+        notes: what the page has to say about runs that are missing.
+
+    Raises:
+        UserError: lists the runs that cannot be compared, and why.
+    """
+    runs = _name([run for arm, folders in arms.items() for run in _read(arm, folders)])
+    problems = _problems(runs)
+    names = list(dict.fromkeys(run.arm for run in runs))
+    if baseline is not None and baseline not in names:
+        problems.append(f"--baseline must be one of {', '.join(names)}; found {baseline}.")
+    if problems or not runs:
+        raise UserError("these runs cannot be compared:", problems or ["no run was given"])
+    baseline = baseline or names[0]
+    by_group: dict[tuple[str, str], list[_Run]] = {}
+    for run in runs:
+        by_group.setdefault(run.group, []).append(run)
+    summary = [_summary(same) for same in by_group.values()]
+    differences = [
+        row for same in by_group.values() for row in _differences(same, by_group.get((baseline, same[0].group[1])))
+    ]
+    write_csv(output / "cases.csv", [_named(run) | row for run in runs for row in run.rows if row["case"] != MEAN])
+    write_csv(output / "summary.csv", summary)
+    if differences:
+        write_csv(output / "differences.csv", differences)
+    pictures = {"Curves": _curves(runs, output), "Dice of every case": _strip(runs, baseline, output)}
+    if len({run.labeled for run in runs}) > 1 and None not in {run.labeled for run in runs}:
+        pictures["Dice against the number of labeled cases"] = _efficiency(by_group, output)
+    content = {
+        "name": output.resolve().parent.name,
+        "baseline": baseline,
+        "cases": len(runs[0].scores),
+        "notes": list(notes),
+        "arms": [_short(row) for row in summary],
+        "differences": [{name: _text(value) for name, value in row.items()} for row in differences],
+        "pictures": {title: picture for title, picture in pictures.items() if picture},
+        "gallery": _gallery(by_group, output),
+        "settings": _differing(runs),
+        "runs": [_about(run) for run in runs],
+    }
+    print(f"Comparison:  {write_page(output / PAGE, content)}")
+
+
+def _arm_in_study(folder: Path) -> str:
+    """Name the arm of a study's run, which is OUTPUT/ARM[/DATALIST]/seed_N/eval; empty for other runs."""
+    for parent in list(folder.resolve().parents)[2:4]:
+        if (parent / "study.json").is_file():
+            return folder.resolve().relative_to(parent).parts[0]
+    return ""
+
+
+def _read(arm: str, folders: Sequence[Path]) -> list[_Run]:
+    runs = []
+    for folder in folders:
+        record = read_run_record(folder)
+        settings = _flat({key: value for key, value in record.get("config", {}).items() if key != "seed"})
+        runs.append(
+            _Run(
+                folder, record, read_rows(folder / "metrics.csv"), read_curves(folder), settings, arm, _labeled(record)
+            )
+        )
+    return runs
+
+
+def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
+    """Settings as JSON by their path, without those that say where and how a run is computed."""
+    flat = {}
+    for name, value in node.items():
+        key = f"{prefix}{name}"
+        if key in RUNTIME_KEYS - {"max_iterations"} or key == "data_list":
+            continue
+        flat |= _flat(value, f"{key}::") if isinstance(value, Mapping) and value else {key: json.dumps(value)}
+    return flat
+
+
+def _labeled(record: Mapping[str, Any]) -> int | None:
+    """Count the labeled cases of a run; None where its data list is gone or has changed."""
+    found = record.get("data_list", {})
+    if not found.get("sha256") or data_list_record(found["path"])["sha256"] != found["sha256"]:
+        return None
+    return len(read_lists(Path(found["path"]))["training"])
+
+
+def _name(runs: Sequence[_Run]) -> list[_Run]:
+    """Name arms that have no name by the settings in which they differ."""
+    differing = _differing_keys([run for run in runs if not run.arm])
+    named = []
+    for run in runs:
+        given = ", ".join(f"{key}={run.settings.get(key, 'absent')}" for key in differing)
+        named.append(run if run.arm else run._replace(arm=given or "all runs"))
+    return named
+
+
+def _differing_keys(runs: Sequence[_Run]) -> list[str]:
+    keys = sorted({key for run in runs for key in run.settings})
+    return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+
+
+def _problems(runs: Sequence[_Run]) -> list[str]:
+    """Say which runs cannot be compared: not scored, not finished, given twice, or scored on other cases."""
+    problems = []
+    for run in runs:
+        if not run.record:
+            problems.append(f"{run.folder}: no run.json that can be read; give a run's output_dir.")
+        elif not run.rows:
+            problems.append(f"{run.folder}: no metrics.csv; run `evaluating` first.")
+        elif trouble := _unfinished(run):
+            problems.append(f"{run.folder}: {trouble}")
+    if problems:
+        return problems
+    for same in groups(runs, key=lambda run: run.folder.resolve()):
+        problems.append(f"{same[0].folder} is given twice.")
+    for same in groups(runs, key=lambda run: (*run.group, run.record["seed"])):
+        folders = ", ".join(dict.fromkeys(str(run.folder) for run in same))
+        problems.append(f"seed {same[0].record['seed']} of {same[0].arm} is there {len(same)} times: {folders}")
+    first = runs[0]
+    for run in runs:
+        twice = [case for case, count in Counter(row["case"] for row in overall(run.rows)).items() if count > 1]
+        if twice:
+            problems.append(f"{run.folder}: several cases have one name: {', '.join(twice)}")
+        if set(run.scores) != set(first.scores):
+            other = sorted(set(run.scores) ^ set(first.scores))
+            problems.append(f"{run.folder}: other cases were scored than in {first.folder}: {', '.join(other[:5])}")
+        if {row["class"] for row in run.rows} != {row["class"] for row in first.rows}:
+            problems.append(f"{run.folder}: other classes were scored than in {first.folder}.")
+    return problems
+
+
+def _unfinished(run: _Run) -> str | None:
+    """Say how a run shows that it did not reach its end, or that its metrics are of an earlier one."""
+    wanted = run.record["config"].get("max_iterations", 0)
+    reached = max((curve[-1][0] for name, curve in run.curves.items() if name == "loss"), default=None)
+    if reached is not None and reached < wanted // 10 * 10:  # of every tenth iteration the loss is kept
+        return f"the training has not come to its end, iteration {wanted}, but to {reached}; let it go on."
+    started = datetime.fromisoformat(run.record["sessions"][-1]["started"]).timestamp()
+    if (run.folder / "metrics.csv").stat().st_mtime < started:
+        return "metrics.csv is older than the training; run `evaluating` again."
+    return None
+
+
+def _named(run: _Run) -> dict[str, Any]:
+    labeled = {} if run.labeled is None else {"labeled": run.labeled}
+    return {"arm": run.arm, **labeled, "seed": run.record["seed"]}
+
+
+def _summary(runs: Sequence[_Run]) -> dict[str, Any]:
+    """Mean of each metric over runs of one group, and its standard deviation; NaN for one run."""
+    row = {key: value for key, value in _named(runs[0]).items() if key != "seed"} | {"seeds": len(runs)}
+    for name in METRICS:
+        means = [m for run in runs if not math.isnan(m := _mean(run.scores.values(), name))]
+        if means:
+            row[name] = statistics.fmean(means)
+            row[f"{name}_sd"] = statistics.stdev(means) if len(means) > 1 else math.nan
+    return row
+
+
+def _mean(scores: Any, name: str) -> float:
+    values = [score[name] for score in scores if name in score]
+    return statistics.fmean(values) if values else math.nan
+
+
+def _short(row: Mapping[str, Any]) -> dict[str, str]:
+    """A summary's row for the page, each metric with its spread."""
+    shown = {}
+    for name, value in row.items():
+        if not name.endswith("_sd"):
+            spread = row.get(f"{name}_sd", math.nan)
+            shown[name] = _text(value) + ("" if math.isnan(spread) else f" ± {_text(spread)}")
+    return shown
+
+
+def _text(value: Any) -> str:
+    return ("" if math.isnan(value) else f"{value:.4f}") if isinstance(value, float) else str(value)
+
+
+def _by_case(runs: Sequence[_Run], name: str) -> dict[str, float]:
+    """A metric by case, averaged over seeds."""
+    return {case: _mean([run.scores[case] for run in runs], name) for case in runs[0].scores}
+
+
+def _differences(runs: Sequence[_Run], baseline: Sequence[_Run] | None) -> list[dict[str, Any]]:
+    """Paired differences from the baseline, with bootstrap intervals over the cases."""
+    if baseline is None or runs[0].arm == baseline[0].arm:
+        return []
+    rows = []
+    for name in METRICS:
+        ours, theirs = _by_case(runs, name), _by_case(baseline, name)
+        paired = np.array([ours[case] - theirs[case] for case in ours])
+        paired = paired[~np.isnan(paired)]
+        if len(paired):
+            draws = np.random.default_rng(0).choice(paired, (10_000, len(paired))).mean(1)
+            low, high = np.percentile(draws, [2.5, 97.5]).tolist() if len(paired) > 1 else (math.nan, math.nan)
+            row = {key: value for key, value in _named(runs[0]).items() if key != "seed"} | {"metric": name}
+            row |= {"difference": float(paired.mean()), "low": low, "high": high, "cases": len(paired)}
+            rows.append(row | {"higher": int((paired > 0).sum()), "lower": int((paired < 0).sum())})
+    return rows
+
+
+def _curves(runs: Sequence[_Run], output: Path) -> str | None:
+    pictures = {}
+    for title, name in CURVES.items():
+        labeled: dict[str, list[Curve]] = {}
+        for run in runs:
+            if run.curves.get(name):
+                labeled.setdefault(_label(run), []).append(run.curves[name])
+        if labeled:
+            pictures[title] = labeled
+    return saved(draw_curves(pictures), output / "curves.png") if pictures else None
+
+
+def _label(run: _Run) -> str:
+    return run.arm if run.labeled is None else f"{run.arm}, {run.labeled} labeled"
+
+
+def _strip(runs: Sequence[_Run], baseline: str, output: Path) -> str:
+    """One column per case, in the order of the baseline; a point per run."""
+    order = _by_case([run for run in runs if run.arm == baseline], "dice")
+    cases = sorted(order, key=order.get)
+    labels = list(dict.fromkeys(map(_label, runs)))
+    figure = new_figure(min(24, max(8, 0.3 * len(cases))), 4.5)
+    axis = figure.subplots()
+    for run in runs:
+        number = labels.index(_label(run))
+        places = [place + 0.6 * ((number + 0.5) / len(labels) - 0.5) for place in range(len(cases))]
+        label = _label(run) if run is next(one for one in runs if _label(one) == _label(run)) else None
+        axis.plot(places, [run.scores[case]["dice"] for case in cases], "o", ms=3, color=f"C{number}", label=label)
+    axis.set_xticks(range(len(cases)), cases if len(cases) <= 80 else [""] * len(cases), rotation=90, fontsize=7)
+    axis.set_ylabel("Dice")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8)
+    return saved(figure, output / "cases.png")
+
+
+def _efficiency(by_group: Mapping[tuple[str, str], Sequence[_Run]], output: Path) -> str:
+    figure = new_figure(7, 4.5)
+    axis = figure.subplots()
+    for arm in dict.fromkeys(arm for arm, _ in by_group):
+        same = [group for (name, _), group in by_group.items() if name == arm]
+        points = sorted((group[0].labeled, _summary(group)) for group in same)
+        counts, rows = [count for count, _ in points], [row for _, row in points]
+        spread = [0 if math.isnan(row["dice_sd"]) else row["dice_sd"] for row in rows]
+        axis.errorbar(counts, [row["dice"] for row in rows], spread, marker="o", capsize=3, label=arm)
+    axis.set_xlabel("labeled cases")
+    axis.set_ylabel("Dice")
+    axis.grid(alpha=0.25)
+    axis.legend(fontsize=8)
+    return saved(figure, output / "labels.png")
+
+
+def _gallery(by_group: Mapping[tuple[str, str], Sequence[_Run]], output: Path) -> list[dict[str, str]]:
+    """Pictures of the cases where arms differ most: image and truth, and the prediction of each arm's first run."""
+    means = {_label(same[0]): _by_case(same, "dice") for same in by_group.values()}
+    first = {_label(same[0]): same[0] for same in by_group.values()}
+    cases = list(next(iter(means.values())))
+    spread = {case: max(mean[case] for mean in means.values()) - min(m[case] for m in means.values()) for case in cases}
+    gallery = []
+    for case in sorted(cases, key=spread.get, reverse=True)[:SHOWN]:
+        paths = {label: run.folder / "panels" / f"{case}.png" for label, run in first.items()}
+        if all(path.is_file() for path in paths.values()):
+            picture = saved(_columns(paths, {label: means[label][case] for label in paths}), output / f"{case}.png")
+            gallery.append({"name": case, "picture": picture})
+    return gallery
+
+
+def _columns(paths: Mapping[str, Path], dice: Mapping[str, float]) -> Any:
+    """Image and truth once, then the last third of each picture of :class:`custom.panels.CasePanels`."""
+    figure = new_figure(2.6 * (2 + len(paths)), 3.2)
+    axes = figure.subplots(1, 1 + len(paths), width_ratios=[2] + [1] * len(paths))
+    for axis in axes:
+        axis.axis("off")
+    for number, (axis, (label, path)) in enumerate(zip(axes[1:], paths.items(), strict=True)):
+        picture = np.asarray(Image.open(path).convert("RGB"))
+        third = picture.shape[1] // 3
+        if number == 0:
+            axes[0].imshow(picture[:, : 2 * third])
+        axis.imshow(picture[:, 2 * third :])
+        axis.set_title(f"{label}: {dice[label]:.4f}", fontsize=8, wrap=True)
+    return figure
+
+
+def _differing(runs: Sequence[_Run]) -> list[dict[str, str]]:
+    """Settings in which arms differ; several values where the runs of an arm differ among themselves."""
+    arms = dict.fromkeys(run.arm for run in runs)
+    return [
+        {"setting": key}
+        | {arm: " | ".join(sorted({r.settings.get(key, "absent") for r in runs if r.arm == arm})) for arm in arms}
+        for key in _differing_keys(runs)
+    ]
+
+
+def _about(run: _Run) -> dict[str, str]:
+    sessions, record = run.record["sessions"], run.record
+    last = sessions[-1]
+    minutes = (datetime.fromtimestamp((run.folder / "metrics.csv").stat().st_mtime).astimezone()
+               - datetime.fromisoformat(last["started"])).total_seconds() / 60  # fmt: skip
+    return {key: str(value) for key, value in _named(run).items()} | {
+        "data list": Path(record["data_list"]["path"]).name,
+        "sessions": str(len(sessions)),
+        "last session and evaluation": f"{minutes:.1f} min",
+        "devices": ", ".join(last["devices"]),
+        "host": f"{last['host']}, {last['processes']} process(es)",
+        "torch": last["versions"].get("torch", "unknown"),
+        "commit": (last["git_commit"] or "unknown")[:10],
+        "folder": str(run.folder),
+    }
+
+
+def main() -> None:
+    """Run the command line."""
+    show_user_errors_plainly()
+    fire.Fire(compare)
+
+
+if __name__ == "__main__":
+    main()

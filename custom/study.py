@@ -1,0 +1,458 @@
+"""Train and score several settings side by side: ``python -m custom.study FILE.yaml --output runs/NAME``.
+
+FILE names a bundle, a data list, seeds, and arms, which are settings by name. Each arm, data list and seed is a run
+folder with ``models/``, ``eval/`` and ``log.txt``, made by MONAI's own commands, which are printed before they run.
+What is finished is skipped, what was cut off goes on.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import difflib
+import hashlib
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import fire
+import yaml
+from monai.bundle import ConfigParser
+
+from .compare import compare_arms
+from .data import default_evaluation_list, groups, read_lists
+from .errors import UserError, show_user_errors_plainly
+from .files import whole_file
+from .resume import EXIT_STOPPED, RUNTIME_KEYS
+
+__all__ = ["PLAN", "Run", "read_plan", "study"]
+
+BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
+#: What a study has planned, in its output folder.
+PLAN = "study.json"
+JOBS = "jobs.txt"
+KEYS = ("bundle", "overlays", "datalist", "datalists", "seeds", "settings", "baseline", "arms")
+#: Settings that the study itself gives to each run.
+OWN = ("seed", "datalist", "ckpt_dir", "output_dir", "metrics_file", "ckpt_path", "resume")
+#: Seconds between two looks at the runs.
+PAUSE = 0.2
+_PR_SET_PDEATHSIG = 1  # Linux's prctl.h
+
+
+class Run(NamedTuple):
+    """One training and its evaluation.
+
+    ``files`` are the configs of the training; ``settings`` all that is laid over them, but for the places.
+    """
+
+    name: str
+    arm: str
+    seed: int
+    datalist: str
+    folder: Path
+    files: tuple[str, ...]
+    settings: dict[str, Any]
+
+    def command(self, run_id: str) -> list[str]:
+        """Write the command of ``training`` or ``evaluating``, from ``-m`` on."""
+        files = [*self.files, *([str(Path(self.files[0]).parent / "evaluate.yaml")] if run_id == "evaluating" else [])]
+        places = {"datalist": self.datalist, "ckpt_dir": self.folder / "models", "output_dir": self.folder / "eval"}
+        command = ["-m", "monai.bundle", "run", run_id, "--config_file", json.dumps(files)]
+        for name, value in {**places, "seed": self.seed, **self.settings}.items():
+            command += [f"--{name}", "$None" if value is None else str(value)]  # MONAI drops a plain None
+        return command
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has been trained and scored; the page is the last that is written."""
+        return all((self.folder / "eval" / name).is_file() for name in ("metrics.csv", "report.html"))
+
+    @property
+    def line(self) -> str:
+        """Both commands as one line for a shell."""
+        return " && ".join(f"python {shlex.join(self.command(run_id))}" for run_id in ("training", "evaluating"))
+
+
+def study(
+    file: str,
+    output: str,
+    jobs: int = 1,
+    dry_run: bool = False,
+    datalist: str | None = None,
+    seeds: Sequence[int] | int | None = None,
+    **settings: Any,
+) -> None:
+    """Train, score and compare the arms of a study.
+
+    Args:
+        file: YAML with ``bundle``, ``arms`` and more, see docs/studies.md.
+        output: folder for the runs, the list of jobs and the comparison.
+        jobs: how many runs side by side; each gets its share of the cores, unless OMP_NUM_THREADS is set.
+        dry_run: print one command a line, for every arm, data list and seed, and train nothing.
+        datalist: in place of the file's.
+        seeds: in place of the file's.
+        settings: of the bundle, for every arm, such as ``--max_iterations 20``.
+
+    Raises:
+        UserError: lists everything that is wrong with the study, before anything is trained.
+        SystemExit: with 1 when a run failed, 75 when the study was asked to stop.
+    """
+    plan = _read(Path(str(file)))
+    if datalist is not None:
+        plan = {key: value for key, value in plan.items() if key != "datalists"} | {"datalist": str(datalist)}
+    if seeds is not None:
+        plan["seeds"] = list(seeds) if isinstance(seeds, (list, tuple)) else [seeds]
+    folder = Path(str(output))
+    runs, problems = _plan(plan, settings, folder)
+    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
+        problems.append(f"--jobs must be a whole number from 1 on, got {jobs}.")
+    if not isinstance(dry_run, bool):
+        problems.append(f"--dry_run must be True or False, got {dry_run}.")
+    if problems:
+        raise UserError(f"{file}: {len(problems)} problem(s), nothing was run:", problems)
+    _keep_plan(folder, plan, runs)
+    if dry_run:
+        print("\n".join(run.line for run in runs))
+        return
+    failed = _Runner(runs, jobs).run()
+    done = [run for run in runs if run.finished]
+    if done:
+        arms = {arm: [run.folder / "eval" for run in done if run.arm == arm] for arm in {run.arm: 0 for run in done}}
+        baseline = plan.get("baseline") if plan.get("baseline") in arms else None
+        compare_arms(arms, folder / "comparison", baseline, notes=failed)
+    if failed:
+        print("\n".join(["", f"{len(failed)} of {len(runs)} run(s) failed:", *(f"  - {text}" for text in failed)]))
+        raise SystemExit(1)
+
+
+def read_plan(folder: Path) -> dict[str, Any] | None:
+    """Read what a study has planned in a folder; None where there was none."""
+    path = folder / PLAN
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read a study's file."""
+    if not path.is_file():
+        raise UserError(f"{path}: no such study; expected a YAML file with {', '.join(KEYS)}.")
+    try:
+        content = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path}: not a YAML file ({' '.join(str(error).split())}).") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: expected a mapping with {', '.join(KEYS)}.")
+    return content
+
+
+def _plan(plan: Mapping[str, Any], flags: Mapping[str, Any], output: Path) -> tuple[list[Run], list[str]]:
+    """Make the runs of a study, and say what is wrong with it."""
+    problems = [_unknown(f"the key {key!r}", key, KEYS) for key in plan if key not in KEYS]
+    files, found = _config_files(plan)
+    problems += found
+    arms = plan.get("arms")
+    if not isinstance(arms, dict) or not arms:
+        return [], [*problems, f"'arms' must give settings by name, such as supervised: {{...}}; found {arms}."]
+    common = plan.get("settings") or {}
+    problems += _arm_problems({"settings": common, **{f"arm {name}": arm for name, arm in arms.items()}}, arms, files)
+    problems += _setting_problems("flag", flags, files)
+    if plan.get("baseline") is not None and plan["baseline"] not in arms:
+        problems.append(f"'baseline' must be one of {', '.join(map(str, arms))}; found {plan['baseline']}.")
+    seeds, datalists = plan.get("seeds"), plan.get("datalists", [plan.get("datalist")])
+    problems += _seed_problems(seeds)
+    problems += _datalist_problems(datalists, {**common, **flags}.get("evaluation_list"))
+    if problems:
+        return [], problems
+    merged = {str(name): {**common, **(arm or {}), **flags} for name, arm in arms.items()}
+    for same in groups(merged, key=lambda name: _effective(files, merged[name])):
+        problems.append(f"the arms {' and '.join(same)} are equal, with the settings of the bundle and of all arms.")
+    runs = []
+    for arm, settings in merged.items():
+        for datalist in datalists:
+            for seed in seeds:
+                name = "/".join([arm, *([Path(datalist).stem] if len(datalists) > 1 else []), f"seed_{seed}"])
+                runs.append(Run(name, arm, seed, str(datalist), output / name, tuple(files), settings))
+    return runs, problems
+
+
+def _config_files(plan: Mapping[str, Any]) -> tuple[list[str], list[str]]:
+    """Find the configs of a training."""
+    name = str(plan.get("bundle"))
+    folder = BUNDLES / name if (BUNDLES / name).is_dir() else Path(name)
+    configs = Path(os.path.relpath(folder)) / "configs"
+    if plan.get("bundle") is None or not all((configs / f"{kind}.yaml").is_file() for kind in ("train", "evaluate")):
+        known = ", ".join(sorted(path.name for path in BUNDLES.glob("*/")))
+        return [], [f"'bundle' must be one of {known}, or a bundle's folder; found {plan.get('bundle')}."]
+    overlays = plan.get("overlays") or []
+    if not isinstance(overlays, list):
+        return [], [f"'overlays' must be a list of files, such as [quick.yaml]; found {overlays}."]
+    paths = [configs / str(name) if (configs / str(name)).is_file() else Path(str(name)) for name in overlays]
+    missing = [f"the overlay {path} is neither a file in {configs} nor a path." for path in paths if not path.is_file()]
+    return [str(path) for path in [configs / "train.yaml", *paths] if path.is_file()], missing
+
+
+def _arm_problems(named: Mapping[str, Any], arms: Mapping[Any, Any], files: Sequence[str]) -> list[str]:
+    problems = [
+        f"an arm's name is that of its folder: letters, digits, and _ . - between them; found {name!r}."
+        for name in arms
+        if not re.fullmatch(r"\w[\w.-]*", str(name)) or str(name) == "comparison"
+    ]
+    for name, settings in named.items():
+        if settings is not None and not isinstance(settings, dict):
+            problems.append(f"{name}: expected settings by name, or {{}}; found {settings}.")
+        else:
+            problems += _setting_problems(name, settings or {}, files)
+            if name != "settings" and "evaluation_list" in (settings or {}):
+                problems.append(f"{name}: evaluation_list must be the same for all arms; put it into 'settings'.")
+    return problems
+
+
+def _setting_problems(where: str, settings: Mapping[str, Any], files: Sequence[str]) -> list[str]:
+    """Say which settings no config of the bundle has, which below the top do not exist, and which the study gives."""
+    if not files:
+        return []
+    every = [*sorted(Path(files[0]).parent.glob("*.yaml")), *map(Path, files[1:])]
+    known = {re.split("#|::", key)[0].lstrip("+") for path in every for key in ConfigParser.load_config_file(path)}
+    problems = []
+    for key in map(str, settings):
+        top, *below = re.split("#|::", key)
+        if top in OWN:
+            problems.append(f"{where}: {top} is given to each run by the study.")
+        elif top not in known:
+            problems.append(_unknown(f"{where}: the setting {key}", top, known))
+        elif below and not _exists(files, key):
+            problems.append(f"{where}: there is no {key} in the bundle's config.")
+    return problems
+
+
+def _exists(files: Sequence[str], key: str) -> bool:
+    """Whether a nested setting is there to be replaced."""
+    node = _parser([*files, str(Path(files[0]).parent / "evaluate.yaml")]).get()
+    for part in re.split("#|::", key):
+        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
+            node = node[int(part)]
+        elif isinstance(node, dict) and (part in node or part.startswith("_")):
+            node = node.get(part)
+        elif isinstance(node, dict) and "_target_" in node:
+            return True  # an argument that the config leaves at its default
+        else:
+            return False
+    return True
+
+
+def _parser(files: Sequence[str]) -> ConfigParser:
+    parser = ConfigParser()
+    parser.read_config(list(files))
+    return parser
+
+
+def _effective(files: Sequence[str], settings: Mapping[str, Any]) -> str:
+    """What a training would be configured with, as text; numbers of one value are one text."""
+    parser = _parser(files)
+    for key, value in settings.items():
+        if str(key).split("::")[0].split("#")[0] in parser.get():  # others are of the evaluation
+            parser[str(key).replace("#", "::")] = fire.parser.DefaultParseValue(str(value))
+    config = {key: value for key, value in parser.get().items() if key not in RUNTIME_KEYS - {"max_iterations"}}
+    return json.dumps(_numbers(config), sort_keys=True, default=str)
+
+
+def _numbers(node: Any) -> Any:
+    if isinstance(node, dict):
+        return {str(key): _numbers(value) for key, value in node.items()}
+    if isinstance(node, (list, tuple)):
+        return list(map(_numbers, node))
+    return float(node) if isinstance(node, (int, float)) and not isinstance(node, bool) else node
+
+
+def _seed_problems(seeds: Any) -> list[str]:
+    whole = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
+    if not whole:
+        return [f"'seeds' must be a list of whole numbers, such as [1, 2, 3]; found {seeds}."]
+    return [f"the seed {same[0]} is given twice." for same in groups(seeds, key=lambda seed: seed)]
+
+
+def _datalist_problems(datalists: Any, wanted: str | None) -> list[str]:
+    """Say which data lists are missing, twice, or without the cases that the others are evaluated on."""
+    if not isinstance(datalists, list) or not datalists or not all(isinstance(path, str) for path in datalists):
+        return [f"expected 'datalist' (or --datalist) with a path, or 'datalists' with a list; found {datalists}."]
+    problems = [
+        f"the data lists {' and '.join(same)} have one name, which is that of a folder."
+        for same in groups(datalists, key=lambda path: Path(path).stem)
+    ]
+    evaluated = {}
+    for path in datalists:
+        try:
+            name = wanted or default_evaluation_list(path)
+            cases = read_lists(Path(path)).get(name, [])
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        if not cases:
+            problems.append(f"{path}: the list {name!r} has no cases to evaluate on.")
+        evaluated[path] = {(os.path.realpath(case["image"]), os.path.realpath(case["label"])) for case in cases}
+    first = next(iter(evaluated), None)
+    problems += [
+        f"{path}: its evaluation cases differ from those of {first}; compared figures would mean nothing."
+        for path, cases in evaluated.items()
+        if cases != evaluated[first]
+    ]
+    return problems
+
+
+def _unknown(what: str, key: Any, known: Sequence[str] | set[str]) -> str:
+    nearest = difflib.get_close_matches(str(key), sorted(known), n=1)
+    return f"{what} is unknown" + (f"; did you mean {nearest[0]}?" if nearest else ".")
+
+
+def _keep_plan(folder: Path, plan: Mapping[str, Any], runs: Sequence[Run]) -> None:
+    """Write what is planned; a plan that is there may get more runs, but not others.
+
+    Raises:
+        UserError: when the folder holds something else, or runs that this plan has not, or has otherwise.
+    """
+    configs = [ConfigParser.load_config_file(path) for path in runs[0].files]
+    record = {
+        "bundle": plan["bundle"],
+        "baseline": plan.get("baseline"),
+        "configs": hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode()).hexdigest(),
+        "runs": {run.name: _run_record(run) for run in runs},
+    }
+    earlier = read_plan(folder)
+    if earlier is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{folder} is there and holds no study; choose another --output.")
+    if earlier is not None:
+        now = record["runs"]
+        problems = [f"{name}: {_difference(old, now.get(name))}" for name, old in earlier["runs"].items()
+                    if old != now.get(name)]  # fmt: skip
+        if earlier["configs"] != record["configs"]:
+            problems.append(f"the bundle's configs have changed since: {', '.join(runs[0].files)}")
+        if problems:
+            raise UserError(f"{folder} holds another study; choose another --output. What differs:", problems)
+    with whole_file(folder / PLAN) as part:
+        part.write_text(json.dumps(record, indent=2) + "\n")
+    with whole_file(folder / JOBS) as part:
+        part.write_text("".join(f"{run.line}\n" for run in runs))
+
+
+def _run_record(run: Run) -> dict[str, Any]:
+    kept = {key: value for key, value in run.settings.items() if key not in RUNTIME_KEYS - {"max_iterations"}}
+    checksum = hashlib.sha256(Path(run.datalist).read_bytes()).hexdigest()
+    # As JSON gives it back.
+    return json.loads(json.dumps({"arm": run.arm, "seed": run.seed, "data_list": checksum, "settings": kept}))
+
+
+def _difference(old: Mapping[str, Any], new: Mapping[str, Any] | None) -> str:
+    if new is None:
+        return "not a run of this study"
+    return ", ".join(f"{key} there {old[key]}, now {new[key]}" for key in old if old[key] != new[key])
+
+
+class _Runner:
+    """Work through the runs.
+
+    Args:
+        runs: in their order.
+        jobs: how many at once.
+    """
+
+    def __init__(self, runs: Sequence[Run], jobs: int) -> None:
+        self.runs = list(runs)
+        self.jobs = jobs
+        self.active: dict[str, tuple[Run, str, subprocess.Popen, float]] = {}
+        self.failed: list[str] = []
+        self.stop = False
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        self.environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}
+        self.libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+
+    def run(self) -> list[str]:
+        """Run all that is not finished, and say which failed.
+
+        Raises:
+            SystemExit: with 75 after SIGTERM or Ctrl-C, when the runs have stopped.
+        """
+        previous = {number: signal.signal(number, self._request_stop) for number in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            waiting = []
+            for run in self.runs:
+                if run.finished:
+                    print(f"[{self._place(run)}] {run.name}: finished before", flush=True)
+                else:
+                    waiting.append(run)
+            while self.active or (waiting and not self.stop):
+                while waiting and len(self.active) < self.jobs and not self.stop:
+                    self._start(waiting.pop(0), "training")
+                time.sleep(PAUSE)
+                for name in list(self.active):
+                    self._look(name)
+        finally:
+            for number, handler in previous.items():
+                signal.signal(number, handler)
+        if self.stop:
+            print(f"\nStopped on request; the same command goes on. Exit code {EXIT_STOPPED}.", flush=True)
+            raise SystemExit(EXIT_STOPPED)
+        return self.failed
+
+    def _start(self, run: Run, run_id: str) -> None:
+        run.folder.mkdir(parents=True, exist_ok=True)
+        command, log = run.command(run_id), run.folder / "log.txt"
+        print(f"\n[{self._place(run)}] {run.name}: {run_id}, see {log}\n$ python {shlex.join(command)}", flush=True)
+        with open(log, "a") as file:
+            process = subprocess.Popen(
+                [sys.executable, *command],
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                env=self.environment,
+                start_new_session=True,  # the terminal's Ctrl-C comes to us, and we hand it on
+                preexec_fn=self._die_with_parent if self.libc else None,
+            )
+        self.active[run.name] = (run, run_id, process, time.monotonic())
+
+    def _die_with_parent(self) -> None:
+        """Let a training write its checkpoint and end when the study is killed, so that the next start finds it."""
+        self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    def _look(self, name: str) -> None:
+        run, run_id, process, start = self.active[name]
+        code = process.poll()
+        if code is None:
+            return
+        del self.active[name]
+        minutes = (time.monotonic() - start) / 60
+        if code == 0:
+            print(f"[{self._place(run)}] {name}: {run_id} done in {minutes:.1f} minutes", flush=True)
+            if run_id == "training" and not self.stop:
+                self._start(run, "evaluating")
+        elif code == EXIT_STOPPED:
+            self.stop = True  # a cluster may have asked the training itself
+            self._terminate()
+        elif not self.stop:
+            self.failed.append(f"{name}: {run_id} ended with exit code {code}, see {run.folder / 'log.txt'}")
+            print(f"[{self._place(run)}] {self.failed[-1]}", flush=True)
+
+    def _place(self, run: Run) -> str:
+        return f"{self.runs.index(run) + 1}/{len(self.runs)}"
+
+    def _request_stop(self, *_: Any) -> None:
+        self.stop = True
+        self._terminate()
+
+    def _terminate(self) -> None:
+        for _, _, process, _ in self.active.values():
+            process.terminate()
+
+
+def main() -> None:
+    """Run the command line."""
+    show_user_errors_plainly()
+    fire.Fire(study)
+
+
+if __name__ == "__main__":
+    main()
