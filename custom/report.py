@@ -85,7 +85,7 @@ def _galleries(cases: Sequence[dict[str, str]], folder: Path) -> dict[str, list[
     return {title: shown for title, shown in pictures.items() if shown}
 
 
-def _has(folder: Path, row: Row) -> bool:
+def _has(folder: Path, row: dict[str, str]) -> bool:
     return (folder / f"{row['case']}.png").is_file()
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import difflib
+import fcntl
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import fire
 import yaml
@@ -38,6 +39,7 @@ BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 #: What a study has planned, in its output folder.
 PLAN = "study.json"
 JOBS = "jobs.txt"
+LOCK = ".lock"
 KEYS = ("bundle", "overlays", "datalist", "datalists", "seeds", "settings", "baseline", "arms")
 #: Settings that the study itself gives to each run.
 OWN = ("seed", "datalist", "ckpt_dir", "output_dir", "metrics_file", "ckpt_path", "resume")
@@ -121,7 +123,9 @@ def study(
     if dry_run:
         print("\n".join(run.line for run in runs))
         return
-    failed = _Runner(runs, jobs).run()
+    with open(folder / LOCK, "a") as lock:
+        _take(lock, folder)
+        failed = _Runner(runs, jobs, lock.fileno()).run()
     done = [run for run in runs if run.finished]
     if done:
         arms = {arm: [run.folder / "eval" for run in done if run.arm == arm] for arm in {run.arm: 0 for run in done}}
@@ -239,10 +243,8 @@ def _exists(files: Sequence[str], key: str) -> bool:
             node = node[int(part)]
         elif isinstance(node, dict) and (part in node or part.startswith("_")):
             node = node.get(part)
-        elif isinstance(node, dict) and "_target_" in node:
-            return True  # an argument that the config leaves at its default
-        else:
-            return False
+        else:  # perhaps an argument that the config leaves at its default
+            return isinstance(node, dict) and "_target_" in node
     return True
 
 
@@ -353,17 +355,28 @@ def _difference(old: Mapping[str, Any], new: Mapping[str, Any] | None) -> str:
     return ", ".join(f"{key} there {old[key]}, now {new[key]}" for key in old if old[key] != new[key])
 
 
+def _take(lock: TextIO, folder: Path) -> None:
+    """Wait until no other study, and no training that a killed one has left behind, works in the folder."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        print(f"{folder}: waiting for another study, or for trainings that it left behind, to end", flush=True)
+        fcntl.flock(lock, fcntl.LOCK_EX)
+
+
 class _Runner:
     """Work through the runs.
 
     Args:
         runs: in their order.
         jobs: how many at once.
+        lock: file that the runs keep open, so that it stays locked until the last one has ended.
     """
 
-    def __init__(self, runs: Sequence[Run], jobs: int) -> None:
+    def __init__(self, runs: Sequence[Run], jobs: int, lock: int) -> None:
         self.runs = list(runs)
         self.jobs = jobs
+        self.lock = lock
         self.active: dict[str, tuple[Run, str, subprocess.Popen, float]] = {}
         self.failed: list[str] = []
         self.stop = False
@@ -409,6 +422,7 @@ class _Runner:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 env=self.environment,
+                pass_fds=[self.lock],
                 start_new_session=True,  # the terminal's Ctrl-C comes to us, and we hand it on
                 preexec_fn=self._die_with_parent if self.libc else None,
             )

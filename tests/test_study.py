@@ -25,9 +25,9 @@ def hearts(tmp_path) -> Path:
     return write_hearts(tmp_path / "data", {"training": 2, "unlabeled": 2, "validation": 2}, size=(24, 20, 3))
 
 
-def _write(folder: Path, hearts: Path, **changes) -> Path:
+def _write(folder: Path, hearts: Path, name: str = "study.yaml", **changes) -> Path:
     content = {"bundle": "crossmatch_acdc", "datalist": str(hearts), "seeds": [1], "settings": TINY, "arms": ARMS}
-    path = folder / "study.yaml"
+    path = folder / name
     path.write_text(yaml.safe_dump({k: v for k, v in (content | changes).items() if v is not ...}, sort_keys=False))
     return path
 
@@ -41,7 +41,8 @@ def _start(path: Path, output: Path, *flags: str) -> subprocess.Popen:
 
 
 def test_a_study_that_was_killed_goes_on_and_ends_with_a_comparison(tmp_path, hearts):
-    path, output = _write(tmp_path, hearts), tmp_path / "runs"
+    other = _start(_write(tmp_path, hearts, arms={"supervised": ARMS["supervised"]}), tmp_path / "whole")
+    path, output = _write(tmp_path, hearts, name="killed.yaml"), tmp_path / "runs"
     first = _start(path, output)
     run = output / "supervised" / "seed_1"
     for _ in range(900):
@@ -52,6 +53,12 @@ def test_a_study_that_was_killed_goes_on_and_ends_with_a_comparison(tmp_path, he
     first.wait()
     printed, _ = _start(path, output).communicate(timeout=200)
     assert printed.count("$ python -m monai.bundle run") == 4, printed
+    printed_too, _ = other.communicate(timeout=200)
+    assert other.returncode == 0, printed_too
+    tables = [
+        (out / "supervised" / "seed_1" / "eval" / "metrics.csv").read_text() for out in (output, tmp_path / "whole")
+    ]
+    assert tables[0] == tables[1]
     assert (output / "comparison" / "comparison.html").is_file(), printed
     again = _start(path, output)
     printed, _ = again.communicate(timeout=100)

@@ -1,0 +1,126 @@
+"""Runs are compared case by case, and those that cannot be are refused."""
+
+import csv
+import json
+import math
+import re
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_report import CHROMIUM, _look
+from torch.utils.tensorboard import SummaryWriter
+
+from custom.compare import compare
+from custom.drawing import Panel, draw_panels
+from custom.errors import UserError
+
+CASES = ("a", "b", "c")
+
+
+def _rows(path: Path) -> list[dict[str, str]]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _run(folder: Path, seed: int, dice: list[float], cases: tuple[str, ...] = CASES, **settings) -> str:
+    """What a training and an evaluation leave behind."""
+    folder.mkdir(parents=True)
+    session = {"started": "2026-01-01T00:00:00+00:00", "devices": ["CPU"], "host": "h", "processes": 1}
+    session |= {"versions": {"torch": "2"}, "git_commit": None}
+    config = {"seed": seed, "max_iterations": 20, "eta": 0.3, "output_dir": str(folder)} | settings
+    record = {"seed": seed, "data_list": {"path": "d.json", "sha256": "0"}, "sessions": [session], "config": config}
+    (folder / "run.json").write_text(json.dumps(record))
+    lines = [f"{case},organ,{value}" for case, value in zip(cases, dice, strict=True)]
+    (folder / "metrics.csv").write_text("\n".join(["case,class,dice", *lines, "mean,organ,0.5\n"]))
+    with SummaryWriter(str(folder)) as writer:
+        for step in (10, 20):
+            for name in ("loss", "supervised", "val_mean_dice"):
+                writer.add_scalar(name, 0.5, step)
+    image = np.random.default_rng(0).random((1, 20, 20))
+    for case in cases:
+        panels = [Panel(name, image) for name in ("image", "truth", "prediction")]
+        (folder / "panels").mkdir(exist_ok=True)
+        draw_panels([panels]).savefig(folder / "panels" / f"{case}.png")
+    return str(folder)
+
+
+def test_runs_that_no_study_made_are_compared_by_what_differs(tmp_path):
+    runs = [_run(tmp_path / f"x{seed}", seed, [0.5, 0.6, 0.7 + 0.1 * seed], eta=0.0) for seed in (1, 2)]
+    runs += [_run(tmp_path / f"y{seed}", seed, [0.6, 0.7, 0.8 + 0.1 * seed]) for seed in (1, 2)]
+    compare(*runs, output=str(tmp_path / "out"))
+    without, with_eta = _rows(tmp_path / "out" / "summary.csv")
+    assert (without["arm"], with_eta["arm"]) == ("eta=0.0", "eta=0.3")
+    assert float(without["dice"]) == pytest.approx((1.9 + 2.0) / 6, abs=1e-4)
+    assert float(without["dice_sd"]) == pytest.approx(0.1 / 3 / math.sqrt(2), abs=1e-4)
+    (difference,) = _rows(tmp_path / "out" / "differences.csv")
+    assert [float(difference[name]) for name in ("difference", "low", "high")] == pytest.approx([0.1] * 3)
+    assert (difference["cases"], difference["higher"], difference["lower"]) == ("3", "3", "0")
+    assert len(_rows(tmp_path / "out" / "cases.csv")) == 12
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "<td>eta</td><td>0.0</td><td>0.3</td>" in page
+    assert "max_iterations" not in page
+    if CHROMIUM is None:
+        pytest.skip("no Chromium on this machine to look at the page")
+    shown, _ = _look(page, tmp_path)
+    pictures = re.search(r"<title>(\d+) of 5 pictures, (\d+) wide</title>", shown)
+    assert int(pictures[1]) == 5  # curves, cases, three pictures of cases
+    assert int(pictures[2]) <= 1200
+
+
+def test_the_interval_comes_from_the_cases(tmp_path):
+    runs = [_run(tmp_path / "x", 1, [0.5, 0.5, 0.5]), _run(tmp_path / "y", 1, [0.4, 0.6, 0.9], eta=0.0)]
+    compare(*runs, output=str(tmp_path / "out"), baseline="eta=0.3")
+    (row,) = _rows(tmp_path / "out" / "differences.csv")
+    assert row["arm"] == "eta=0.0"
+    assert -0.1 <= float(row["low"]) < float(row["difference"]) == pytest.approx(0.4 / 3, abs=1e-4)
+    assert float(row["difference"]) < float(row["high"]) <= 0.4
+
+
+def _remove_metrics(folder: Path) -> None:
+    (folder / "metrics.csv").unlink()
+
+
+def _start_again(folder: Path) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    record["sessions"][-1]["started"] = "2999-01-01T00:00:00+00:00"
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+def _ask_for_more(folder: Path) -> None:
+    record = json.loads((folder / "run.json").read_text())
+    record["config"]["max_iterations"] = 500
+    (folder / "run.json").write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize(
+    ("harm", "message"),
+    [
+        (_remove_metrics, "y: no metrics.csv; run `evaluating` first"),
+        (_start_again, "y: metrics.csv is older than the training"),
+        (_ask_for_more, "y: the training has not come to its end, iteration 500, but to 20"),
+        (lambda folder: (folder / "run.json").write_text("{"), "y: no run.json that can be read"),
+    ],
+)
+def test_runs_that_are_not_finished_are_refused(tmp_path, harm, message):
+    runs = [_run(tmp_path / "x", 1, [0.5, 0.5, 0.5]), _run(tmp_path / "y", 2, [0.4, 0.6, 0.9])]
+    harm(tmp_path / "y")
+    with pytest.raises(UserError, match=message):
+        compare(*runs, output=str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_runs_that_cannot_be_paired_are_refused(tmp_path):
+    first = _run(tmp_path / "x", 1, [0.5, 0.5, 0.5])
+    other_cases = _run(tmp_path / "y", 2, [0.5, 0.5, 0.5], cases=("a", "b", "d"))
+    with pytest.raises(UserError, match=r"y: other cases were scored than in .*x: c, d"):
+        compare(first, other_cases, output=str(tmp_path / "out"))
+    shutil.copytree(first, tmp_path / "copy")
+    with pytest.raises(UserError, match="seed 1 of all runs is there 2 times"):
+        compare(first, str(tmp_path / "copy"), output=str(tmp_path / "out"))
+    with pytest.raises(UserError, match="is there already"):
+        compare(first, output=str(tmp_path / "copy"))
+    with pytest.raises(UserError, match="--baseline must be one of all runs; found other"):
+        compare(first, output=str(tmp_path / "out"), baseline="other")
