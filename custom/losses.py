@@ -145,6 +145,8 @@ class CrossMatchLoss(nn.Module):
         eta: share in [0, 1] of decoder distillation within the distillation; the rest is teacher distillation.
         include_background: whether Dice averages over the background class too.
         smooth: added to numerator and denominator of Dice.
+        pair_weights: of pairs within their group, by :attr:`Pair.name`, 1 unless given; a group is their weighted mean,
+            and 0 when all of its pairs have the weight 0.
 
     Raises:
         ValueError: when a weight is missing, unknown or negative, or ``eta`` lies outside [0, 1].
@@ -153,7 +155,12 @@ class CrossMatchLoss(nn.Module):
     _weight_names = ("supervised", "image_perturbation", "distillation")
 
     def __init__(
-        self, weights: Mapping[str, float], eta: float = 0.3, include_background: bool = False, smooth: float = 1e-5
+        self,
+        weights: Mapping[str, float],
+        eta: float = 0.3,
+        include_background: bool = False,
+        smooth: float = 1e-5,
+        pair_weights: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         if sorted(weights) != sorted(self._weight_names) or any(value < 0 for value in weights.values()):
@@ -163,6 +170,11 @@ class CrossMatchLoss(nn.Module):
             )
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must lie in [0, 1], got {eta}.")
+        names = [pair.name for pairs in PAIRS.values() for pair in pairs]
+        given = dict(pair_weights or {})
+        if not set(given) <= set(names) or any(value < 0 for value in given.values()):
+            raise ValueError(f"pair_weights must give numbers >= 0 for any of {', '.join(names)}; got {given}.")
+        self.pair_weights = dict.fromkeys(names, 1.0) | given
         self.weights = dict(weights)
         self.eta = eta
         self.dice = {"include_background": include_background, "smooth": smooth}
@@ -188,7 +200,7 @@ class CrossMatchLoss(nn.Module):
 
         Returns:
             Scalars: ``loss``; ``supervised``, groups and pairs, by name, as far as their predictions are given. A group
-            is the sum over its pairs that are given, divided by the number of all.
+            is the weighted sum over its pairs that are given, divided by the weights of all.
 
         Raises:
             ValueError: for a prediction of an unknown name, and when nothing can be learned from what is given.
@@ -208,7 +220,9 @@ class CrossMatchLoss(nn.Module):
                 if pair.student in probs
             }
             if values:
-                terms |= {**values, group: torch.stack(list(values.values())).sum() / len(pairs)}
+                weighted = torch.stack([self.pair_weights[name] * value for name, value in values.items()])
+                total = sum(self.pair_weights[pair.name] for pair in pairs) or 1.0
+                terms |= {**values, group: weighted.sum() / total}
         distillation = (1 - self.eta) * terms.get("teacher_distillation", 0)
         distillation = distillation + self.eta * terms.get("decoder_distillation", 0)
         unsupervised = self.weights["image_perturbation"] * terms.get("image_perturbation", 0)

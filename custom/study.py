@@ -87,6 +87,7 @@ def study(
     output: str,
     jobs: int = 1,
     dry_run: bool = False,
+    bundle: str | None = None,
     datalist: str | None = None,
     seeds: Sequence[int] | int | None = None,
     **settings: Any,
@@ -98,6 +99,7 @@ def study(
         output: folder for the runs, the list of jobs and the comparison.
         jobs: how many runs side by side; each gets its share of the cores, unless OMP_NUM_THREADS is set.
         dry_run: print one command a line, for every arm, data list and seed, and train nothing.
+        bundle: in place of the file's.
         datalist: in place of the file's.
         seeds: in place of the file's.
         settings: of the bundle, for every arm, such as ``--max_iterations 20``.
@@ -107,6 +109,8 @@ def study(
         SystemExit: with 1 when a run failed, 75 when the study was asked to stop.
     """
     plan = _read(Path(str(file)))
+    if bundle is not None:
+        plan["bundle"] = bundle
     if datalist is not None:
         plan = {key: value for key, value in plan.items() if key != "datalists"} | {"datalist": str(datalist)}
     if seeds is not None:

@@ -176,3 +176,19 @@ def test_dice_and_its_gradient_are_monai_s(classes, include_background):
     (gradient,) = torch.autograd.grad(ours, logits)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(gradient, expected, atol=1e-8, rtol=1e-5)
+
+
+@pytest.mark.parametrize("group", PAIRS)
+def test_a_pair_without_weight_teaches_nothing_and_the_others_are_averaged(group):
+    logits, label, pseudo_labels = _inputs()
+    off, *others = [pair.name for pair in PAIRS[group]]
+    terms = CrossMatchLoss(WEIGHTS, pair_weights={off: 0.0})(logits, label, pseudo_labels)
+    assert terms[group].item() == pytest.approx(sum(terms[name].item() for name in others) / len(others))
+    none = CrossMatchLoss(WEIGHTS, pair_weights=dict.fromkeys([off, *others], 0))(logits, label, pseudo_labels)
+    assert none[group].item() == 0
+
+
+@pytest.mark.parametrize("pair_weights", [{"strong_1": 1.0}, {"strong_1_from_weak": -1.0}])
+def test_pair_weights_of_unknown_pairs_or_below_zero_are_refused(pair_weights):
+    with pytest.raises(ValueError, match="pair_weights must give numbers >= 0 for any of strong_1_from_weak"):
+        CrossMatchLoss(WEIGHTS, pair_weights=pair_weights)

@@ -13,6 +13,7 @@ import yaml
 from conftest import BUNDLES, ROOT
 
 from custom.errors import UserError
+from custom.losses import PAIRS
 from custom.study import study
 from custom.synthetic import write_hearts
 
@@ -119,3 +120,21 @@ def test_another_study_s_output_is_refused_and_kept(tmp_path, hearts, capsys):
     with pytest.raises(UserError, match="holds no study"):
         study(str(_write(tmp_path, hearts)), str(hearts.parent), dry_run=True)
     assert (output / "study.json").read_text() == before
+
+
+#: What the loss and the views are made of.
+METHOD = {"unsupervised_weight", "loss_weights", "loss", "eta", "threshold", "cutmix", "strong_view", "feature_dropout"}
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_study_in_the_repository_can_be_run_and_its_arms_differ_in_the_method(path, tmp_path, hearts, capsys):
+    study(
+        str(path), str(tmp_path / "runs"), dry_run=True, datalist=str(hearts), max_iterations=20
+    )  # refuses equal arms
+    content = yaml.safe_load(path.read_text())
+    assert len(path.read_text().splitlines()) <= 30
+    assert len(capsys.readouterr().out.splitlines()) == len(content["arms"]) * len(content["seeds"])
+    keys = {key.split("::")[0] for arm in content["arms"].values() for key in arm}
+    assert keys <= METHOD
+    names = [pair.name for pairs in PAIRS.values() for pair in pairs]
+    assert all(set(arm.get("loss::pair_weights", {})) <= set(names) for arm in content["arms"].values())
