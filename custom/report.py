@@ -16,12 +16,12 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import fire
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from monai.utils import optional_import
 
+from .cli import run
 from .drawing import COLORS, new_figure
-from .errors import UserError, show_user_errors_plainly
+from .errors import UserError
 from .files import whole_file
 from .run_record import read_run_record
 from .tables import ALL, MEAN
@@ -168,5 +168,4 @@ def _setting(value: Any) -> str | None:
 
 
 if __name__ == "__main__":
-    show_user_errors_plainly()
-    fire.Fire(report)
+    run(report)

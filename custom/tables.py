@@ -16,6 +16,7 @@ from monai.data.utils import affine_to_spacing
 
 from .data import case_name
 from .distributed import gather_in_turn
+from .errors import UserError
 from .metrics import case_metrics
 
 __all__ = ["CaseTable", "VolumeTable"]
@@ -112,7 +113,7 @@ class VolumeTable:
     ) -> None:
         unknown = {*(densities or {}), *ventricles} - set(class_names)
         if unknown:
-            raise ValueError(f"densities and ventricles must name classes of {list(class_names)}, got {unknown}.")
+            raise UserError(f"densities and ventricles must name classes of {list(class_names)}, got {unknown}.")
         self.folder = Path(folder)
         self.class_names = tuple(class_names)
         self.densities = dict(densities or {})
