@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import atexit
 import json
 import os
 import platform
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 from monai.utils import optional_import
@@ -91,7 +91,7 @@ def _take(path: Path) -> str | None:
         )
     _write(file)
     _held[path] = file
-    atexit.register(_release, path)
+    Finalize(None, _release, (path,), exitpriority=0)  # unlike atexit, also where multiprocessing ends a process
     return None
 
 
@@ -104,7 +104,7 @@ def _read(file: int) -> dict[str, str | int]:
 
 
 def _write(file: int) -> None:
-    since = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    since = datetime.now(UTC).isoformat(timespec="seconds")
     os.ftruncate(file, 0)
     os.pwrite(file, json.dumps({"host": platform.node(), "process": os.getpid(), "since": since}).encode(), 0)
     os.fsync(file)

@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def write_run_record(
     iteration = checkpoints.trainer.state.iteration
     path = Path(folder) / RECORD
     session = {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "after_iteration": iteration,
         "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
         "host": platform.node(),
