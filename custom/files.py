@@ -9,7 +9,10 @@ from pathlib import Path
 
 from .errors import UserError
 
-__all__ = ["refuse_unwritable", "whole_file"]
+__all__ = ["FILE_NAMES", "refuse_unwritable", "whole_file"]
+
+#: How texts with names of files are encoded: in an ASCII locale Python keeps the other bytes of a name this way.
+FILE_NAMES = "surrogateescape"
 
 
 def refuse_unwritable(**folders: str | Sequence[str] | None) -> None:

@@ -68,13 +68,13 @@ def write_run_record(
         "config": dict(config),
     }
     with whole_file(path) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n")
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def read_run_record(folder: str | Path) -> dict[str, Any]:
     """Read the record of a run; empty where there is none, or none that can be read."""
     try:
-        return json.loads((Path(folder) / RECORD).read_text())
+        return json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

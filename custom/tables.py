@@ -17,6 +17,7 @@ from monai.data.utils import affine_to_spacing
 from .data import case_name
 from .distributed import gather_in_turn
 from .errors import UserError
+from .files import FILE_NAMES
 from .metrics import case_metrics
 
 __all__ = ["CaseTable", "VolumeTable"]
@@ -196,7 +197,7 @@ def ejection_fraction(frames: Sequence[Row], name: str) -> Row:
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write rows, whose columns may differ, with four decimals."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors=FILE_NAMES) as file:
         writer = csv.DictWriter(file, _columns(rows))
         writer.writeheader()
         writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)

@@ -153,6 +153,7 @@ def test_a_second_training_in_the_same_folder_is_refused_and_the_first_goes_on(t
     second = start(_train, _settings(tiny_dataset, tmp_path, seed=2), log=tmp_path / "second.txt")
     assert finish(second) == 1
     assert f"another training is running there, process {first.pid} on" in (tmp_path / "second.txt").read_text()
+    _wait_for(lambda: re.search(r"\| [1-9]\d*/400", _log(tmp_path)), first)
     os.kill(first.pid, signal.SIGTERM)
     assert finish(first) == EXIT_STOPPED
     assert json.loads((tmp_path / "eval" / "run.json").read_text())["seed"] != 2
