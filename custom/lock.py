@@ -63,9 +63,9 @@ class TrainingLock:
             try:
                 problem = _take(path)
             except OSError as error:
-                problem = f"cannot be written to ({error.strerror})"
+                problem = f"cannot be written to ({error.strerror}); have that changed"
             if problem is not None:
-                return [f"{folder}: {problem}; choose another --{flag}."]
+                return [f"{folder}: {problem}, or choose another --{flag}."]
         return []
 
 
