@@ -67,9 +67,13 @@ def check_folder(folder: Path, output: Path, patient_pattern: str | None = None)
             wrong.append(f"{name}: the list 'training' is empty.")
     odd = [*_duplicates(rows, contents), *_outliers(rows), *(text for row in rows for text in row.pop("odd"))]
     report = {"datalists": list(datalists), "cases": rows, "wrong": wrong, "odd": odd}
-    write_json(output, report)
+    try:
+        write_json(output, report)
+        place = f"Report: {output}"
+    except OSError as error:
+        place = f"The report could not be written to {output} ({error.strerror}); give --output another file."
     print("\n" + format_table([_table_row(row) for row in rows]))
-    print("\n".join([f"\n{len(odd)} oddities", *(f"  - {text}" for text in odd), f"\nReport: {output}"]))
+    print("\n".join([f"\n{len(odd)} oddities", *(f"  - {text}" for text in odd), f"\n{place}"]))
     if wrong:
         raise UserError(f"{folder}: training would be refused, {len(wrong)} problem(s):", wrong)
 

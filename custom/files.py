@@ -3,11 +3,37 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["whole_file"]
+from .errors import UserError
+
+__all__ = ["FILE_NAMES", "refuse_unwritable", "whole_file"]
+
+#: How texts with names of files are encoded: in an ASCII locale Python keeps the other bytes of a name this way.
+FILE_NAMES = "surrogateescape"
+
+
+def refuse_unwritable(**folders: str | Sequence[str] | None) -> None:
+    """Say which folders could not be written to, before anything is computed; they need not exist yet.
+
+    Args:
+        folders: by the flag that says where, one or several; None for those that are not wanted.
+
+    Raises:
+        UserError: names them.
+    """
+    problems = []
+    for flag, given in folders.items():
+        for folder in map(Path, [given] if isinstance(given, str) else given or ()):
+            there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+            if not there.is_dir():
+                problems.append(f"{folder}: {there} is a file, not a folder; choose another --{flag}.")
+            elif not os.access(there, os.W_OK | os.X_OK):
+                problems.append(f"{folder}: {there} is not writable; choose another --{flag}.")
+    if problems:
+        raise UserError("there is no place for the results, nothing was computed:", problems)
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from .distributed import mean_over_ranks, sum_over_ranks
+from .errors import UserError
 from .perturbations import paste
 
 __all__ = [
@@ -147,7 +148,7 @@ class CrossMatchLoss(nn.Module):
         smooth: added to numerator and denominator of Dice.
 
     Raises:
-        ValueError: when a weight is missing, unknown or negative, or ``eta`` lies outside [0, 1].
+        UserError: when a weight is missing, unknown or negative, or ``eta`` lies outside [0, 1].
     """
 
     _weight_names = ("supervised", "image_perturbation", "distillation")
@@ -157,12 +158,12 @@ class CrossMatchLoss(nn.Module):
     ) -> None:
         super().__init__()
         if sorted(weights) != sorted(self._weight_names) or any(value < 0 for value in weights.values()):
-            raise ValueError(
+            raise UserError(
                 f"loss_weights must give a number >= 0 for each of {', '.join(self._weight_names)}, "
                 f"got {dict(weights)}."
             )
         if not 0 <= eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1], got {eta}.")
+            raise UserError(f"eta must lie in [0, 1], got {eta}.")
         self.weights = dict(weights)
         self.eta = eta
         self.dice = {"include_background": include_background, "smooth": smooth}

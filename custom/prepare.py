@@ -14,16 +14,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, Spacingd, SpatialPadd
 
 from . import sources
 from .check import check_folder
+from .cli import run
 from .data import AFFINE_TOLERANCE, case_name, patient_name
 from .dicom import check_series, series_folders
-from .errors import UserError, show_user_errors_plainly
+from .errors import UserError
 from .scans import PHOTO_ENDINGS, VOLUME_ENDINGS
 from .sources import Files
 from .store import Scan, write_dataset
@@ -227,7 +227,7 @@ def own(
         unknown: refused.
     """
     _refuse(unknown)
-    names = classes.split(",") if isinstance(classes, str) else list(map(str, classes))
+    names = _class_names(classes)
     found = _own_files(Path(str(images)), None if labels is None else Path(str(labels)))
     patients = {name: patient_name(name, patient_pattern) for name in found}
     labeled = [name for name, files in found.items() if files.label is not None]
@@ -445,6 +445,16 @@ def _split_patients(
     return {"training": [name for name in names if patients[name] in rest], **lists}
 
 
+def _class_names(classes: str | Sequence[str]) -> list[str]:
+    names = [name.strip() for name in (classes.split(",") if isinstance(classes, str) else map(str, classes))]
+    if not all(names) or len(set(names)) < len(names) or any(name.isnumeric() for name in names):
+        raise UserError(
+            "--classes must be the names of the structures labeled 1, 2, ..., all different, such as liver,tumor; got "
+            f"{','.join(names)}."
+        )
+    return names
+
+
 def _check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UserError(f"--{flag} must be one of {', '.join(choices)}, got {value}.")
@@ -456,5 +466,4 @@ def _refuse(unknown: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    show_user_errors_plainly()
-    fire.Fire({"la": la, "acdc": acdc, "pancreas": pancreas, "isic": isic, "own": own, "demo": demo, "check": check})
+    run({"la": la, "acdc": acdc, "pancreas": pancreas, "isic": isic, "own": own, "demo": demo, "check": check})

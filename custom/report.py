@@ -16,13 +16,13 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import fire
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 from monai.utils import optional_import
 
+from .cli import run
 from .drawing import COLORS, new_figure
-from .errors import UserError, show_user_errors_plainly
-from .files import whole_file
+from .errors import UserError
+from .files import FILE_NAMES, whole_file
 from .run_record import read_run_record
 from .tables import ALL, MEAN
 
@@ -78,7 +78,7 @@ def report(run_dir: str, metrics: str | None = None, **unknown: Any) -> None:
     }
     page = folder / "report.html"
     with whole_file(page) as part:
-        part.write_text(_template().render(content), encoding="utf-8")
+        part.write_text(_template().render(content), encoding="utf-8", errors=FILE_NAMES)
     print(f"Report:  {page}")
 
 
@@ -91,7 +91,7 @@ def _template() -> Template:
 def _read_rows(path: Path) -> list[Row]:
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8", errors=FILE_NAMES) as file:
         return list(csv.DictReader(file))
 
 
@@ -168,5 +168,4 @@ def _setting(value: Any) -> str | None:
 
 
 if __name__ == "__main__":
-    show_user_errors_plainly()
-    fire.Fire(report)
+    run(report)

@@ -224,7 +224,7 @@ def _write(
                 if list_name != "unlabeled":
                     case["label"] = _save(path.parent / "labels" / name, label, spacing)
                 content[list_name].append(case)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
 
 

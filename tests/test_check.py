@@ -72,3 +72,11 @@ def test_a_folder_without_data_lists_is_refused(tmp_path):
     (tmp_path / "prepare.json").write_text("{}")
     with pytest.raises(UserError, match="holds no data list"):
         check_folder(tmp_path, tmp_path / "report.json")
+
+
+def test_findings_are_shown_where_the_report_cannot_be_written(own_dataset, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    check_folder(own_dataset.parent, tmp_path / "file" / "new" / "report.json")
+    shown = capsys.readouterr().out
+    assert "oddities" in shown
+    assert "report.json (Not a directory); give --output another file." in shown
