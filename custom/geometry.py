@@ -30,7 +30,8 @@ def grid_problem(label: MetaTensor, image: MetaTensor) -> str | None:
     """Say how the grid of a label, CH[WD], differs from its image's; None where they agree within the tolerance."""
     size, found = tuple(image.shape[1:]), tuple(label.shape[1:])
     if found != size:
-        return f"shape {found} differs from its image's {size}"
+        turned = ", turned by a quarter, perhaps by EXIF" if len(size) == 2 and found == size[::-1] else ""
+        return f"shape {found} differs from its image's {size}{turned}"
     corners = torch.tensor([[*place, *[0] * (3 - len(size)), 1] for place in product(*((0, n - 1) for n in size))])
     shift = (label.affine - image.affine).double().cpu() @ corners.double().T
     distance = float(shift[:3].norm(dim=0).max())

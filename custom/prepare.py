@@ -219,7 +219,7 @@ def own(
     Unlabeled scans of a patient who is kept for validation or test are left out.
 
     Args:
-        images: folder of NIfTI, NRRD, MetaImage, PNG or JPG files, or of folders with a DICOM series each.
+        images: folder of NIfTI, NRRD, MetaImage files or photographs, or of folders with a DICOM series each.
         output: dataset folder.
         labels: folder of labels named as their images, or NAME_seg, NAME_label, NAME_mask, NAME_gt; may hold fewer.
         validation: fraction of the labeled patients to keep for validation.

@@ -434,29 +434,40 @@ def test_a_record_without_sources_is_prepared_again(own_folders, tmp_path):
     assert (tmp_path / "out" / "images" / "a.nii.gz").stat().st_mtime_ns > before
 
 
-def test_labels_a_hair_below_whole_numbers_are_the_classes_in_every_command(acdc_folder, tmp_path):
+def test_labels_a_hair_below_whole_numbers_are_the_classes_in_every_layout(acdc_folder, tmp_path):
     label = np.asarray(_volumes(1)[1] * 3 * 0.9999999, np.float32)
     write_nifti(next(acdc_folder.rglob("patient099_frame01_gt.nii.gz")), label)
-    prepare.acdc(str(acdc_folder), str(tmp_path / "out"), allow_missing=True)
-    _assert_holds(tmp_path / "out" / "labels" / "patient099_ED.nii.gz", _volumes(1)[1] * 3)
     write_nifti(tmp_path / "scans" / "a.nii.gz", _volumes(1)[0])
     write_nifti(tmp_path / "masks" / "a.nii.gz", label)
-    prepare.own(str(tmp_path / "scans"), str(tmp_path / "own"), labels=str(tmp_path / "masks"), classes="a,b,c")
-    _assert_holds(tmp_path / "own" / "labels" / "a.nii.gz", _volumes(1)[1] * 3)
-    (tmp_path / "h5").mkdir()
-    with h5py.File(tmp_path / "h5" / "patient099_frame01.h5", "w") as file:
+    with h5py.File(tmp_path / "patient099_frame01.h5", "w") as file:
         file["image"], file["label"] = (array.transpose(2, 1, 0) for array in (_volumes(1)[0], label))
-    prepare.acdc(str(tmp_path / "h5"), str(tmp_path / "from_h5"), allow_missing=True)
-    found = np.asarray(nib.load(tmp_path / "from_h5" / "labels" / "patient099_ED.nii.gz").dataobj)
-    np.testing.assert_array_equal(found, _volumes(1)[1] * 3)
+    for files in (
+        prepare.sources.acdc_official(acdc_folder)["patient099_ED"],
+        prepare.sources.acdc_community(tmp_path)["patient099_ED"],
+        prepare._own_files(tmp_path / "scans", tmp_path / "masks", num_classes=4)["a"],
+    ):
+        store._write_scan(tmp_path / "out", prepare._scan("a", files, None))
+        found = np.asarray(nib.load(tmp_path / "out" / "labels" / "a.nii.gz").dataobj)
+        np.testing.assert_array_equal(found, _volumes(1)[1] * 3)
 
 
 @pytest.mark.parametrize("value", [0.4, 4, -1, 300, np.nan])
-def test_an_official_label_that_holds_no_class_is_named_with_its_value(value, acdc_folder, tmp_path):
+def test_an_official_label_that_holds_no_class_is_named_with_its_value(value, acdc_folder):
     label = np.where(_volumes(1)[1] > 0, np.float32(value), 0)
     write_nifti(next(acdc_folder.rglob("patient099_frame01_gt.nii.gz")), label)
     with pytest.raises(UserError, match=rf"patient099_frame01_gt.nii.gz: labels must .* 0 to 3, found {value:g}"):
-        prepare.acdc(str(acdc_folder), str(tmp_path / "out"), allow_missing=True)
+        prepare.sources.acdc_official(acdc_folder)["patient099_ED"].label()
+
+
+@pytest.mark.parametrize(("num_classes", "values"), [(2, [0, 255]), (3, [0, 1])])
+def test_a_picture_of_one_structure_is_black_and_white_and_of_several_holds_classes(num_classes, values, tmp_path):
+    photo, mole = make_photo(np.random.default_rng(0), (18, 25))
+    for folder, image in {"photos": photo, "masks": mole}.items():
+        (tmp_path / folder).mkdir()
+        Image.fromarray(image).save(tmp_path / folder / "a.png")
+    files = prepare._own_files(tmp_path / "photos", tmp_path / "masks", num_classes)["a"]
+    store._write_scan(tmp_path / "out", prepare._scan("a", files, None, one_structure=num_classes == 2))
+    assert np.unique(np.asarray(Image.open(tmp_path / "out" / "labels" / "a.png"))).tolist() == values
 
 
 def test_a_label_a_hair_off_its_image_gets_its_affine(tmp_path):
