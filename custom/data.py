@@ -30,7 +30,6 @@ from monai.data.utils import affine_to_spacing, pickle_hashing
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .dicom import check_series
 from .errors import UserError
 from .geometry import has_volume, lacks_spacing
 from .readers import LoadScan
@@ -262,8 +261,6 @@ def read_image(path: str) -> tuple[MetaTensor | None, list[str]]:
     if not os.path.exists(path):
         return None, [f"{path}: no such file."]
     try:
-        if os.path.isdir(path):
-            check_series(Path(path))
         return LoadScan()(path), []
     except UserError as error:
         return None, [str(error)]
