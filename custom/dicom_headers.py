@@ -28,6 +28,7 @@ REQUIRED = {
     "ImageOrientationPatient": 6,
     "ImagePositionPatient": 3,
 }
+POSITIVE = ("Rows", "Columns", "BitsAllocated", "PixelSpacing")
 #: Objects that archives keep beside scans.
 OTHER_OBJECTS = {
     "SEG",
@@ -62,6 +63,7 @@ TELLING = {
     "TriggerTime": "a time series",
     "NominalCardiacTriggerDelayTime": "a time series",
     "NominalPercentageOfCardiacPhase": "a time series",
+    "TemporalPositionTimeOffset": "a time series",
     "FrameReferenceTime": "a time series",
     "AcquisitionNumber": "several acquisitions",
     "AcquisitionDateTime": "a time series or several acquisitions",
@@ -69,6 +71,23 @@ TELLING = {
     "AcquisitionTime": "a time series or several acquisitions",
     "ContentTime": "a time series or several acquisitions",
 }
+#: Functional groups that are looked into. Private ones may hold positions, too, of corners instead of voxels.
+MACROS = (
+    "PlanePositionSequence",
+    "PlaneOrientationSequence",
+    "PixelMeasuresSequence",
+    "PixelValueTransformationSequence",
+    "FrameContentSequence",
+    "TemporalPositionSequence",
+    "CardiacSynchronizationSequence",
+    "MREchoSequence",
+    "MRDiffusionSequence",
+    "MRImageFrameTypeSequence",
+    "MRTimingAndRelatedParametersSequence",
+    "CTImageFrameTypeSequence",
+    "CTReconstructionSequence",
+    "PETFrameTypeSequence",
+)
 #: Share of the step by which a slice may lie off the grid, and mm per mm that rounded headers may add to that.
 STEP_TOLERANCE = 0.01
 ROUNDING = 1e-4
@@ -148,7 +167,7 @@ def _slices(path: Path) -> list[Slice]:
     if kind in OTHER_OBJECTS:
         raise UserError(f"{path.name} is no slice of a scan but a {kind} object; give it a folder of its own.")
     if header.get("SOPClassUID") is None and "PixelData" not in header:
-        raise UserError(f"{path.name} is no DICOM file, or damaged; restore or remove it.")
+        raise UserError(f"{path.name} is truncated or damaged, or no DICOM file; copy it again, or remove it.")
     if "PixelData" not in header:
         raise UserError(f"{path.name} lacks PixelData, its voxels; is it complete, and an image?")
     _check_size(path, header)
@@ -170,13 +189,13 @@ def _frames(path: Path, header: Any) -> list[Slice]:
 
 
 def _flat(group: Any) -> Any:
-    """Collect what the sequences of a functional group hold; DICOM PS3.3, section C.7.6.16."""
+    """Collect what the macros of a functional group hold; DICOM PS3.3, section C.7.6.16."""
     import pydicom
 
     flat = pydicom.Dataset()
-    for sequence in group:
-        if sequence.VR == "SQ" and sequence.value:
-            flat.update(sequence.value[0])
+    for macro in MACROS:
+        if group and group.get(macro):
+            flat.update(group.get(macro)[0])
     return flat
 
 
@@ -196,34 +215,32 @@ def _check_size(path: Path, header: Any) -> None:
 
 
 def _check_attributes(slices: Sequence[Slice]) -> None:
-    wrong = defaultdict(list)
+    wrong: dict[str, dict[str, None]] = defaultdict(dict)
     for part in slices:
-        for name, count in REQUIRED.items():
-            problem = _attribute_problem(part, name, count)
-            if problem:
-                wrong[problem].append(part.path.name)
+        missing = [name for name in REQUIRED if part.get(name) is None]
+        problems = [f"lacks {' and '.join(missing)}"] if missing else []
+        problems += [
+            f"has {name} {str(part.get(name))!r}, expected {count} {'positive ' if name in POSITIVE else ''}number(s)"
+            for name, count in REQUIRED.items()
+            if count is not None and name not in missing and not _has_numbers(part, name, count)
+        ]
+        if problems:
+            kind = ", which is multi-frame, " if part.frames > 1 else " "
+            wrong[kind + " and ".join(problems)][part.path.name] = None
     if wrong:
-        files = [f"{names[0]} {problem}{_more(names)}" for problem, names in wrong.items()]
-        raise UserError(f"{'; '.join(files)}; export the scanner's own images with all attributes, or {CONVERT}.")
+        found = [
+            f"{next(iter(files))}{problem}" + (f" (as do {len(files) - 1} more)" if len(files) > 1 else "")
+            for problem, files in wrong.items()
+        ]
+        raise UserError(f"{'; '.join(found)}; export the scanner's own images with all attributes, or {CONVERT}.")
 
 
-def _attribute_problem(part: Slice, name: str, count: int | None) -> str | None:
+def _has_numbers(part: Slice, name: str, count: int) -> bool:
     try:
-        if part.get(name) is None:
-            return f"lacks {name}"
-        numbers = np.zeros(0) if count is None else part.numbers(name)
+        numbers = part.numbers(name)
     except (ValueError, TypeError):
-        return f"has a {name} that cannot be read"
-    positive = name in ("Rows", "Columns", "PixelSpacing")
-    if count is not None and (
-        len(numbers) != count or not np.isfinite(numbers).all() or (positive and numbers.min() <= 0)
-    ):
-        return f"has {name} {part.get(name)}, expected {count} {'positive ' if positive else ''}number(s)"
-    return None
-
-
-def _more(names: Sequence[str]) -> str:
-    return f" (as do {len(names) - 1} more)" if len(names) > 1 else ""
+        return False
+    return len(numbers) == count and bool(np.isfinite(numbers).all()) and (name not in POSITIVE or numbers.min() > 0)
 
 
 def _check_one_series(slices: Sequence[Slice]) -> None:
@@ -358,7 +375,8 @@ def _check_even(slices: Sequence[Slice], places: np.ndarray) -> None:
     usual = float(np.sort(steps)[(len(steps) - 1) // 2])
     gaps = np.flatnonzero(steps > 1.5 * usual)
     whole = np.abs(steps / usual - np.round(steps / usual)).max() < 2 * STEP_TOLERANCE if usual > 0 else False
-    if whole and 0 < len(gaps) <= max(1, len(steps) // 4):
+    alone = (np.diff(gaps) > 1).all() and len(gaps) <= max(1, len(steps) // 4)  # else the step changes
+    if whole and alone and len(gaps):
         gap = int(gaps[0])
         found = f"slices are missing between {places[gap]:.2f} and {places[gap + 1]:.2f} mm"
         files = f"{slices[gap].path.name} and {slices[gap + 1].path.name}"
