@@ -18,7 +18,7 @@ from .errors import UserError
 
 __all__ = ["SeriesReader", "check_series", "dicom_files", "series_folders", "series_problems"]
 
-#: Element numbers of groups 2 and 8 with which a file without preamble may begin; VRs that these elements have.
+#: Elements of groups 2 and 8 with which a file without preamble may begin, and their types.
 _FIRST_ELEMENTS = {0x00, 0x01, 0x02, 0x05, 0x08, 0x10, 0x12, 0x16, 0x18}
 _FIRST_VRS = {b"UL", b"OB", b"UI", b"CS", b"DA"}
 
@@ -78,14 +78,10 @@ def _is_dicom(path: Path) -> bool:
     if start[128:] == b"DICM":  # DICOM PS3.10, section 7.1
         return True
     group, element = int.from_bytes(start[:2], "little"), int.from_bytes(start[2:4], "little")
-    size = int.from_bytes(start[4:8], "little")  # where the VR is implicit; always even
-    has_type = start[4:6] in _FIRST_VRS or (0 < size <= 128 and size % 2 == 0)
-    return (
-        group in (2, 8)
-        and element in _FIRST_ELEMENTS
-        and (element > 0 or size == 4 or start[4:6] == b"UL")
-        and has_type
-    )
+    if group not in (2, 8) or element not in _FIRST_ELEMENTS:
+        return False
+    size = int.from_bytes(start[4:8], "little")  # where the type is not written; even, and 4 for the length of a group
+    return start[4:6] in _FIRST_VRS or (size == 4 if element == 0 else 0 < size <= 128 and size % 2 == 0)
 
 
 def check_series(path: Path) -> Series:

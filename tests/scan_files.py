@@ -45,7 +45,7 @@ def write_dicom(
     turned=None,
     edit: Callable | None = None,
 ) -> None:
-    """Write x, y, z voxels in HU as a DICOM series, one file per slice; ``edit`` changes its header, given its number."""
+    """Write x, y, z voxels in HU as a DICOM series, one file per slice; ``edit`` gets each header and its number."""
     import pydicom
     from pydicom.dataset import FileDataset, FileMetaDataset
 
@@ -76,7 +76,7 @@ def write_dicom(
 def write_multiframe(
     path: Path, volume: np.ndarray, heights: Sequence[float], slopes: Sequence[float] | None = None
 ) -> None:
-    """Write x, y, z voxels as one enhanced CT file with a frame for each slice; heights in mm, None for no positions."""
+    """Write x, y, z voxels as one enhanced CT file, a frame per slice; heights in mm, None for no position."""
     import pydicom
     from pydicom.dataset import Dataset
 
