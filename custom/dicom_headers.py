@@ -394,7 +394,5 @@ def _thickness(part: Slice) -> float:
         value = abs(float(part.get(name) or 0))
         if 0 < value < np.inf:
             return value
-    raise UserError(
-        f"one slice, {part.path.name}, which lacks SpacingBetweenSlices and SliceThickness, so that its thickness is "
-        f"not known; {CONVERT} and set it."
-    )
+    found = f"one slice, {part.path.name}, which lacks SpacingBetweenSlices and SliceThickness"
+    raise UserError(f"{found}, so that its thickness is not known; set one of them, or {CONVERT}.")
