@@ -151,6 +151,9 @@ def read_series(folder: Path, files: Sequence[Path]) -> Series:
         affine[:3, 3] = positions[0]
     except UserError as error:
         raise UserError(f"{folder}: {error}") from error
+    except Exception as error:  # whatever else a damaged or careless header holds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{folder}: a header cannot be understood ({reason}); export the series again.") from error
     return Series(slices, (*shape, len(slices)), affine)
 
 
@@ -293,6 +296,10 @@ def _check_images(slices: Sequence[Slice]) -> None:
         if colors != "MONOCHROME2":
             found = f"a picture in {colors}, not the scanner's values in MONOCHROME2"
             raise UserError(f"{name} is {found}; export the original images.")
+        samples, bits = part.get("SamplesPerPixel"), int(part.get("BitsAllocated"))
+        if samples not in (None, 1) or bits not in (8, 16, 32):
+            found = f"SamplesPerPixel {samples} and BitsAllocated {bits}, expected 1, and 8, 16 or 32"
+            raise UserError(f"{name} has {found}; {CONVERT}.")
         if part.get("ModalityLUTSequence") is not None:
             raise UserError(f"{name} has a ModalityLUTSequence, a table of values, which is not read; {CONVERT}.")
         if not np.isfinite(part.scaling).all() or part.scaling[0] == 0:

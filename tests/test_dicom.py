@@ -195,6 +195,8 @@ def test_a_missing_attribute_is_named_with_its_file(name, tmp_path):
         ({"Modality": "RTSTRUCT"}, "003.dcm is no slice of a scan but a RTSTRUCT object"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "LOCALIZER"]}, "003.dcm is a localizer"),
         ({"ImageType": ["ORIGINAL", "PRIMARY", "M", "MOSAIC"]}, "003.dcm is a mosaic"),
+        ({"BitsAllocated": 12}, "003.dcm has SamplesPerPixel 1 and BitsAllocated 12"),
+        ({"RescaleSlope": ["1", "2"]}, "a header cannot be understood"),
         ({"NumberOfFrames": 3}, "003.dcm is multi-frame, 3 frames without positions"),
     ],
 )
@@ -209,6 +211,11 @@ def test_pictures_instead_of_values_are_refused(colors, tmp_path):
     edit = _set(PhotometricInterpretation=colors, SamplesPerPixel=samples, Columns=7)
     write_dicom(tmp_path / "a", np.repeat(_volume(), samples, axis=0), edit=edit)
     assert f"000.dcm is a picture in {colors}" in _problem(tmp_path / "a")
+
+
+def test_colors_that_are_called_gray_are_refused(tmp_path):
+    write_dicom(tmp_path / "a", _volume(), edit=_set(SamplesPerPixel=3, Columns=2))
+    assert "000.dcm has SamplesPerPixel 3" in _problem(tmp_path / "a")
 
 
 def _shorten(path: Path) -> None:
