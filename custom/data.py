@@ -31,7 +31,6 @@ from monai.data.utils import affine_to_spacing, pickle_hashing
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .dicom import check_series
 from .errors import UserError
 from .files import fingerprint
 from .geometry import grid_problem, has_volume, lacks_spacing
@@ -277,8 +276,6 @@ def read_image(
     if not os.path.exists(path):
         return None, [f"{path}: no such file."]
     try:
-        if os.path.isdir(path):
-            check_series(Path(path))
         return LoadScan(in_channels, as_label)(path), []
     except UserError as error:
         return None, [str(error)]

@@ -23,7 +23,7 @@ from . import sources
 from .check import check_folder
 from .cli import run
 from .data import case_name, patient_name
-from .dicom import check_series, series_folders
+from .dicom import series_folders, series_problems
 from .errors import UserError
 from .geometry import grid_problem
 from .mirroring import settle_mirroring
@@ -410,8 +410,9 @@ def _scans_in(folder: Path) -> list[Path]:
     endings = (*VOLUME_ENDINGS, *PHOTO_ENDINGS)
     files = [path for path in folder.rglob("[!.]*") if path.name.lower().endswith(endings)]
     series = series_folders(folder)
-    for path in series:
-        check_series(path)
+    problems = series_problems(series)
+    if problems:
+        raise UserError(f"{folder}: {len(problems)} DICOM series cannot be read, nothing was written:", problems)
     scans = sorted([*files, *series])
     names = defaultdict(list)
     for path in scans:

@@ -99,11 +99,17 @@ def acdc_community(folder: Path) -> dict[str, Files]:
 def pancreas(folder: Path) -> dict[str, Files]:
     """Pancreas-CT: DICOM series below ``PANCREAS_0001`` and so on, labels ``label0001.nii.gz``."""
     labels = {path.name[5:9]: path for path in sorted(folder.rglob("label[0-9][0-9][0-9][0-9].nii*"))}
-    found = {}
+    found, problems = {}, []
     for patient in sorted(path for path in folder.rglob("PANCREAS_[0-9][0-9][0-9][0-9]") if path.is_dir()):
         number = patient.name[-4:]
-        series = dicom_series(patient)
+        try:
+            series = dicom_series(patient)
+        except UserError as error:
+            problems.append(str(error))
+            continue
         found[number] = scan_files(series, labels.get(number), num_classes=2)
+    if problems:
+        raise UserError(f"{folder}: {len(problems)} patient(s) cannot be read, nothing was written:", problems)
     return found
 
 
@@ -150,11 +156,12 @@ def dicom_series(folder: Path) -> Path:
     """Find the folder of the one DICOM series below a folder, and check its slices.
 
     Raises:
-        UserError: when there is none or several, or slices are missing, double, or differ in orientation.
+        UserError: in one line, when there is none or several, or its slices are not one volume on one grid.
     """
     folders = series_folders(folder)
     if len(folders) != 1:
-        raise UserError(f"{folder}: expected one folder of DICOM files, found {len(folders)}.", list(map(str, folders)))
+        where = f" ({', '.join(map(str, folders))})" if folders else ""
+        raise UserError(f"{folder}: expected one folder of DICOM files, found {len(folders)}{where}.")
     check_series(folders[0])
     return folders[0]
 
