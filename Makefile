@@ -1,10 +1,10 @@
-# Every target sets up .venv when it is missing; all that is needed is Python 3.10 or newer and the package index.
+# Every target sets up .venv when it is missing; all that is needed is Python 3.11 to 3.14 and the package index.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test bench package lint format clean
+.PHONY: help demo test matrix bench package lint format clean
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
@@ -15,11 +15,14 @@ demo: $(VENV)/ready  ## train, evaluate and infer on synthetic volumes, in about
 test: $(VENV)/ready  ## run the test suite on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
+matrix:  ## run the fast tests in each Python from 3.11 to 3.14 that is here, in environments of their own in .matrix/
+	$(PYTHON) tests/matrix.py
+
 bench: $(VENV)/ready  ## time the training step against the order of the original code, in about ten minutes
 	for bundle in la acdc; do $(BIN)/python -m benchmarks.training_step --bundle $$bundle || exit 1; done
 
 package: $(VENV)/ready  ## make an archive of each bundle in dist/
-	for bundle in bundles/*/; do $(BIN)/python -m custom.package $$bundle --output dist --overwrite True || exit 1; done
+	for bundle in bundles/*/; do $(BIN)/python -m custom.package $$bundle --output dist --overwrite true || exit 1; done
 
 lint: $(VENV)/ready  ## check style
 	$(BIN)/ruff check .
@@ -30,10 +33,10 @@ format: $(VENV)/ready  ## put style right
 	$(BIN)/ruff format .
 
 clean:  ## remove .venv and what demo and training wrote
-	rm -rf $(VENV) demo dist bundles/*/models bundles/*/eval
+	rm -rf $(VENV) .matrix demo dist bundles/*/models bundles/*/eval
 
 $(VENV)/ready: requirements.txt requirements-dev.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, found " + sys.version) if sys.version_info < (3, 10) else None'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 14) else "Python 3.11, 3.12, 3.13 or 3.14 is needed, found %s; give another with make PYTHON=python3.13" % sys.version.split()[0])'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet -r requirements-dev.txt

@@ -23,9 +23,9 @@ from .data import (
     case_name,
     groups,
     image_problems,
-    label_problems,
     overlap_problems,
     read_image,
+    read_label,
     read_lists,
 )
 from .errors import UserError
@@ -67,9 +67,13 @@ def check_folder(folder: Path, output: Path, patient_pattern: str | None = None)
             wrong.append(f"{name}: the list 'training' is empty.")
     odd = [*_duplicates(rows, contents), *_outliers(rows), *(text for row in rows for text in row.pop("odd"))]
     report = {"datalists": list(datalists), "cases": rows, "wrong": wrong, "odd": odd}
-    write_json(output, report)
+    try:
+        write_json(output, report)
+        place = f"Report: {output}"
+    except OSError as error:
+        place = f"The report could not be written to {output} ({error.strerror}); give --output another file."
     print("\n" + format_table([_table_row(row) for row in rows]))
-    print("\n".join([f"\n{len(odd)} oddities", *(f"  - {text}" for text in odd), f"\nReport: {output}"]))
+    print("\n".join([f"\n{len(odd)} oddities", *(f"  - {text}" for text in odd), f"\n{place}"]))
     if wrong:
         raise UserError(f"{folder}: training would be refused, {len(wrong)} problem(s):", wrong)
 
@@ -87,11 +91,25 @@ def _rule(about: Mapping[str, Any], contents: Mapping[str, Mapping[str, Sequence
     files = [case["image"] for lists in contents.values() for name in LISTS for case in lists[name]]
     images = [image for file in dict.fromkeys(files[:5]) if (image := read_image(file)[0]) is not None]
     dimensions = Counter(image.ndim - 1 for image in images).most_common(1)[0][0] if images else 3
-    return CaseRule(in_channels=len(about.get("modality", "1")), num_classes=_num_classes(about), dimensions=dimensions)
+    channels = _num_channels(about)
+    if channels == 1 and dimensions == 2 and images:  # a data list of photographs may say nothing of their colors
+        channels = Counter(image.shape[0] for image in images).most_common(1)[0][0]
+    return CaseRule(in_channels=channels, num_classes=_num_classes(about), dimensions=dimensions)
+
+
+def _num_channels(about: Mapping[str, Any]) -> int:
+    """Count what ``modality`` lists; a text names one channel, whatever its letters."""
+    modality = about.get("modality")
+    return len(modality) or 1 if isinstance(modality, Mapping | list) else 1
 
 
 def _num_classes(about: Mapping[str, Any]) -> int:
-    return len(about.get("labels", {})) or 2
+    """Count the classes in ``labels``: name by number as in Decathlon, number by name, or a list that begins with 0."""
+    labels = about.get("labels") or ()
+    if isinstance(labels, Mapping):
+        numbers = [int(text) for pair in labels.items() for text in map(str, pair) if text.isdecimal()]
+        return max(numbers, default=len(labels)) + 1
+    return max(len(labels), 2) if isinstance(labels, list) else 2
 
 
 def _cases(contents: Mapping[str, Mapping[str, Sequence[dict]]]) -> list[dict[str, str]]:
@@ -106,7 +124,7 @@ def _cases(contents: Mapping[str, Mapping[str, Sequence[dict]]]) -> list[dict[st
 
 def _check_case(case: dict[str, str], rule: CaseRule) -> Row:
     """Read a case; runs in another process."""
-    image, wrong = read_image(case["image"])
+    image, wrong = read_image(case["image"], rule.in_channels)
     row: Row = {"case": case_name(case["image"]), "image": case["image"], "wrong": wrong, "odd": []}
     if image is None:
         return row
@@ -115,8 +133,8 @@ def _check_case(case: dict[str, str], rule: CaseRule) -> Row:
     if row["minimum"] == row["maximum"]:
         row["odd"].append(f"{case['image']}: all voxels are {row['minimum']:g}.")
     if "label" in case:
-        label, unreadable = read_image(case["label"])
-        wrong += unreadable if label is None else label_problems(case, image, label, rule)
+        label, problems = read_label(case["label"], image, rule.num_classes)
+        wrong += problems
         if label is not None:
             row |= {"label": case["label"]} | _describe_label(label, rule.num_classes)
             row["odd"] += [f"{case['label']}: has no voxel of class {k}." for k, n in row["voxels"].items() if not n]

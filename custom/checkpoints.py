@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fire
 import torch
 
-from .errors import UserError, show_user_errors_plainly
+from .cli import run
+from .errors import UserError
 from .files import whole_file
 from .networks import PerturbedNetwork, UNet, VNet
 from .weights import weight_problems
@@ -72,7 +72,7 @@ def convert_file(source: str, output: str, overwrite: bool = False, **unknown: A
     if unknown:
         raise UserError(f"unknown flag --{', --'.join(unknown)}; see --help.")
     if not isinstance(overwrite, bool):
-        raise UserError(f"--overwrite must be True or False, got {overwrite}.")
+        raise UserError(f"--overwrite must be true or false, got {overwrite}.")
     origin, target = Path(str(source)), Path(str(output))
     _check_target(origin, target, overwrite)
     network = convert(_read(origin), str(origin))
@@ -234,5 +234,4 @@ def _original_name(ours: str, family: _Family) -> str:
 
 
 if __name__ == "__main__":
-    show_user_errors_plainly()
-    fire.Fire(convert_file)
+    run(convert_file)

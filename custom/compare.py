@@ -15,13 +15,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import fire
 import numpy as np
 from PIL import Image
 
+from .cli import run
 from .data import groups, read_lists
 from .drawing import new_figure
-from .errors import UserError, show_user_errors_plainly
+from .errors import UserError
 from .pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
 from .resume import RUNTIME_KEYS
 from .run_record import data_list_record, read_run_record
@@ -400,8 +400,7 @@ def _about(run: _Run) -> dict[str, str]:
 
 def main() -> None:
     """Run the command line."""
-    show_user_errors_plainly()
-    fire.Fire(compare)
+    run(compare)
 
 
 if __name__ == "__main__":

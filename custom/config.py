@@ -1,15 +1,18 @@
-"""Refuse a config that this code cannot run as it is meant: settings that nothing reads, a bundle newer than the code.
+"""Take a config as it is meant, or refuse it: settings that nothing reads, of another kind, or out of range.
 
 MONAI's ``run`` accepts any ``--name value`` and stores it as a new top-level key, so ``--etaa 0.9`` would train with
-the default ``eta`` and say nothing.
+the default ``eta`` and say nothing; and what Fire makes of a value is not always what was typed, see
+:mod:`custom.settings`.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,34 +21,84 @@ from monai.utils import version_leq
 
 from . import __version__
 from .errors import UserError, show_user_errors_plainly
+from .ranges import range_problems
+from .settings import UnfitError, guess, is_expression, read_as, shown, typed_settings
 
 __all__ = ["check_config", "client_gives_cases", "refuse_newer_bundle", "resolved_config"]
 
 #: Top-level keys that MONAI's own clients set, whether a bundle reads them or not: federated, Label with tracking.
 CLIENT_KEYS = {"run_name", "tracking_uri", "experiment_name"}
+_RAMP = {"start": 0.0, "end": 1.0, "delay": 0, "rampup_iterations": 1}
+#: Examples of what settings may be whose default does not tell: it is computed, or null, or one of several kinds.
+EXAMPLES: dict[str, tuple[Any, ...]] = {
+    "bundle_root": ("bundles/crossmatch_la",),
+    "datalist": ("data/la/labeled_8.json", None),
+    "output_dir": ("out",),
+    "ckpt_dir": ("models",),
+    "ckpt_path": ("models/model.pt",),
+    "cache_dir": ("cache",),
+    "metrics_file": ("out/metrics.csv",),
+    "files": ("scans", ["a.nii.gz", "b.nii.gz"]),
+    "device": ("cuda:0",),
+    "num_workers": (4,),
+    "resume": (True,),
+    "ema_decay": (0.99, None),
+    "class_names": (["liver", "tumor"],),
+    "num_classes": (3,),
+    "patient_pattern": (r"patient\d+", None),
+    "phases": ({"*": "_ED"},),
+    "slice_axis": (2, None),
+    "spacing": ([1.0, 1.0, 1.0], None),
+    "window": ([-125.0, 275.0],),
+    "pad_to": ({"size": [96, 96, 96], "spacing": [1.0, 1.0, 1.0]}, None),
+    "schedule_iterations": (14000,),
+    "threshold": (0.95, _RAMP),
+    "unsupervised_weight": (1.0, _RAMP),
+    "network_def::dropout": (0.5, [0.1, 0.5]),
+    "evaluation_list": ("test",),
+    "keep_largest": ([1], None),
+    "test_time_flips": ([0],),
+    "densities": ({"*": 1.05},),
+    "ventricles": (["left_ventricle"],),
+}
+#: Settings that name files and folders.
+PLACES = ("bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "ckpt_path", "cache_dir", "files")
+_ABSENT = object()
 
 
 def check_config() -> None:
-    """Check the config that is being run; call it first, from ``initialize``.
+    """Check the config that is being run, and give its settings their kinds; call it first, from ``initialize``.
 
     A top-level key is known when one of the bundle's own config files has it, or when something in the config refers to
-    it (so that a user's overlay may bring helpers of its own). Also lets user errors end the program plainly from here
-    on.
+    it (so that a user's overlay may bring helpers of its own). A setting is of the kind of its default; what was typed
+    is taken from the command line itself. Also lets user errors end the program plainly from here on.
 
     Raises:
-        UserError: names every unknown key with the nearest known one; or says that the bundle is newer than the code.
+        UserError: names every unknown key with the nearest known one; every setting of another kind, or out of range;
+            or says that the bundle is newer than the code.
     """
     show_user_errors_plainly()
     workflow = _running_workflow()
     if workflow is None:
         raise RuntimeError("check_config must be called from a MONAI bundle config.")
     config = workflow.parser.get()
-    _mend_tracking(workflow.parser)
     refuse_newer_bundle(config.get(ConfigParser.meta_key) or {})
-    known = _keys_of_files(workflow.config_root_path) | _referenced_keys(config) | CLIENT_KEYS
+    files = [ConfigParser.load_config_file(path) for path in sorted(workflow.config_root_path.glob("*.yaml"))]
+    known = (
+        {re.split("#|::", key)[0].lstrip("+") for file in files for key in file}
+        | _referenced_keys(config)
+        | CLIENT_KEYS
+    )
     unknown = [key for key in config if key not in known and key != ConfigParser.meta_key]
     if unknown:
         raise UserError("unknown setting, nothing was run:", [_describe(key, known) for key in unknown])
+    defaults = _defaults(files, config)
+    _settle_all(config, defaults)
+    _mend_tracking(workflow.parser)
+    workflow.parser.parse(reset=True)  # it had been parsed before the first expression was evaluated
+    problems = range_problems(workflow.parser, defaults)
+    if problems:
+        raise UserError("setting out of range, nothing was run:", problems)
 
 
 def client_gives_cases() -> bool:
@@ -111,6 +164,127 @@ def refuse_newer_bundle(metadata: Mapping[str, Any]) -> None:
         )
 
 
+def _defaults(files: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of the bundle's own files: of the one that the config is made from, else of any other."""
+    base = max((file for file in files if set(file) <= set(config)), key=len, default={})
+    return {key: value for file in (*files, base) for key, value in file.items() if "::" not in key and "#" not in key}
+
+
+def _settle_all(config: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+    """Give every setting of a config the kind of its default.
+
+    Raises:
+        UserError: names those of another kind.
+    """
+    typed = typed_settings(sys.argv[1:]) if Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") else {}
+    settling = _Settling(defaults, typed)
+    for key in config:
+        if key != ConfigParser.meta_key:
+            config[key] = settling.settle(config[key], defaults.get(key, _ABSENT), key)
+    if settling.problems:
+        raise UserError("setting of another kind, nothing was run:", settling.problems)
+
+
+class _Settling:
+    """Walk through a config beside its defaults.
+
+    Args:
+        defaults: of the bundle.
+        typed: what the command line says, by path.
+    """
+
+    def __init__(self, defaults: Mapping[str, Any], typed: Mapping[str, str | bool]) -> None:
+        self.defaults = ConfigParser(dict(defaults))
+        self.typed = typed
+        self.problems: list[str] = []
+
+    def settle(self, node: Any, default: Any, path: str, in_component: bool = False) -> Any:
+        """Give a node of the config, and what lies below it, the kinds of the defaults."""
+        examples = self._examples(default, path)
+        typed = self.typed.get(path)
+        if typed is not None and not _is_structure(node) and not is_expression(typed):
+            return _keep_number_sign(self._read(typed, examples, default, path, in_component))
+        if is_expression(node) or not isinstance(node, (str, int, float, list, tuple, dict, os.PathLike, type(None))):
+            return node
+        if isinstance(node, dict):
+            return self._settle_mapping(node, examples, default, path, in_component)
+        if _is_structure(node):
+            known = default if isinstance(default, list) and len(default) == len(node) else [_ABSENT] * len(node)
+            return [self.settle(*pair, f"{path}::{i}", True) for i, pair in enumerate(zip(node, known, strict=True))]
+        if isinstance(node, str) or not in_component:
+            node = self._read(node, examples, default, path, in_component)
+        return _keep_number_sign(_with_number_sign(node) if path in PLACES else node)
+
+    def _settle_mapping(
+        self, node: dict[str, Any], examples: Sequence[Any], default: Any, path: str, in_component: bool
+    ) -> Any:
+        is_component = "_target_" in node
+        example = next((example for example in examples if isinstance(example, dict)), None)
+        if examples and example is None and not is_component and not in_component:
+            return self._read(node, examples, default, path, in_component)
+        if example is None and isinstance(default, dict) and default.get("_target_") == node.get("_target_"):
+            example = default
+        inside = in_component or is_component
+        known = example if example is not None and is_component == ("_target_" in example) else {}
+        return {
+            key: self.settle(item, known.get(key, known.get("*", _ABSENT)), f"{path}::{key}", inside)
+            for key, item in node.items()
+        }
+
+    def _examples(self, default: Any, path: str) -> tuple[Any, ...]:
+        """Find examples of a setting, following references; none where its kind is unknown."""
+        seen = {path}
+        while path not in EXAMPLES and isinstance(default, str) and default.startswith("@") and default[1:] not in seen:
+            path = default[1:]
+            seen.add(path)
+            default = self.defaults.get(path, _ABSENT)
+        unknown = default is _ABSENT or default is None or is_expression(default)
+        structure = _is_structure(default) and (isinstance(default, list) or any(map(_is_structure, default.values())))
+        is_component = isinstance(default, dict) and "_target_" in default
+        return EXAMPLES.get(path, () if unknown or structure or is_component else (default,))
+
+    def _read(self, value: Any, examples: Sequence[Any], default: Any, path: str, in_component: bool) -> Any:
+        """Read a value that is no mapping, or note that it is of another kind."""
+        guessed = guess(value) if isinstance(value, str) and path in self.typed else value
+        if not examples and not _is_structure(default):
+            return guessed
+        try:
+            if examples:
+                return read_as(value, examples)
+            expected = "expected a component or a list of them, as in the bundle's config"
+        except UnfitError as error:
+            expected = f"{str(error).rpartition(', got ')[0]}, such as --{path} {shlex.quote(shown(examples[0]))}"
+        # Arguments of stock parts may be of several kinds; a text for a boolean is always wrong.
+        if in_component and not (examples and isinstance(examples[0], bool)):
+            return guessed
+        got = "no value" if self.typed.get(path) is True else shown(value)
+        self.problems.append(f"--{path}: {expected}; got {got}.")
+        return value
+
+
+def _is_structure(node: Any) -> bool:
+    """Say whether a node is a mapping, or a list that has some."""
+    return isinstance(node, dict) or (isinstance(node, list) and any(isinstance(item, (dict, list)) for item in node))
+
+
+def _with_number_sign(node: Any) -> Any:
+    """Undo what MONAI does to every text of a config: it writes ``::`` for ``#``, also in the name of a folder."""
+    if isinstance(node, list):
+        return list(map(_with_number_sign, node))
+    return node.replace("::", "#") if isinstance(node, str) and not is_expression(node) else node
+
+
+def _keep_number_sign(node: Any) -> Any:
+    """Write a text with ``#`` as an expression without, which MONAI then evaluates to the text."""
+    if isinstance(node, dict):
+        return {key: _keep_number_sign(item) for key, item in node.items()}
+    if isinstance(node, list):
+        return list(map(_keep_number_sign, node))
+    if isinstance(node, str) and "#" in node and not is_expression(node):
+        return "$" + repr(node).replace("#", "\\x23").replace("@", "\\x40")
+    return node
+
+
 def _describe(key: str, known: set[str]) -> str:
     nearest = difflib.get_close_matches(key, sorted(known), n=1)
     return f"--{key}" + (f": did you mean --{nearest[0]}?" if nearest else " is not a key of this bundle's configs.")
@@ -129,8 +303,6 @@ def _mend_tracking(parser: ConfigParser) -> None:
         config["save_execute_config"] = path.replace(f"{folder} + '", folder).removesuffix("'")
     for handler in handlers:
         handler |= {"output_transform": "@scalars", "iteration_log": "$lambda engine, event: event % 10 == 0"}
-    if path or handlers:
-        parser.parse(reset=True)  # it had been parsed before the first expression was evaluated
 
 
 def _running_workflow() -> ConfigWorkflow | None:
@@ -142,14 +314,6 @@ def _running_workflow() -> ConfigWorkflow | None:
             return caller
         frame = frame.f_back
     return None
-
-
-def _keys_of_files(folder: Path) -> set[str]:
-    return {
-        re.split("#|::", key)[0].lstrip("+")
-        for path in folder.glob("*.yaml")
-        for key in ConfigParser.load_config_file(path)
-    }
 
 
 def _referenced_keys(config: Any) -> set[str]:

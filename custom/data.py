@@ -19,6 +19,7 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,9 +31,11 @@ from monai.data.utils import affine_to_spacing, pickle_hashing
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from .dicom import check_series
 from .errors import UserError
-from .geometry import has_volume, lacks_spacing
+from .files import fingerprint
+from .geometry import grid_problem, has_volume, lacks_spacing
+from .labels import to_label
+from .photos import is_photo
 from .readers import LoadScan
 
 __all__ = [
@@ -44,17 +47,15 @@ __all__ = [
     "default_evaluation_list",
     "groups",
     "image_problems",
-    "label_problems",
     "load_datalist",
     "overlap_problems",
     "patient_name",
     "read_image",
+    "read_label",
     "read_lists",
 ]
 
 LISTS = ("training", "unlabeled", "validation", "test")
-#: Largest difference in mm between the affines of an image and its label; NIfTI stores them in float32.
-AFFINE_TOLERANCE = 1e-3
 
 Case = dict[str, str]
 logger = logging.getLogger(__name__)
@@ -73,7 +74,8 @@ def cached_dataset(
         data: cases of a data list.
         transform: reads a case.
         cache: ``memory``; ``disk``, for data that do not fit there, which also serves later runs; or ``none``. On disk
-            are plain tensors, without metadata, which are loaded without unpickling.
+            are plain tensors, without metadata, which are loaded without unpickling; what was made from files that
+            have changed since is made again, and the old removed.
         cache_rate: share of the cases that is kept in memory.
         cache_dir: folder for ``disk``, created when missing.
 
@@ -83,12 +85,23 @@ def cached_dataset(
     if cache == "memory":
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=None, progress=False)
     if cache == "disk":
-        # MONAI leaves the transform out of its key by default, and would serve what other settings have written.
-        kept = {"hash_transform": pickle_hashing, "track_meta": False, "weights_only": True}
-        return PersistentDataset(data, transform, cache_dir=cache_dir, **kept)
+        # By default MONAI's keys are the paths alone: it would serve what other files or other settings have made.
+        made_from = {pickle_hashing(case): fingerprint(map(str, case.values())) for case in data}
+        keys = {"hash_func": partial(_cache_key, made_from), "hash_transform": pickle_hashing}
+        dataset = PersistentDataset(data, transform, cache_dir=cache_dir, track_meta=False, weights_only=True, **keys)
+        for path in dataset.cache_dir.glob("*-*.pt") if dataset.cache_dir else ():
+            case, _, rest = path.name.partition("-")
+            if not rest.startswith(made_from.get(case.encode(), "")):
+                path.unlink(missing_ok=True)
+        return dataset
     if cache == "none":
         return monai.data.Dataset(data, transform)
     raise UserError(f"--cache must be memory, disk or none, got {cache}.")
+
+
+def _cache_key(made_from: Mapping[bytes, str], case: Case) -> bytes:
+    name = pickle_hashing(case)
+    return name + b"-" + made_from[name].encode()
 
 
 def load_datalist(
@@ -247,24 +260,23 @@ def check_cases(cases: Sequence[Case], rule: CaseRule) -> list[list[str]]:
 
 
 def _check_case(case: Case, rule: CaseRule) -> _Finding:
-    image, problems = read_image(case["image"])
+    image, problems = read_image(case["image"], rule.in_channels)
     if image is None:
         return _Finding(problems, False)
     problems += image_problems(case["image"], image, rule)
     if "label" in case:
-        label, unreadable = read_image(case["label"])
-        problems += unreadable if label is None else label_problems(case, image, label, rule)
+        problems += read_label(case["label"], image, rule.num_classes)[1]
     return _Finding(problems, not problems and _is_small(image, rule))
 
 
-def read_image(path: str) -> tuple[MetaTensor | None, list[str]]:
-    """Read a file, CH[WD]; None and the reason where that fails."""
+def read_image(
+    path: str, in_channels: int | None = None, as_label: bool = False
+) -> tuple[MetaTensor | None, list[str]]:
+    """Read a file, CH[WD], see :class:`custom.readers.LoadScan`; None and the reason where that fails."""
     if not os.path.exists(path):
         return None, [f"{path}: no such file."]
     try:
-        if os.path.isdir(path):
-            check_series(Path(path))
-        return LoadScan()(path), []
+        return LoadScan(in_channels, as_label)(path), []
     except UserError as error:
         return None, [str(error)]
     except Exception as error:  # every reader fails in its own way; the cause is quoted
@@ -279,6 +291,7 @@ def image_problems(path: str, image: MetaTensor, rule: CaseRule) -> list[str]:
         return [f"{path}: expected {rule.dimensions} dimensions, found shape {_shape(image)}."]
     if image.shape[0] != rule.in_channels and not rule.series:
         hint = "; save the frames of a series as files of their own" if rule.in_channels == 1 else ""
+        hint = "; it has colors: make it grey, or set in_channels: 3" if hint and is_photo(path) else hint
         found = f"found {image.shape[0]} (shape {_shape(image)})"
         problems.append(f"{path}: expected {rule.in_channels} channel(s), {found}{hint}.")
     if not has_volume(image.affine):
@@ -292,21 +305,17 @@ def image_problems(path: str, image: MetaTensor, rule: CaseRule) -> list[str]:
     return problems
 
 
-def label_problems(case: Case, image: MetaTensor, label: MetaTensor, rule: CaseRule) -> list[str]:
-    """Say why training would refuse the label of a case."""
-    path = case["label"]
-    if label.shape[1:] != image.shape[1:] or label.shape[0] != 1:
-        return [f"{path}: shape {_shape(label)} differs from its image's {_shape(image)}."]
-    problems = []
-    difference = float((label.affine - image.affine).abs().max())
-    if difference > AFFINE_TOLERANCE:
-        problems.append(f"{path}: affine differs from its image's by up to {difference:.4g} mm.")
-    values = np.unique(label.numpy())
-    wrong = [value for value in values.tolist() if value not in range(rule.num_classes)]
-    if wrong:
-        found = ", ".join(f"{value:g}" for value in wrong[:5]) + (", ..." if len(wrong) > 5 else "")
-        problems.append(f"{path}: labels must be whole numbers from 0 to {rule.num_classes - 1}, found {found}.")
-    return problems
+def read_label(path: str, image: MetaTensor, num_classes: int) -> tuple[MetaTensor | None, list[str]]:
+    """Read the label of an image, 1H[WD]; None where it is none, and why training would refuse it."""
+    label, problems = read_image(path, as_label=True)
+    if label is None:
+        return None, problems
+    difference = grid_problem(label, image)
+    problems = [] if difference is None else [f"{path}: {difference}."]
+    try:
+        return to_label(label, path, num_classes), problems
+    except UserError as error:
+        return None, [*problems, str(error)]
 
 
 def _shape(image: MetaTensor) -> tuple[int, ...]:

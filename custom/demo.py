@@ -15,13 +15,13 @@ import time
 from pathlib import Path
 from typing import Any
 
-import fire
 import nibabel as nib
 import numpy as np
 
+from .cli import run
 from .data import case_name
 from .drawing import Panel, case_panels, draw_panels
-from .errors import UserError, show_user_errors_plainly
+from .errors import UserError
 from .synthetic import write_dataset
 
 __all__ = ["demo"]
@@ -93,5 +93,4 @@ def _panels(data: Path, pred: Path) -> tuple[list[Panel], str]:
 
 
 if __name__ == "__main__":
-    show_user_errors_plainly()
-    fire.Fire(demo)
+    run(demo)

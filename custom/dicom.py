@@ -1,71 +1,156 @@
-"""Folders that hold a DICOM series, one file per slice."""
+"""Folders that hold a DICOM series, one file per slice, and multi-frame files that hold all slices."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from monai.config import PathLike
 from monai.data import ITKReader
 from monai.utils import ensure_tuple
 
+from .dicom_headers import Series, read_series
 from .errors import UserError
 
-__all__ = ["SeriesReader", "check_series", "dicom_files", "series_folders"]
+__all__ = ["SeriesReader", "check_series", "dicom_files", "series_folders", "series_problems"]
+
+#: Elements of groups 2 and 8 with which a file without preamble may begin, and their types.
+_FIRST_ELEMENTS = {0x00, 0x01, 0x02, 0x05, 0x08, 0x10, 0x12, 0x16, 0x18}
+_FIRST_VRS = {b"UL", b"OB", b"UI", b"CS", b"DA"}
 
 
 class SeriesReader(ITKReader):
-    """MONAI's ``ITKReader``, for folders."""
+    """MONAI's ``ITKReader`` with the slices, the grid and the scaling of the headers, which ITK in part guesses.
+
+    ITK alone splits a series by tags such as SliceThickness and reads the first part, lays uneven slices out evenly,
+    and scales all slices in the number type of the first.
+    """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Take folders alone."""
-        return all(os.path.isdir(path) for path in ensure_tuple(filename))
+        """Take folders, and DICOM files."""
+        return all(os.path.isdir(path) or _is_dicom(Path(path)) for path in ensure_tuple(filename))
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs: Any) -> Any:
+        """Read folders, or multi-frame files, to ITK images of 32-bit floats.
+
+        Raises:
+            UserError: when one is not a complete series on one grid, or a file is damaged.
+        """
+        images = [_read_image(check_series(Path(path))) for path in ensure_tuple(data)]
+        return images if len(images) > 1 else images[0]
 
 
 def series_folders(folder: Path) -> list[Path]:
-    """Find the folder itself, and those below it, that hold DICOM files."""
-    return sorted(Path(path) for path, _, _ in os.walk(folder) if dicom_files(Path(path)))
+    """Find the folder itself, and those below it, linked ones too, that hold DICOM files."""
+    return sorted(path for path in _folders(folder, set()) if dicom_files(path))
+
+
+def _folders(folder: Path, seen: set[str]) -> Iterator[Path]:
+    """Go through folders, but through each once, since links may lead back."""
+    real = os.path.realpath(folder)
+    if real not in seen:
+        seen.add(real)
+        yield folder
+        below = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+        for path in sorted(below, key=lambda path: (path.is_symlink(), path.name)):
+            yield from _folders(path, seen)
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """List the DICOM files in a folder, whatever their names, but for the table of contents that discs have."""
-    files = [path for path in sorted(folder.iterdir()) if path.is_file() and path.name.upper() != "DICOMDIR"]
-    return [path for path in files if path.suffix.lower() == ".dcm" or _is_dicom(path)]
+    """List the DICOM files in a folder, whatever their names, but for hidden ones and a disc's table of contents."""
+    files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
+    return [path for path in files if path.name.upper() != "DICOMDIR" and _is_dicom(path)]
 
 
 def _is_dicom(path: Path) -> bool:
+    """Tell a DICOM file by its name or its beginning, which in old files is not that of the standard."""
+    if path.suffix.lower() == ".dcm":
+        return True
     try:
         with open(path, "rb") as file:
-            return file.read(132)[128:] == b"DICM"  # DICOM PS3.10, section 7.1
+            start = file.read(132)
     except OSError:  # somebody else's file among the scans
         return False
+    if start[128:] == b"DICM":  # DICOM PS3.10, section 7.1
+        return True
+    group, element = int.from_bytes(start[:2], "little"), int.from_bytes(start[2:4], "little")
+    if group not in (2, 8) or element not in _FIRST_ELEMENTS:
+        return False
+    size = int.from_bytes(start[4:8], "little")  # where the type is not written; even, and 4 for the length of a group
+    return start[4:6] in _FIRST_VRS or (size == 4 if element == 0 else 0 < size <= 128 and size % 2 == 0)
 
 
-def check_series(folder: Path) -> None:
-    """Check that the DICOM files of a folder are one complete series.
+def check_series(path: Path) -> Series:
+    """Read the headers of a folder's DICOM files, or of a multi-frame file, and check that they are one series.
+
+    Returns:
+        The slices in order, and their grid.
 
     Raises:
-        UserError: when there are several series, or slices have no spacing, are missing, double, or differ in
-            orientation.
+        UserError: in one line, when they are not: a file or an attribute is missing or damaged, slices are missing,
+            double, uneven or tilted, or the files are something else, such as several series or a time series.
     """
-    import pydicom
+    files = dicom_files(path) if path.is_dir() else [path]
+    if not files:
+        raise UserError(f"{path}: holds no DICOM files.")
+    return read_series(path, files)
 
-    headers = [pydicom.dcmread(path, stop_before_pixels=True) for path in dicom_files(folder)]
-    series = {str(header.SeriesInstanceUID) for header in headers}
-    if len(series) != 1:
-        raise UserError(f"{folder}: expected one DICOM series, found {len(series)}; give each its own folder.")
-    if not all("PixelSpacing" in header for header in headers):
-        raise UserError(f"{folder}: its headers have no spacing (PixelSpacing); is it a series of scanner images?")
-    orientations = {tuple(np.round(np.asarray(header.ImageOrientationPatient, float), 3)) for header in headers}
-    if len(orientations) != 1:
-        raise UserError(f"{folder}: the slices have {len(orientations)} different orientations.")
-    row, column = np.split(np.asarray(headers[0].ImageOrientationPatient, float), 2)
-    places = np.sort([np.dot(np.cross(row, column), np.asarray(h.ImagePositionPatient, float)) for h in headers])
-    steps = np.diff(places)
-    if len(steps) and steps.min() < 1e-3:
-        raise UserError(f"{folder}: {int((steps < 1e-3).sum())} slice(s) are there twice, at the same position.")
-    if len(steps) and steps.max() > 1.5 * np.median(steps):
-        gap = int(steps.argmax())
-        raise UserError(f"{folder}: slices are missing between {places[gap]:.2f} and {places[gap + 1]:.2f} mm.")
+
+def series_problems(paths: Iterable[Path]) -> list[str]:
+    """Check several series, and say in a line what is wrong with each that cannot be read."""
+    problems = []
+    for path in paths:
+        try:
+            check_series(path)
+        except UserError as error:
+            problems.append(str(error))
+    return problems
+
+
+def _read_image(series: Series) -> Any:
+    """Read the voxels of a series into an ITK image on the headers' grid."""
+    import itk
+
+    voxels = np.empty(series.shape[::-1], np.float32)
+    for path, found in groupby(enumerate(series.slices), key=lambda item: item[1].path):
+        frames, scaling = _read_file(path)
+        slices = list(found)
+        expected = (slices[0][1].frames, *voxels.shape[1:])
+        if frames.shape != expected:
+            raise UserError(f"{path}: its header says {expected} voxels, but {frames.shape} are read; is it damaged?")
+        for k, part in slices:
+            voxels[k] = _scaled(frames[part.frame], scaling, part.scaling)
+    image = itk.image_from_array(voxels)
+    spacing = np.linalg.norm(series.affine[:3, :3], axis=0)
+    image.SetSpacing(spacing)
+    image.SetOrigin(series.affine[:3, 3])
+    image.SetDirection(itk.matrix_from_array(np.ascontiguousarray(series.affine[:3, :3] / spacing)))
+    return image
+
+
+def _read_file(path: Path) -> tuple[np.ndarray, tuple[float, float]]:
+    """Read a file's frames, DHW, and the slope and intercept that ITK has applied."""
+    import itk
+
+    used = itk.GDCMImageIO.New()
+    reader = itk.ImageFileReader[itk.Image[itk.D, 3]].New(FileName=str(path))
+    reader.SetImageIO(used)
+    try:
+        reader.Update()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(
+            f"{path}: its voxels cannot be read, it is damaged or compressed unusually ({reason})."
+        ) from error
+    return itk.array_from_image(reader.GetOutput()), (used.GetRescaleSlope(), used.GetRescaleIntercept())
+
+
+def _scaled(voxels: np.ndarray, applied: tuple[float, float], wanted: tuple[float, float]) -> np.ndarray:
+    """Scale a slice by its own header, where ITK took another slope: the first frame's, or a real-world mapping's."""
+    if np.allclose(applied, wanted, rtol=1e-9, atol=0):
+        return voxels
+    return np.round((voxels - applied[1]) / applied[0]) * wanted[0] + wanted[1]

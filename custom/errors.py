@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Sequence
 from types import TracebackType
 
 __all__ = ["UserError", "show_user_errors_plainly"]
+
+
+#: What an error of the system says about a file or a folder that was named.
+_PLACES = {
+    errno.EACCES: "no permission; choose another place, or have the permission changed.",
+    errno.EPERM: "no permission; choose another place, or have the permission changed.",
+    errno.EROFS: "is on a read-only file system; choose another place.",
+    errno.ENOSPC: "the disk is full; make space, or choose another place.",
+    errno.EDQUOT: "the disk quota is used up; make space, or choose another place.",
+    errno.ENOTDIR: "a part of this path is a file, not a folder; choose another place.",
+}
 
 
 class UserError(ValueError):
@@ -24,18 +36,33 @@ class UserError(ValueError):
 def show_user_errors_plainly() -> None:
     """Let an uncaught :class:`UserError` end the program with its message alone and exit code 1.
 
-    MONAI wraps exceptions raised while it builds a config's components several times over, which buries the message.
-    Code that catches exceptions still gets the whole chain.
+    So does an error of the system about a place that cannot be written or read. MONAI wraps exceptions raised while it
+    builds a config's components several times over, which buries the message. Code that catches exceptions still gets
+    the whole chain. What a terminal's encoding lacks, such as a letter in the name of a folder, is printed as its code.
     """
     sys.excepthook = _print_user_error
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _print_user_error(kind: type[BaseException], error: BaseException, traceback: TracebackType | None) -> None:
+    if issubclass(kind, KeyboardInterrupt):
+        print("\ninterrupted", file=sys.stderr)
+        return
+    causes: list[BaseException] = []
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
+    while cause is not None and cause not in causes:
+        causes.append(cause)
         cause = cause.__cause__ or cause.__context__
-    if cause is None:
+    plain = next((cause for cause in causes if isinstance(cause, UserError)), None) or next(
+        (f"{cause.filename}: {_PLACES[cause.errno]}" for cause in causes if _is_about_a_place(cause)), None
+    )
+    if plain is None:
         sys.__excepthook__(kind, error, traceback)
     else:
         sys.stdout.flush()
-        print(f"\nerror: {cause}", file=sys.stderr)
+        print(f"\nerror: {plain}", file=sys.stderr)
+
+
+def _is_about_a_place(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in _PLACES and error.filename is not None

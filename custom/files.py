@@ -1,13 +1,43 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all, and see whether they have changed."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["whole_file"]
+from .errors import UserError
+
+__all__ = ["FILE_NAMES", "fingerprint", "refuse_unwritable", "whole_file"]
+
+#: How texts with names of files are encoded: in an ASCII locale Python keeps the other bytes of a name this way.
+FILE_NAMES = "surrogateescape"
+#: Headers whose voxels are in other files, which they name.
+DETACHED = (".mhd", ".nhdr")
+
+
+def refuse_unwritable(**folders: str | Sequence[str] | None) -> None:
+    """Say which folders could not be written to, before anything is computed; they need not exist yet.
+
+    Args:
+        folders: by the flag that says where, one or several; None for those that are not wanted.
+
+    Raises:
+        UserError: names them.
+    """
+    problems = []
+    for flag, given in folders.items():
+        for folder in map(Path, [given] if isinstance(given, str) else given or ()):
+            there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
+            if not there.is_dir():
+                problems.append(f"{folder}: {there} is a file, not a folder; choose another --{flag}.")
+            elif not os.access(there, os.W_OK | os.X_OK):
+                problems.append(f"{folder}: {there} is not writable; choose another --{flag}.")
+    if problems:
+        raise UserError("there is no place for the results, nothing was computed:", problems)
 
 
 @contextmanager
@@ -29,3 +59,28 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def fingerprint(parts: Iterable[str]) -> str:
+    """Hash names, sizes and times of files, so that another hash means that one of them may have changed.
+
+    Args:
+        parts: paths of files, which count with the voxels that their headers name; of folders, which count as all the
+            files in them; or other texts, which count as they are.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{part}\n".encode())
+        for file in _files_of(Path(part)):
+            found = file.stat()
+            digest.update(f"{file} {found.st_size} {found.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
+
+
+def _files_of(path: Path) -> list[Path]:
+    if path.is_dir():
+        return sorted(file for file in path.rglob("*") if file.is_file())
+    if path.name.lower().endswith(DETACHED) and path.is_file():
+        words = {word.strip() for word in re.split(r"[=:\n]", path.read_text(errors="replace"))} - {""}
+        return [path, *sorted(file for word in words if (file := path.parent / word).is_file())]
+    return [path] if path.is_file() else []

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import product
 from typing import Any
 
 import numpy as np
 import torch
+from monai.data import MetaTensor
 
-__all__ = ["has_volume", "lacks_spacing"]
+__all__ = ["grid_problem", "has_volume", "lacks_spacing"]
+
+#: How far a voxel of a label may lie from its image's, as a share of the image's smallest step: less than what headers
+#: lose in float32 and in quaternions is not a difference, and much more would shift a contour.
+GRID_TOLERANCE = 0.1
 
 #: What the text header of a format must hold for its spacing to be known; ITK reads 1 mm where it is missing.
 _SPACING_FIELDS = {
@@ -21,6 +27,21 @@ _HEADER_BYTES = 16384
 def has_volume(affine: torch.Tensor) -> bool:
     """Say whether an affine, 4x4, is finite and gives every voxel a volume."""
     return bool(torch.isfinite(affine).all()) and abs(float(torch.linalg.det(affine.double()))) > 1e-12
+
+
+def grid_problem(label: MetaTensor, image: MetaTensor) -> str | None:
+    """Say how the grid of a label, CH[WD], differs from its image's; None where they agree within the tolerance."""
+    size, found = tuple(image.shape[1:]), tuple(label.shape[1:])
+    if found != size:
+        turned = ", turned by a quarter, perhaps by EXIF" if len(size) == 2 and found == size[::-1] else ""
+        return f"shape {found} differs from its image's {size}{turned}"
+    corners = torch.tensor([[*place, *[0] * (3 - len(size)), 1] for place in product(*((0, n - 1) for n in size))])
+    shift = (label.affine - image.affine).double().cpu() @ corners.double().T
+    distance = float(shift[:3].norm(dim=0).max())
+    allowed = GRID_TOLERANCE * float(image.affine[:3, : len(size)].norm(dim=0).min())
+    if not distance <= allowed:  # NaN too
+        return f"affine differs from its image's by up to {distance:.4g} mm, {allowed:.2g} mm is allowed"
+    return None
 
 
 def lacks_spacing(meta: Mapping[str, Any]) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 from tqdm import tqdm
 
 from .distributed import mean_over_ranks, share_buffers
+from .errors import UserError
 from .streams import StreamLoader
 from .weights import read_weights, save_weights
 
@@ -42,7 +43,7 @@ class RampUp:
             optionally ``delay``.
 
     Raises:
-        ValueError: when the mapping has other keys, or a duration is negative.
+        UserError: when the mapping has other keys, or a duration is negative.
     """
 
     def __init__(self, name: str, value: float | Mapping[str, float]) -> None:
@@ -50,9 +51,9 @@ class RampUp:
         ramp = dict(value) if isinstance(value, Mapping) else {"start": value, "end": value, "rampup_iterations": 0}
         self.delay = ramp.pop("delay", 0)
         if sorted(ramp) != ["end", "rampup_iterations", "start"]:
-            raise ValueError(f"{name} must be a number or give start, end, rampup_iterations, got {value}.")
+            raise UserError(f"{name} must be a number or give start, end, rampup_iterations, got {value}.")
         if self.delay < 0 or ramp["rampup_iterations"] < 0:
-            raise ValueError(f"{name}: delay and rampup_iterations must not be negative, got {value}.")
+            raise UserError(f"{name}: delay and rampup_iterations must not be negative, got {value}.")
         self.start, self.end, self.iterations = ramp["start"], ramp["end"], ramp["rampup_iterations"]
 
     def attach(self, engine: Engine) -> None:

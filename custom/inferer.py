@@ -14,6 +14,7 @@ import torch
 from monai.inferers import SlidingWindowInferer
 from torch import nn
 
+from .errors import UserError
 from .mixed_precision import MixedPrecision
 from .perturbations import FeatureDropout
 
@@ -41,7 +42,7 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
         kwargs: other arguments, see :class:`monai.inferers.SlidingWindowInferer`.
 
     Raises:
-        ValueError: when ``stride`` does not fit ``roi_size``.
+        UserError: when ``stride`` does not fit ``roi_size``.
     """
 
     def __init__(
@@ -57,12 +58,12 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
         **kwargs: Any,
     ) -> None:
         if len(roi_size) != len(stride) or not all(0 < s <= n for n, s in zip(roi_size, stride, strict=True)):
-            raise ValueError(
+            raise UserError(
                 f"stride must lie between 1 and patch_size {tuple(roi_size)} per axis, got {tuple(stride)}."
             )
         if not set(test_time_flips) <= set(range(len(roi_size))):
             known = list(range(len(roi_size)))
-            raise ValueError(f"test_time_flips must be spatial axes out of {known}, got {list(test_time_flips)}.")
+            raise UserError(f"test_time_flips must be spatial axes out of {known}, got {list(test_time_flips)}.")
         if slice_axis is not None:
             roi_size, stride = (_with_single_slice(values, slice_axis) for values in (roi_size, stride))
         overlap = [max(0.0, 1 - step / size - 1e-6) for size, step in zip(roi_size, stride, strict=True)]

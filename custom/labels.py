@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from monai.data import MetaTensor
 
 from .errors import UserError
@@ -10,20 +11,42 @@ __all__ = ["to_label"]
 
 #: How far from a whole number a value may be, as left by a slope in the header or by a round trip through floats.
 TOLERANCE = 1e-3
+#: What pictures mark a single structure with besides 1.
+WHITE = 255
 
 
-def to_label(label: MetaTensor, name: str) -> MetaTensor:
-    """Make whole numbers of a label's values.
+def to_label(label: MetaTensor, name: str, num_classes: int | None = None) -> MetaTensor:
+    """Make whole numbers of a label's values, and one channel of several that are equal.
 
     Args:
-        label: 1H[WD].
+        label: CH[WD], float.
         name: file or case, for messages.
+        num_classes: values must lie in 0 .. num_classes - 1; with 2, the structure may also be marked with 255. None
+            when it is not known: what fits into uint8 passes.
+
+    Returns:
+        1H[WD].
 
     Raises:
-        UserError: when a value is further than :data:`TOLERANCE` from a whole number.
+        UserError: when channels differ, or a value is not finite, further than :data:`TOLERANCE` from a whole number,
+            or no class.
     """
+    if label.shape[0] > 1 and not bool((label == label[:1]).all()):
+        hint = "save one channel with 0 for background and 1, 2, ... for structures"
+        raise UserError(f"{name}: {label.shape[0]} channels that differ, such as those of a color mask; {hint}.")
+    label = label[:1]
     whole = label.round()
-    if bool(((label - whole).abs() > TOLERANCE).any()):
-        value = float(label[(label - whole).abs() > TOLERANCE].flatten()[0])
-        raise UserError(f"{name}: labels must be whole numbers, found {value:g}.")
+    top = 255 if num_classes is None else num_classes - 1
+    good = ((label - whole).abs() <= TOLERANCE) & (whole >= 0)  # False for NaN
+    if num_classes == 2 and bool((good & ((whole == 0) | (whole == WHITE))).all()):
+        whole = whole / WHITE
+    good &= whole <= top
+    if not bool(good.all()):
+        found = torch.unique(label[~good].as_tensor()).tolist()
+        texts = [*dict.fromkeys(f"{value:.7g}" for value in found)]  # each NaN is a value of its own
+        shown = ", ".join([*texts[:5], "..."] if len(texts) > 5 else texts)
+        hint = "every structure needs a name (--classes, class_names)"
+        hint = "a single one may be marked 255 throughout; " + hint if num_classes == 2 else hint
+        hint = "JPG changes values, save masks as PNG" if name.lower().endswith((".jpg", ".jpeg")) else hint
+        raise UserError(f"{name}: labels must be whole numbers from 0 to {top}, found {shown}; {hint}.")
     return whole

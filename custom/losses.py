@@ -16,6 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from .distributed import mean_over_ranks, sum_over_ranks
+from .errors import UserError
 from .perturbations import paste
 
 __all__ = [
@@ -149,7 +150,7 @@ class CrossMatchLoss(nn.Module):
             and 0 when all of its pairs have the weight 0.
 
     Raises:
-        ValueError: when a weight is missing, unknown or negative, or ``eta`` lies outside [0, 1].
+        UserError: when a weight is missing, unknown or negative, or ``eta`` lies outside [0, 1].
     """
 
     _weight_names = ("supervised", "image_perturbation", "distillation")
@@ -164,16 +165,16 @@ class CrossMatchLoss(nn.Module):
     ) -> None:
         super().__init__()
         if sorted(weights) != sorted(self._weight_names) or any(value < 0 for value in weights.values()):
-            raise ValueError(
+            raise UserError(
                 f"loss_weights must give a number >= 0 for each of {', '.join(self._weight_names)}, "
                 f"got {dict(weights)}."
             )
         if not 0 <= eta <= 1:
-            raise ValueError(f"eta must lie in [0, 1], got {eta}.")
+            raise UserError(f"eta must lie in [0, 1], got {eta}.")
         names = [pair.name for pairs in PAIRS.values() for pair in pairs]
         given = dict(pair_weights or {})
         if not set(given) <= set(names) or any(value < 0 for value in given.values()):
-            raise ValueError(f"pair_weights must give numbers >= 0 for any of {', '.join(names)}; got {given}.")
+            raise UserError(f"pair_weights must give numbers >= 0 for any of {', '.join(names)}; got {given}.")
         self.pair_weights = dict.fromkeys(names, 1.0) | given
         self.weights = dict(weights)
         self.eta = eta

@@ -20,6 +20,7 @@ from monai.networks.nets import SegResNet
 from torch import nn
 from torch.nn.functional import conv_transpose3d, linear
 
+from .errors import UserError
 from .perturbations import FeatureDropout
 
 __all__ = ["DoublingConvolution", "PerturbedNetwork", "PerturbedSegResNet", "UNet", "VNet"]
@@ -77,8 +78,12 @@ class VNet(PerturbedNetwork):
         in_channels: channels of the image.
         out_channels: number of classes N, background included.
         base_filters: channels at full resolution; doubled at each of the four down-samplings.
-        dropout: probability in [0, 1) of dropping a bottleneck channel in training.
+        dropout: probability in [0, 1) of dropping a bottleneck channel in training; or five, one per resolution, finest
+            first.
         feature_dropout: see :class:`PerturbedNetwork`.
+
+    Raises:
+        UserError: when ``dropout`` is something else.
     """
 
     #: Spatial sizes must be multiples of this: four down-samplings by two.
@@ -90,7 +95,7 @@ class VNet(PerturbedNetwork):
         in_channels: int = 1,
         out_channels: int = 2,
         base_filters: int = 16,
-        dropout: float = 0.5,
+        dropout: float | Sequence[float] = 0.5,
         feature_dropout: Sequence[float] = (0.25, 0.75),
     ) -> None:
         super().__init__(feature_dropout)
@@ -101,24 +106,26 @@ class VNet(PerturbedNetwork):
         self.down = nn.ModuleList(_block(nn.Conv3d(widths[i], widths[i + 1], 2, stride=2)) for i in range(4))
         self.up = nn.ModuleList(_block(DoublingConvolution(widths[i + 1], widths[i])) for i in reversed(range(4)))
         self.decoder = nn.ModuleList(_stage(widths[i], widths[i], depths[i]) for i in reversed(range(4)))
-        self.dropout = nn.Dropout3d(dropout)
+        rates = [0.0, 0.0, 0.0, 0.0, dropout] if isinstance(dropout, (int, float)) else dropout
+        self.dropout = nn.ModuleList(nn.Dropout3d(rate) for rate in _per_level(rates, 5))
         self.head = nn.Conv3d(widths[0], out_channels, kernel_size=1)
 
     def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
         """Turn an image, BCHWD with H, W, D multiples of 16, into five feature maps, finest first.
 
         Raises:
-            ValueError: when a spatial size is not a multiple of 16.
+            UserError: when a spatial size is not a multiple of 16.
         """
         if not torch.jit.is_scripting():
             _check_sizes(image.shape[2:], self.divisor)
         x = image
         features: list[torch.Tensor] = []
-        for stage, down in zip(self.encoder, self.down):  # noqa: B905 - the bottleneck stage has no `down`
-            x = stage(x)
+        # The bottleneck stage has no `down`; TorchScript's zip takes no keyword.
+        for stage, dropout, down in zip(self.encoder, self.dropout, self.down):  # noqa: B905
+            x = dropout(stage(x))
             features.append(x)
             x = down(x)
-        features.append(self.dropout(self.encoder[4](x)))
+        features.append(self.dropout[4](self.encoder[4](x)))
         return features
 
     def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
@@ -168,11 +175,12 @@ class UNet(PerturbedNetwork):
         in_channels: channels of the image.
         out_channels: number of classes N, background included.
         base_filters: channels at full resolution; doubled at each of the four down-samplings.
-        dropout: probability in [0, 1) of dropping an activation in training, per resolution, finest first.
+        dropout: probability in [0, 1) of dropping an activation in training, one for all resolutions or five, finest
+            first.
         feature_dropout: see :class:`PerturbedNetwork`.
 
     Raises:
-        ValueError: when ``dropout`` does not have five entries.
+        UserError: when ``dropout`` is something else.
     """
 
     #: Spatial sizes must be multiples of this: four down-samplings by two.
@@ -183,15 +191,14 @@ class UNet(PerturbedNetwork):
         in_channels: int = 1,
         out_channels: int = 4,
         base_filters: int = 16,
-        dropout: Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
+        dropout: float | Sequence[float] = (0.05, 0.1, 0.2, 0.3, 0.5),
         feature_dropout: Sequence[float] = (0.25, 0.75),
     ) -> None:
         super().__init__(feature_dropout)
-        if len(dropout) != 5:
-            raise ValueError(f"dropout must give five probabilities, one per resolution, got {list(dropout)}.")
+        rates = _per_level(dropout, 5)
         widths = [base_filters * 2**level for level in range(5)]
         inputs = [in_channels, *widths[:-1]]
-        self.encoder = nn.ModuleList(_double_convolution(inputs[i], widths[i], dropout[i]) for i in range(5))
+        self.encoder = nn.ModuleList(_double_convolution(inputs[i], widths[i], rates[i]) for i in range(5))
         self.down = nn.MaxPool2d(2)
         self.reduce = nn.ModuleList(nn.Conv2d(widths[i + 1], widths[i], 1) for i in reversed(range(4)))
         self.up = nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True)
@@ -202,7 +209,7 @@ class UNet(PerturbedNetwork):
         """Turn an image, BCHW with H and W multiples of 16, into five feature maps, finest first.
 
         Raises:
-            ValueError: when a spatial size is not a multiple of 16.
+            UserError: when a spatial size is not a multiple of 16.
         """
         if not torch.jit.is_scripting():
             _check_sizes(image.shape[2:], self.divisor)
@@ -227,24 +234,57 @@ class PerturbedSegResNet(PerturbedNetwork):
     Args:
         spatial_dims: 2 or 3.
         base_filters: channels at full resolution.
+        dropout: probability in [0, 1) of dropping an activation of a feature map in training, one for all resolutions
+            or one for each, finest first.
         feature_dropout: see :class:`PerturbedNetwork`.
         kwargs: other arguments, see :class:`monai.networks.nets.SegResNet`.
+
+    Raises:
+        UserError: when ``dropout`` is something else.
     """
 
     def __init__(
-        self, spatial_dims: int, base_filters: int = 8, feature_dropout: Sequence[float] = (0.25, 0.75), **kwargs: Any
+        self,
+        spatial_dims: int,
+        base_filters: int = 8,
+        dropout: float | Sequence[float] = 0.0,
+        feature_dropout: Sequence[float] = (0.25, 0.75),
+        **kwargs: Any,
     ) -> None:
         super().__init__(feature_dropout)
         self.backbone = SegResNet(spatial_dims=spatial_dims, init_filters=base_filters, **kwargs)
+        levels = len(self.backbone.blocks_down)
+        #: Spatial sizes must be multiples of this: a down-sampling by two between levels.
+        self.divisor = 2 ** (levels - 1)
+        self.dropout = nn.ModuleList(nn.Dropout(rate) for rate in _per_level(dropout, levels))
 
     def encode(self, image: torch.Tensor) -> list[torch.Tensor]:
-        """Turn an image, BCH[WD], into four feature maps, finest first."""
-        return self.backbone.encode(image)[1]
+        """Turn an image, BCH[WD], into a feature map per resolution (four by default), finest first.
+
+        Raises:
+            UserError: when a spatial size cannot be halved as often.
+        """
+        if not torch.jit.is_scripting():
+            _check_sizes(image.shape[2:], self.divisor)
+        features = self.backbone.encode(image)[1]
+        for level, dropout in enumerate(self.dropout):
+            features[level] = dropout(features[level])
+        return features
 
     def decode(self, features: list[torch.Tensor]) -> torch.Tensor:
         """Turn the feature maps into logits, BNH[WD]."""
         coarse_to_fine = features[::-1]
         return self.backbone.decode(coarse_to_fine[0], coarse_to_fine)
+
+
+def _per_level(dropout: float | Sequence[float], levels: int) -> list[float]:
+    """Give every level its dropout."""
+    rates = [float(dropout)] * levels if isinstance(dropout, (int, float)) else [float(rate) for rate in dropout]
+    if len(rates) != levels or not all(0 <= rate < 1 for rate in rates):
+        raise UserError(
+            f"dropout must be a number in [0, 1), or a list of {levels}, one per resolution, got {dropout}."
+        )
+    return rates
 
 
 def _double_convolution(in_channels: int, out_channels: int, dropout: float) -> nn.Sequential:
@@ -275,6 +315,6 @@ def _norm_relu(convolution: nn.Conv3d | nn.ConvTranspose3d) -> list[nn.Module]:
 
 def _check_sizes(sizes: Sequence[int], divisor: int) -> None:
     if any(size % divisor for size in sizes):
-        raise ValueError(
+        raise UserError(
             f"every spatial size must be a multiple of {divisor}, got {tuple(sizes)}; choose such a patch_size."
         )

@@ -16,12 +16,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import fire
 import yaml
 from monai.bundle import ConfigParser
 
+from .cli import run
 from .config import refuse_newer_bundle
-from .errors import UserError, show_user_errors_plainly
+from .errors import UserError
 from .files import whole_file
 from .weights import read_weights
 
@@ -212,5 +212,4 @@ def _sha256(content: bytes) -> str:
 
 
 if __name__ == "__main__":
-    show_user_errors_plainly()
-    fire.Fire(package)
+    run(package)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .drawing import new_figure
-from .files import whole_file
+from .files import FILE_NAMES, whole_file
 from .tables import ALL, MEAN
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ def write_page(path: Path, content: Mapping[str, Any]) -> Path:
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     with whole_file(path) as part:
-        part.write_text(environment.get_template(path.name).render(content), encoding="utf-8")
+        part.write_text(environment.get_template(path.name).render(content), encoding="utf-8", errors=FILE_NAMES)
     return path
 
 
@@ -38,7 +38,7 @@ def read_rows(path: Path) -> list[Row]:
     """Read a table of metrics; empty where there is none."""
     if not path.is_file():
         return []
-    with open(path, newline="") as file:
+    with open(path, newline="", encoding="utf-8", errors=FILE_NAMES) as file:
         return list(csv.DictReader(file))
 
 

@@ -111,7 +111,8 @@ class CasePanels:
     def _draw(self, engine: Engine) -> None:
         for output in engine.state.output:
             path = output["image"].meta["filename_or_obj"]
-            image, _ = read_image(path)  # on the grid of the label, not on that of the network
+            # On the grid of the label, not on that of the network; grey photographs too are drawn as photographs.
+            image, _ = read_image(path, in_channels=3)
             if image is None:
                 continue
             label, pred = (output[name].argmax(0).cpu().numpy() for name in ("label", "pred"))

@@ -17,6 +17,8 @@ from monai.config import KeysCollection
 from monai.transforms import Compose, MapTransform, RandAdjustContrast, Randomizable, RandomizableTransform
 from torch import nn
 
+from .errors import UserError
+
 __all__ = ["CutMix", "FeatureDropout", "RandLogGamma", "StrongViewsd", "paste"]
 
 
@@ -29,13 +31,13 @@ class FeatureDropout(nn.Module):
         probability: chance in [0, 1) that a channel is set to zero; the kept ones are scaled by 1 / (1 - probability).
 
     Raises:
-        ValueError: when ``probability`` lies outside [0, 1).
+        UserError: when ``probability`` lies outside [0, 1).
     """
 
     def __init__(self, probability: float) -> None:
         super().__init__()
         if not 0 <= probability < 1:
-            raise ValueError(f"feature_dropout must lie in [0, 1), got {probability}.")
+            raise UserError(f"feature_dropout must lie in [0, 1), got {probability}.")
         self.probability = probability
 
     def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
@@ -56,7 +58,7 @@ class CutMix:
         aspect: range of the ratio between the extent of each axis and that of the last one, relative to the patch.
 
     Raises:
-        ValueError: when a range is empty or leaves its bounds.
+        UserError: when a range is empty or leaves its bounds.
     """
 
     def __init__(
@@ -66,11 +68,11 @@ class CutMix:
         aspect: Sequence[float] = (0.3, 1 / 0.3),
     ) -> None:
         if not 0 <= prob <= 1:
-            raise ValueError(f"prob must lie in [0, 1], got {prob}.")
+            raise UserError(f"prob must lie in [0, 1], got {prob}.")
         if not 0 < fraction[0] <= fraction[1] <= 1:
-            raise ValueError(f"fraction must be an ascending range within (0, 1], got {tuple(fraction)}.")
+            raise UserError(f"fraction must be an ascending range within (0, 1], got {tuple(fraction)}.")
         if not 0 < aspect[0] <= 1 <= aspect[1]:
-            raise ValueError(f"aspect must be a range of positive numbers around 1, got {tuple(aspect)}.")
+            raise UserError(f"aspect must be a range of positive numbers around 1, got {tuple(aspect)}.")
         self.prob = prob
         self.fraction = fraction
         self.aspect = aspect

@@ -8,13 +8,14 @@ from typing import Any
 
 import torch
 from monai.config import KeysCollection
+from monai.data import PILWriter
 from monai.transforms import KeepLargestConnectedComponent, MapTransform, SaveImaged
 
 from .data import case_name
 from .errors import UserError
 from .files import whole_file
 
-__all__ = ["KeepLargestComponentd", "LabelMapd", "SavePredictiond", "SplitUncertaintyd"]
+__all__ = ["KeepLargestComponentd", "LabelMapd", "MaskWriter", "SavePredictiond", "SplitUncertaintyd"]
 
 
 class SplitUncertaintyd(MapTransform):
@@ -79,6 +80,13 @@ class LabelMapd(MapTransform):
             frames = sample[key].split(self.num_classes)
             sample[key] = torch.cat([probs.argmax(0, keepdim=True).to(torch.uint8) for probs in frames])
         return sample
+
+
+class MaskWriter(PILWriter):
+    """MONAI's writer of pictures, for one structure: 255, which shows, where ``SaveImage`` has it write 1."""
+
+    def __init__(self, output_dtype: Any, **kwargs: Any) -> None:
+        super().__init__(output_dtype, **kwargs | {"scale": 255})
 
 
 class SavePredictiond(SaveImaged):

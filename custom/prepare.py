@@ -10,21 +10,25 @@ import json
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import fire
 import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, Spacingd, SpatialPadd
 
 from . import sources
 from .check import check_folder
-from .data import AFFINE_TOLERANCE, case_name, patient_name
-from .dicom import check_series, series_folders
-from .errors import UserError, show_user_errors_plainly
-from .scans import PHOTO_ENDINGS, VOLUME_ENDINGS
+from .cli import run
+from .data import case_name, patient_name
+from .dicom import series_folders, series_problems
+from .errors import UserError
+from .geometry import grid_problem
+from .mirroring import settle_mirroring
+from .photos import PHOTO_ENDINGS, is_colored, is_photo
+from .scans import VOLUME_ENDINGS
 from .sources import Files
 from .store import Scan, write_dataset
 from .synthetic import write_dataset as write_volumes
@@ -130,7 +134,8 @@ def pancreas(
     options = {"protocol": protocol, "crop": crop, "allow_missing": allow_missing}
     record = {"command": "pancreas", "source": source, "options": options}
     files = {name: found for name, found in files.items() if name in listed}
-    _prepare(output, files, lists, about, record, process, allow_missing, crop)
+    settle = partial(settle_mirroring, kept=Path(str(output)) / "mirroring.json") if layout == "official" else None
+    _prepare(output, files, lists, about, record, process, allow_missing, crop, settle)
 
 
 def isic(source: str, output: str, seed: int = 1337, allow_missing: bool = False, **unknown: Any) -> None:
@@ -138,7 +143,7 @@ def isic(source: str, output: str, seed: int = 1337, allow_missing: bool = False
 
     Args:
         source: folder with ISIC2018_Task1-2_Training_Input, ISIC2018_Task1_Training_GroundTruth, and so on.
-        output: dataset folder. Photographs are copied, masks become 0 and 1.
+        output: dataset folder. Photographs are copied, masks become PNG files of 0 and 255.
         seed: of the labeled ones; smaller lists are within larger ones.
         allow_missing: prepare what is there, and leave the rest out of the lists.
         unknown: refused.
@@ -214,7 +219,7 @@ def own(
     Unlabeled scans of a patient who is kept for validation or test are left out.
 
     Args:
-        images: folder of NIfTI, NRRD, MetaImage, PNG or JPG files, or of folders with a DICOM series each.
+        images: folder of NIfTI, NRRD, MetaImage files or photographs, or of folders with a DICOM series each.
         output: dataset folder.
         labels: folder of labels named as their images, or NAME_seg, NAME_label, NAME_mask, NAME_gt; may hold fewer.
         validation: fraction of the labeled patients to keep for validation.
@@ -227,8 +232,8 @@ def own(
         unknown: refused.
     """
     _refuse(unknown)
-    names = classes.split(",") if isinstance(classes, str) else list(map(str, classes))
-    found = _own_files(Path(str(images)), None if labels is None else Path(str(labels)))
+    names = _class_names(classes)
+    found = _own_files(Path(str(images)), None if labels is None else Path(str(labels)), len(names) + 1)
     patients = {name: patient_name(name, patient_pattern) for name in found}
     labeled = [name for name, files in found.items() if files.label is not None]
     lists = _split_patients(labeled, patients, {"validation": float(validation), "test": float(test)}, int(seed))
@@ -236,7 +241,7 @@ def own(
     lists["unlabeled"] = [name for name in found if name not in labeled and patients[name] not in held_out]
     about = {
         "name": Path(str(output)).name,
-        "modality": {"0": modality},
+        "modality": _channels(found.values(), modality),
         "labels": dict(enumerate(["background", *names])),
     }
     options = {
@@ -249,7 +254,13 @@ def own(
         "seed": seed,
     }
     record = {"command": "own", "source": str(images), "options": options}
-    _prepare(str(output), found, {"datalist.json": lists}, about, record, partial(_check_labels, count=len(names)))
+    _prepare(str(output), found, {"datalist.json": lists}, about, record)
+
+
+def _channels(found: Iterable[Files], modality: str) -> dict[str, str]:
+    """Name the channels; one color photograph makes three, which grey ones among them are then read as."""
+    colored = any(isinstance(files.image, Path) and is_colored(files.image) for files in found)
+    return {"0": "red", "1": "green", "2": "blue"} if colored else {"0": str(modality)}
 
 
 def _prepare(
@@ -261,8 +272,9 @@ def _prepare(
     process: Callable[[dict], dict] | None = None,
     allow_missing: bool = False,
     crop: str = "none",
+    settle: Callable[[Mapping[str, Files]], Mapping[str, Files]] | None = None,
 ) -> None:
-    """Write the scans and the data lists that name them."""
+    """Write the scans and the data lists that name them; ``settle`` is what only all scans together can tell."""
     listed = dict.fromkeys(name for content in lists.values() for names in content.values() for name in names)
     missing = [name for name in listed if name not in files]
     # The benchmark crop needs the label of every scan, also of those that are then listed without it.
@@ -278,7 +290,9 @@ def _prepare(
         for file, content in lists.items()
     }
     names = [name for name in listed if name not in left_out]
-    scans = {name: _scan(name, files[name], process) for name in names}
+    files = files if settle is None else settle({name: files[name] for name in names})
+    one_structure = len(about["labels"]) == 2
+    scans = {name: _scan(name, files[name], process, one_structure) for name in names}
     datalists = {file: {**about, **_entries(content, scans)} for file, content in usable.items()}
     folder = write_dataset(output, list(scans.values()), datalists, record)
     print(f"{len(scans)} scans in {folder}; data lists: {', '.join(datalists)}")
@@ -297,11 +311,12 @@ def _entries(content: Lists, scans: Mapping[str, Scan]) -> dict[str, list[dict[s
     return entries
 
 
-def _scan(name: str, files: Files, process: Callable[[dict], dict] | None) -> Scan:
+def _scan(name: str, files: Files, process: Callable[[dict], dict] | None, one_structure: bool = False) -> Scan:
     read, has_label = partial(_read, files, process), files.label is not None
+    scan = Scan(name, read, has_label, made_from=files.made_from, one_structure=one_structure)
     if isinstance(files.image, Path):
-        return Scan(name, read, has_label, ending=files.image.suffix.lower(), label_ending=".png")
-    return Scan(name, read, has_label)
+        return replace(scan, ending=files.image.suffix.lower(), label_ending=".png")
+    return scan
 
 
 def _read(files: Files, process: Callable[[dict], dict] | None) -> dict[str, MetaTensor]:
@@ -310,28 +325,13 @@ def _read(files: Files, process: Callable[[dict], dict] | None) -> dict[str, Met
     sample = {"image": sources.read_volume(str(files.image)) if is_photo else files.image()}
     if files.label is not None:
         label = files.label()
-        if label.shape[1:] != sample["image"].shape[1:]:
-            found = f"{tuple(label.shape[1:])}, its image's {tuple(sample['image'].shape[1:])}"
-            raise ValueError(f"the label's size is {found}; they must be on one grid.")
-        if not np.allclose(label.affine, sample["image"].affine, atol=AFFINE_TOLERANCE):
-            raise ValueError("the label's affine differs from its image's; they must be on one grid.")
+        difference = grid_problem(label, sample["image"])
+        if difference is not None:
+            raise UserError(f"the label's {difference}; they must be on one grid.")
+        label.affine = sample["image"].affine
         sample["label"] = label
     sample = sample if process is None else process(sample)
     return sample | {"image": files.image} if is_photo else sample
-
-
-def _check_labels(sample: dict[str, MetaTensor], count: int) -> dict[str, MetaTensor]:
-    """Refuse labels other than 0 .. count; a single structure may also be marked with 255."""
-    values = np.unique(sample["label"].numpy()).tolist() if "label" in sample else []
-    if count == 1 and 255 in values and set(values) <= {0, 255}:
-        return sample | {"label": sample["label"] / 255}
-    wrong = [value for value in values if value not in range(count + 1)]
-    if wrong:
-        found = ", ".join(f"{value:g}" for value in wrong[:5])
-        raise ValueError(
-            f"labels must be whole numbers from 0 to {count}, found {found}; --classes names the structures."
-        )
-    return sample
 
 
 def _crop(margin: Sequence[int | None], size: Sequence[int]) -> list[Callable]:
@@ -383,7 +383,7 @@ def _detect(source: str, **layouts: Callable[[Path], dict[str, Files]]) -> tuple
     raise UserError(f"{source}: holds no scans in a known layout (found {', '.join(found) or 'nothing'}):", expected)
 
 
-def _own_files(images: Path, labels: Path | None) -> dict[str, Files]:
+def _own_files(images: Path, labels: Path | None, num_classes: int = 2) -> dict[str, Files]:
     """Pair images with labels by name."""
     found = {case_name(path): path for path in _scans_in(images)}
     if not found:
@@ -399,13 +399,8 @@ def _own_files(images: Path, labels: Path | None) -> dict[str, Files]:
         pairs.setdefault(name, path)
     if strays:
         raise UserError(f"{labels}: {len(strays)} label(s) without an image of their own, nothing was written:", strays)
-    return {
-        name: Files(
-            path if path.name.lower().endswith(PHOTO_ENDINGS) else partial(sources.read_volume, str(path)),
-            partial(sources.read_volume, str(pairs[name])) if name in pairs else None,
-        )
-        for name, path in found.items()
-    }
+    files = {name: sources.scan_files(path, pairs.get(name), num_classes) for name, path in found.items()}
+    return {name: made._replace(image=found[name]) if is_photo(found[name]) else made for name, made in files.items()}
 
 
 def _scans_in(folder: Path) -> list[Path]:
@@ -415,8 +410,9 @@ def _scans_in(folder: Path) -> list[Path]:
     endings = (*VOLUME_ENDINGS, *PHOTO_ENDINGS)
     files = [path for path in folder.rglob("[!.]*") if path.name.lower().endswith(endings)]
     series = series_folders(folder)
-    for path in series:
-        check_series(path)
+    problems = series_problems(series)
+    if problems:
+        raise UserError(f"{folder}: {len(problems)} DICOM series cannot be read, nothing was written:", problems)
     scans = sorted([*files, *series])
     names = defaultdict(list)
     for path in scans:
@@ -445,6 +441,16 @@ def _split_patients(
     return {"training": [name for name in names if patients[name] in rest], **lists}
 
 
+def _class_names(classes: str | Sequence[str]) -> list[str]:
+    names = [name.strip() for name in (classes.split(",") if isinstance(classes, str) else map(str, classes))]
+    if not all(names) or len(set(names)) < len(names) or any(name.isnumeric() for name in names):
+        raise UserError(
+            "--classes must be the names of the structures labeled 1, 2, ..., all different, such as liver,tumor; got "
+            f"{','.join(names)}."
+        )
+    return names
+
+
 def _check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UserError(f"--{flag} must be one of {', '.join(choices)}, got {value}.")
@@ -456,5 +462,4 @@ def _refuse(unknown: Mapping[str, Any]) -> None:
 
 
 if __name__ == "__main__":
-    show_user_errors_plainly()
-    fire.Fire({"la": la, "acdc": acdc, "pancreas": pancreas, "isic": isic, "own": own, "demo": demo, "check": check})
+    run({"la": la, "acdc": acdc, "pancreas": pancreas, "isic": isic, "own": own, "demo": demo, "check": check})

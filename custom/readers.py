@@ -5,46 +5,101 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import numpy as np
 from monai.config import KeysCollection
-from monai.data import MetaTensor
+from monai.data import MetaTensor, NibabelReader
 from monai.transforms import LoadImage, MapTransform
 
 from .dicom import SeriesReader
+from .geometry import grid_problem
 from .labels import to_label
 from .photos import PhotoReader
 
-__all__ = ["LoadScan", "LoadScand"]
+__all__ = ["LoadLabel", "LoadScan", "LoadScand"]
+
+
+class NiftiReader(NibabelReader):
+    """MONAI's ``NibabelReader``, which fails at colors; they become channels, without opacity."""
+
+    def _get_array_data(self, img: Any, filename: Any) -> np.ndarray:
+        array = super()._get_array_data(img, filename)
+        return array if array.dtype.names is None else np.stack([array[name] for name in "RGB"], -1)
 
 
 class LoadScan(LoadImage):
-    """MONAI's ``LoadImage``, channels first, with readers of photographs and of DICOM folders that lose nothing."""
+    """MONAI's ``LoadImage``, channels first, with readers of photographs and of DICOM folders that lose nothing.
 
-    def __init__(self) -> None:
+    Args:
+        in_channels: photographs get as many where that loses nothing, see :class:`custom.photos.PhotoReader`.
+        as_label: read masks instead of photographs.
+    """
+
+    def __init__(self, in_channels: int | None = None, as_label: bool = False) -> None:
         super().__init__(ensure_channel_first=True)
-        for reader in (PhotoReader(), SeriesReader()):
+        for reader in (NiftiReader(), PhotoReader(in_channels, as_label), SeriesReader()):
             self.register(reader)
+
+    def __call__(self, filename: Any, reader: Any = None) -> MetaTensor:
+        """Read a file, CH[WD], or the DICOM series in a folder; trailing axes of one voxel are left out."""
+        array = super().__call__(filename, reader)
+        while array.ndim > 4 and array.shape[-1] == 1:
+            array = array.squeeze(-1)
+        return array
+
+
+class LoadLabel(LoadScan):
+    """Reads a label through the gate, :func:`custom.labels.to_label`.
+
+    Args:
+        num_classes: values must lie in 0 .. num_classes - 1; None when it is not known.
+    """
+
+    def __init__(self, num_classes: int | None = None) -> None:
+        super().__init__(as_label=True)
+        self.num_classes = num_classes
+
+    def __call__(self, filename: Any, reader: Any = None) -> MetaTensor:
+        """Read a label, 1H[WD] of whole numbers.
+
+        Raises:
+            UserError: when it is not one.
+        """
+        return to_label(super().__call__(filename, reader), str(filename), self.num_classes)
 
 
 class LoadScand(MapTransform):
-    """MONAI's ``LoadImaged`` with :class:`LoadScan`, which also makes whole numbers of what is read as a label.
+    """MONAI's ``LoadImaged`` with :class:`LoadScan` for images and :class:`LoadLabel` for labels.
+
+    A label on its image's grid gets its image's affine, so that the two are resampled alike.
 
     Args:
         keys: paths of images and labels; they become CH[WD].
         label_keys: those among them that are labels, which become 1H[WD].
         allow_missing_keys: whether a sample may lack some.
+        in_channels: of photographs, see :class:`LoadScan`.
+        num_classes: of labels, see :class:`LoadLabel`.
     """
 
     def __init__(
-        self, keys: KeysCollection, label_keys: KeysCollection = "label", allow_missing_keys: bool = False
+        self,
+        keys: KeysCollection,
+        label_keys: KeysCollection = "label",
+        allow_missing_keys: bool = False,
+        in_channels: int | None = None,
+        num_classes: int | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         self.label_keys = tuple([label_keys] if isinstance(label_keys, str) else label_keys)
-        self.load = LoadScan()
+        self.load_image = LoadScan(in_channels)
+        self.load_label = LoadLabel(num_classes)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the files of a sample."""
         sample = dict(data)
         for key in self.key_iterator(sample):
-            array: MetaTensor = self.load(sample[key])
-            sample[key] = to_label(array, str(sample[key])) if key in self.label_keys else array
+            sample[key] = (self.load_label if key in self.label_keys else self.load_image)(sample[key])
+        if "image" in sample:
+            for key in self.label_keys:
+                if key in sample and grid_problem(sample[key], sample["image"]) is None:
+                    sample[key].affine = sample["image"].affine
         return sample

@@ -13,11 +13,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-import fire
 from monai.utils import optional_import
 
+from .cli import run
 from .drawing import COLORS
-from .errors import UserError, show_user_errors_plainly
+from .errors import UserError
 from .pages import Curve, draw_curves, embedded, overall, read_curves, read_rows, saved, write_page
 from .run_record import read_run_record
 from .tables import ALL, MEAN
@@ -111,5 +111,4 @@ def _setting(value: Any) -> str | None:
 
 
 if __name__ == "__main__":
-    show_user_errors_plainly()
-    fire.Fire(report)
+    run(report)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import threading
 import zipfile
@@ -53,6 +54,8 @@ RUNTIME_KEYS = {
         "ckpt_interval",
         "n_saved",
         "resume",
+        "lock",
+        "can_write",
         "max_iterations",
         "panel_interval",
         "collapse_patience",
@@ -89,8 +92,8 @@ class Stateful(Protocol):
 class Checkpoints:
     """Write the state of a training at regular intervals, and start it from the newest one.
 
-    Attach it last. On SIGTERM, with which clusters announce that they will stop a job, the iteration is finished, a
-    checkpoint written, and the program ends with exit code 75.
+    Attach it last. On SIGTERM, with which clusters announce that they will stop a job, and on Ctrl-C, the iteration is
+    finished, a checkpoint written, and the program ends with exit code 75. A second Ctrl-C ends it at once.
 
     Args:
         folder: where the checkpoints are, ``iteration_*.pt``.
@@ -133,6 +136,7 @@ class Checkpoints:
         self.rank = rank
         self.finished = False
         self.stop_requested = False
+        self.interrupted = False
 
     def attach(self, trainer: Engine) -> None:
         """Restore the newest checkpoint, and write new ones while ``trainer`` runs.
@@ -270,13 +274,23 @@ class Checkpoints:
             for part in self.folder.glob(f".part-{_PATTERN}"):  # of a training that was killed while it wrote
                 part.unlink()
         if threading.current_thread() is threading.main_thread():  # others must not, Python says
-            self.previous_handler = signal.signal(signal.SIGTERM, self._request_stop)
+            stops = (signal.SIGTERM, signal.SIGINT)
+            self.previous_handlers = {stop: signal.signal(stop, self._request_stop) for stop in stops}
 
     def _stop_listening(self, _: Engine) -> None:
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, self.previous_handler)
+            for stop, handler in self.previous_handlers.items():
+                signal.signal(stop, handler)
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        # torchrun hands on the Ctrl-C that the terminal has sent to every process already.
+        if number == signal.SIGINT and self.interrupted and "TORCHELASTIC_RUN_ID" not in os.environ:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        if number == signal.SIGINT and self.rank == 0 and not self.interrupted:
+            # Not print(), which may be at work just now.
+            os.write(2, b"\nStopping after this iteration, with a checkpoint; Ctrl-C again ends at once.\n")
+        self.interrupted = self.interrupted or number == signal.SIGINT
         self.stop_requested = True
 
 

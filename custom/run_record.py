@@ -9,7 +9,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Mapping
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -50,7 +50,7 @@ def write_run_record(
     iteration = checkpoints.trainer.state.iteration
     path = Path(folder) / RECORD
     session = {
-        "started": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "after_iteration": iteration,
         "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
         "host": platform.node(),
@@ -68,13 +68,13 @@ def write_run_record(
         "config": dict(config),
     }
     with whole_file(path) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n")
+        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
 
 def read_run_record(folder: str | Path) -> dict[str, Any]:
     """Read the record of a run; empty where there is none, or none that can be read."""
     try:
-        return json.loads((Path(folder) / RECORD).read_text())
+        return json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
 

@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from .data import Case, CaseRule, case_name, check_cases, groups, read_lists
 from .dicom import series_folders
 from .errors import UserError
+from .photos import PHOTO_ENDINGS
 
 __all__ = [
-    "PHOTO_ENDINGS",
     "VOLUME_ENDINGS",
     "Scans",
     "find_scans",
@@ -22,7 +22,6 @@ __all__ = [
 ]
 
 VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-PHOTO_ENDINGS = (".png", ".jpg", ".jpeg")
 
 
 class Scans(NamedTuple):

@@ -19,7 +19,8 @@ from monai.data import MetaTensor
 
 from .dicom import check_series, series_folders
 from .errors import UserError
-from .readers import LoadScan
+from .labels import to_label
+from .readers import LoadLabel, LoadScan
 
 __all__ = [
     "Files",
@@ -35,10 +36,22 @@ __all__ = [
 
 
 class Files(NamedTuple):
-    """How to read an image and, where there is one, its label, CH[WD]; a path is a photograph that is copied."""
+    """How to read an image and, where there is one, its label, CH[WD]; a path is a photograph that is copied.
+
+    ``made_from`` are the files and folders that are read, and what else the result hangs on.
+    """
 
     image: Callable[[], MetaTensor] | Path
     label: Callable[[], MetaTensor] | None = None
+    made_from: tuple[str, ...] = ()
+
+
+def scan_files(image: Path, label: Path | None, num_classes: int) -> Files:
+    """Read an image and its label as they are."""
+    read_image = partial(read_volume, str(image))
+    if label is None:
+        return Files(read_image, None, (str(image),))
+    return Files(read_image, partial(read_label, str(label), num_classes), (str(image), str(label)))
 
 
 def la_challenge(folder: Path) -> dict[str, Files]:
@@ -46,15 +59,14 @@ def la_challenge(folder: Path) -> dict[str, Files]:
     found = {}
     for image in sorted(folder.rglob("lgemri.nrrd")):
         label = image.with_name("laendo.nrrd")
-        read_label = partial(read_mask, str(label)) if label.is_file() else None
-        found[image.parent.name] = Files(partial(read_volume, str(image)), read_label)
+        found[image.parent.name] = scan_files(image, label if label.is_file() else None, num_classes=2)
     return found
 
 
 def la_community(folder: Path) -> dict[str, Files]:
     """The semi-supervised literature's copy: a folder per case with ``mri_norm2.h5``, normalized and cropped."""
     return {
-        path.parent.name: _h5_files(path, axes=(0, 1, 2), spacing=(0.625, 0.625, 0.625))
+        path.parent.name: _h5_files(path, axes=(0, 1, 2), spacing=(0.625, 0.625, 0.625), num_classes=2)
         for path in sorted(folder.rglob("mri_norm2.h5"))
     }
 
@@ -69,8 +81,7 @@ def acdc_official(folder: Path) -> dict[str, Files]:
             image, label = _nifti(stem), _nifti(stem.with_name(stem.name + "_gt"))
             if image is None:
                 raise UserError(f"{info}: says that {phase} is frame {frame}, but {stem.name}.nii.gz is missing.")
-            read_label = None if label is None else partial(read_volume, str(label))
-            found[f"{patient}_{phase}"] = Files(partial(read_volume, str(image)), read_label)
+            found[f"{patient}_{phase}"] = scan_files(image, label, num_classes=4)
     return found
 
 
@@ -81,22 +92,24 @@ def acdc_community(folder: Path) -> dict[str, Files]:
         match = re.fullmatch(r"(patient\d+)_frame0([12])", path.stem)
         if match:
             name = f"{match[1]}_{'ED' if match[2] == '1' else 'ES'}"
-            found[name] = _h5_files(path, axes=(2, 1, 0), spacing=(1.0, 1.0, 10.0))
+            found[name] = _h5_files(path, axes=(2, 1, 0), spacing=(1.0, 1.0, 10.0), num_classes=4)
     return found
 
 
 def pancreas(folder: Path) -> dict[str, Files]:
     """Pancreas-CT: DICOM series below ``PANCREAS_0001`` and so on, labels ``label0001.nii.gz``."""
     labels = {path.name[5:9]: path for path in sorted(folder.rglob("label[0-9][0-9][0-9][0-9].nii*"))}
-    found = {}
+    found, problems = {}, []
     for patient in sorted(path for path in folder.rglob("PANCREAS_[0-9][0-9][0-9][0-9]") if path.is_dir()):
         number = patient.name[-4:]
-        series = dicom_series(patient)
-        if number in labels:
-            read_label = partial(read_label_on, str(series), str(labels[number]))
-            found[number] = Files(partial(read_volume, str(series)), read_label)
-        else:
-            found[number] = Files(partial(read_volume, str(series)))
+        try:
+            series = dicom_series(patient)
+        except UserError as error:
+            problems.append(str(error))
+            continue
+        found[number] = scan_files(series, labels.get(number), num_classes=2)
+    if problems:
+        raise UserError(f"{folder}: {len(problems)} patient(s) cannot be read, nothing was written:", problems)
     return found
 
 
@@ -106,8 +119,8 @@ def pancreas_community(folder: Path) -> dict[str, Files]:
     for path in sorted(folder.rglob("*.h5")):
         match = re.fullmatch(r"(?:image)?(\d{4})(?:_norm)?", path.stem)
         if match:
-            files = _h5_files(path, axes=(0, 1, 2), spacing=(1.0, 1.0, 1.0))
-            found[match[1]] = Files(partial(_to_hounsfield, files.image), files.label)
+            files = _h5_files(path, axes=(0, 1, 2), spacing=(1.0, 1.0, 1.0), num_classes=2)
+            found[match[1]] = files._replace(image=partial(_to_hounsfield, files.image))
     return found
 
 
@@ -120,8 +133,7 @@ def isic_official(folder: Path, part: str) -> dict[str, Files]:
     found = {}
     for image in sorted(folder.glob(f"**/ISIC2018_Task1-2_{part}_Input/ISIC_*.jpg")):
         masks = folder.glob(f"**/ISIC2018_Task1_{part}_GroundTruth/{image.stem}_segmentation.png")
-        mask = next(iter(masks), None)
-        found[image.stem] = Files(image, None if mask is None else partial(read_mask, str(mask)))
+        found[image.stem] = scan_files(image, next(iter(masks), None), num_classes=2)._replace(image=image)
     return found
 
 
@@ -135,51 +147,21 @@ def read_volume(path: str) -> MetaTensor:
     return LoadScan()(path)
 
 
-def read_mask(path: str) -> MetaTensor:
-    """Read a label whose structure may be marked with 1 or 255."""
-    mask = read_volume(path)
-    values = set(torch.unique(mask.as_tensor()).tolist())
-    if not values <= {0, 1} and not values <= {0, 255}:
-        raise ValueError(f"{path}: expected 0 and 255, or 0 and 1, found {sorted(values)[:5]}.")
-    return (mask > 0).float()
-
-
-def read_label_on(image_path: str, label_path: str) -> MetaTensor:
-    """Read a label onto its image's grid, of which it may be mirrored in plane.
-
-    Pancreas-CT's labels and DICOM series disagree about the direction of an axis, and not every copy in the same way.
-    So of the mirrorings in plane, the one is taken under which the labeled voxels look most like soft tissue.
-
-    Raises:
-        ValueError: when the sizes differ, or no mirroring puts the label on soft tissue.
-    """
-    image, label = read_volume(image_path), read_volume(label_path)
-    if image.shape != label.shape:
-        raise ValueError(f"{label_path}: size {_size(label)} differs from its image's {_size(image)}.")
-    flips: list[tuple[int, ...]] = [(), (1,), (2,), (1, 2)]
-    candidates = [label.as_tensor().flip(axes) for axes in flips]
-    shares = [_soft_tissue_share(image.as_tensor(), candidate > 0) for candidate in candidates]
-    best = int(np.argmax(shares))
-    if shares[best] < 0.5:
-        raise ValueError(f"{label_path}: lies on soft tissue in no direction, at best {shares[best]:.0%} of it.")
-    return MetaTensor((candidates[best] > 0).float(), meta=image.meta, affine=image.affine)
-
-
-def _soft_tissue_share(image: torch.Tensor, mask: torch.Tensor) -> float:
-    """Share of the masked voxels of a CT between 0 and 250 HU, where enhanced organs are; air and fat are below."""
-    values = image[mask]
-    return float(((values > 0) & (values < 250)).float().mean()) if values.numel() else 0.0
+def read_label(path: str, num_classes: int) -> MetaTensor:
+    """Read a label of whole numbers from 0 to ``num_classes`` - 1."""
+    return LoadLabel(num_classes)(path)
 
 
 def dicom_series(folder: Path) -> Path:
     """Find the folder of the one DICOM series below a folder, and check its slices.
 
     Raises:
-        UserError: when there is none or several, or slices are missing, double, or differ in orientation.
+        UserError: in one line, when there is none or several, or its slices are not one volume on one grid.
     """
     folders = series_folders(folder)
     if len(folders) != 1:
-        raise UserError(f"{folder}: expected one folder of DICOM files, found {len(folders)}.", list(map(str, folders)))
+        where = f" ({', '.join(map(str, folders))})" if folders else ""
+        raise UserError(f"{folder}: expected one folder of DICOM files, found {len(folders)}{where}.")
     check_series(folders[0])
     return folders[0]
 
@@ -198,19 +180,22 @@ def _nifti(stem: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _h5_files(path: Path, axes: Sequence[int], spacing: Sequence[float]) -> Files:
-    return Files(*(partial(read_h5, str(path), key, tuple(axes), tuple(spacing)) for key in ("image", "label")))
+def _h5_files(path: Path, axes: Sequence[int], spacing: Sequence[float], num_classes: int) -> Files:
+    read = partial(read_h5, str(path), axes=tuple(axes), spacing=tuple(spacing))
+    return Files(partial(read, "image"), partial(read, "label", num_classes=num_classes), (str(path),))
 
 
-def read_h5(path: str, key: str, axes: Sequence[int], spacing: Iterable[float]) -> MetaTensor:
-    """Read a volume out of an h5 file, which has no geometry; ``axes`` brings it into the order x, y, z."""
+def read_h5(
+    path: str, key: str, axes: Sequence[int], spacing: Iterable[float], num_classes: int | None = None
+) -> MetaTensor:
+    """Read a volume out of an h5 file, which has no geometry; ``axes`` brings it into the order x, y, z.
+
+    With ``num_classes`` it is a label.
+    """
     import h5py
 
     with h5py.File(path) as file:
         volume: Any = file[key][()]
     affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
-    return MetaTensor(np.ascontiguousarray(volume.transpose(axes)[None], np.float32), affine=affine)
-
-
-def _size(volume: MetaTensor) -> tuple[int, ...]:
-    return tuple(volume.shape[1:])
+    array = MetaTensor(np.ascontiguousarray(volume.transpose(axes)[None], np.float32), affine=affine)
+    return array if num_classes is None else to_label(array, f"{path}, {key}", num_classes)

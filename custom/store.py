@@ -1,8 +1,9 @@
 """Write a dataset folder so that an interruption never leaves a file that looks whole and is not.
 
 A folder holds ``images/``, ``labels/``, data lists, and ``prepare.json``: what was prepared from where with which
-options, and a checksum per file. Files are written under another name and renamed when they are complete; a second run
-takes up where the first one stopped; data lists come last.
+options, a checksum per file, and a hash of the sizes and times of what each scan was made from. Files are written under
+another name and renamed when they are complete; a second run takes up where the first one stopped, and makes again what
+was made from files that have changed; data lists come last.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from monai.data import MetaTensor, PILWriter
 from tqdm import tqdm
 
 from .errors import UserError
-from .files import whole_file
+from .files import fingerprint, whole_file
+from .labels import to_label
 from .nifti import NiftiWriter
 from .parallel import process_pool
 
@@ -46,6 +48,9 @@ class Scan:
         has_label: whether ``read`` returns a label.
         ending: of the image's file.
         label_ending: of the label's file.
+        made_from: files and folders that ``read`` reads, and what else its result hangs on, see
+            :func:`custom.files.fingerprint`.
+        one_structure: whether the label has one; a PNG, which people look at, then marks it 255.
     """
 
     name: str
@@ -53,6 +58,8 @@ class Scan:
     has_label: bool
     ending: str = ".nii.gz"
     label_ending: str = ".nii.gz"
+    made_from: tuple[str, ...] = ()
+    one_structure: bool = False
 
     def path(self, key: str) -> str:
         """Path of ``image`` or ``label`` relative to the dataset folder."""
@@ -84,9 +91,16 @@ def write_dataset(
     """
     output = Path(output)
     record = {**json.loads(json.dumps(record)), "versions": {name: version(name) for name in PACKAGES}}
-    files = _finished_files(output, record)
-    waiting = [scan for scan in scans if not all(files.get(path) for path in scan.paths.values())]
-    problems = _write_scans(output, waiting, {**record, "files": files})
+    made_from = {scan.name: fingerprint(scan.made_from) for scan in scans}  # before anything is read
+    files, earlier = _finished_files(output, record)
+    done = {
+        scan.name
+        for scan in scans
+        if all(files.get(path) for path in scan.paths.values()) and earlier.get(scan.name) == made_from[scan.name]
+    }
+    waiting = [scan for scan in scans if scan.name not in done]
+    record |= {"files": files, "made_from": {name: made for name, made in made_from.items() if name in done}}
+    problems = _write_scans(output, waiting, record, made_from)
     if problems:
         hint = "what was written is kept, the data lists are not; run the same command again when this is put right:"
         raise UserError(f"{output}: {len(problems)} of {len(scans)} scans could not be prepared; {hint}", problems)
@@ -101,20 +115,22 @@ def write_json(path: Path, content: Any) -> None:
         part.write_text(json.dumps(content, indent=1) + "\n")
 
 
-def _finished_files(output: Path, record: Mapping[str, Any]) -> dict[str, str]:
-    """Checksums of the files that an earlier run completed; those that have changed since are left out."""
+def _finished_files(output: Path, record: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
+    """What an earlier run completed: checksums of files that have not changed since, and hashes of their sources."""
     if not (output / RECORD).is_file():
-        return {}
+        return {}, {}
     earlier = json.loads((output / RECORD).read_text())
     changed = [key for key in record if key != "versions" and record[key] != earlier.get(key)]
     if changed:
         lines = [f"{key}: {earlier.get(key)} before, {record[key]} now" for key in changed]
         raise UserError(f"{output}: holds data prepared otherwise; choose another --output, or remove it:", lines)
-    files = earlier["files"]
-    return {path: digest for path, digest in files.items() if _checksum(output / path) == digest}
+    files = {path: digest for path, digest in earlier["files"].items() if _checksum(output / path) == digest}
+    return files, earlier.get("made_from", {})
 
 
-def _write_scans(output: Path, scans: Sequence[Scan], record: dict[str, Any]) -> list[str]:
+def _write_scans(
+    output: Path, scans: Sequence[Scan], record: dict[str, Any], made_from: Mapping[str, str]
+) -> list[str]:
     """Write scans in parallel, keeping ``prepare.json`` up to date; return what went wrong."""
     problems, last = [], time.monotonic()
     with process_pool() as pool, tqdm(total=len(scans), desc="Preparing", unit="scan") as bar:
@@ -123,7 +139,9 @@ def _write_scans(output: Path, scans: Sequence[Scan], record: dict[str, Any]) ->
             for future in as_completed(futures):
                 error = future.exception()
                 if error is None:
+                    name = futures[future].name
                     record["files"] |= future.result()
+                    record["made_from"][name] = made_from[name]
                 else:
                     problems.append(f"{futures[future].name}: {_reason(error)}")
                     if getattr(error, "errno", None) == errno.ENOSPC:
@@ -151,21 +169,23 @@ def _write_scan(output: Path, scan: Scan) -> dict[str, str]:
     sample = scan.read()
     digests = {}
     for key, path in scan.paths.items():
-        digests[path] = _write(output / path, sample[key], is_label=key == "label")
+        is_label = key == "label"
+        content = to_label(sample[key], path) if is_label else sample[key]
+        digests[path] = _write(output / path, content, is_label, white=255 if is_label and scan.one_structure else None)
     return digests
 
 
-def _write(path: Path, content: MetaTensor | Path, is_label: bool) -> str:
+def _write(path: Path, content: MetaTensor | Path, is_label: bool, white: int | None = None) -> str:
     with whole_file(path) as part:
         if isinstance(content, Path):
             shutil.copyfile(content, part)
         else:
-            _write_array(part, content, np.uint8 if is_label else _compact_dtype(content))
+            _write_array(part, content, np.uint8 if is_label else _compact_dtype(content), white)
         return _checksum(part)
 
 
-def _write_array(path: Path, array: MetaTensor, dtype: type) -> None:
-    writer = PILWriter(dtype, scale=None) if path.suffix == ".png" else NiftiWriter(dtype)
+def _write_array(path: Path, array: MetaTensor, dtype: type, white: int | None) -> None:
+    writer = PILWriter(dtype, scale=white) if path.suffix == ".png" else NiftiWriter(dtype)
     writer.set_data_array(array, channel_dim=0, squeeze_end_dims=True)
     writer.set_metadata({**array.meta, "affine": array.affine}, resample=False)
     writer.write(path)

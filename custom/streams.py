@@ -186,9 +186,11 @@ class StreamLoader:
 def start_worker(_: int) -> None:
     """Prepare a worker process of a loader.
 
-    A cluster that is about to stop a job may send SIGTERM to each of its processes. The main one then writes a
-    checkpoint, and needs its workers until it has, so they obey that signal only when the main process sends it.
+    A cluster that is about to stop a job may send SIGTERM to each of its processes, and a terminal sends Ctrl-C to each
+    of them. The main one then writes a checkpoint, and needs its workers until it has, so they obey SIGTERM only when
+    the main process sends it, and leave Ctrl-C to that.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(signal, "sigwaitinfo"):  # not on macOS and Windows
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
         threading.Thread(target=_obey_parent, daemon=True).start()

@@ -88,7 +88,7 @@ def write_photos(
     seed: int = 0,
     name: str = "synthetic.json",
 ) -> Path:
-    """Write a dataset folder as :func:`write_dataset`, with JPG photographs of moles and PNG masks (0 and 1)."""
+    """Write a dataset folder as :func:`write_dataset`, with JPG photographs of moles and PNG masks (0 and 255)."""
 
     def cases(number: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         yield f"photo_{number:03d}", *make_photo(np.random.default_rng([seed, number]), size)
@@ -224,7 +224,7 @@ def _write(
                 if list_name != "unlabeled":
                     case["label"] = _save(path.parent / "labels" / name, label, spacing)
                 content[list_name].append(case)
-    path.write_text(json.dumps(content, indent=1) + "\n")
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return path
 
 
@@ -233,7 +233,7 @@ def _save(stem: Path, volume: np.ndarray, spacing: Sequence[float] | None) -> st
     stem.parent.mkdir(parents=True, exist_ok=True)
     if spacing is None:
         path = stem.with_name(stem.name + (".jpg" if volume.ndim == 3 else ".png"))
-        Image.fromarray(volume).save(path)
+        Image.fromarray(volume if volume.ndim == 3 else volume * 255).save(path)
         return f"{path.parent.name}/{path.name}"
     path = stem.with_name(stem.name + ".nii.gz")
     affine = np.diag([*spacing, 1.0])

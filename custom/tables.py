@@ -16,7 +16,8 @@ from monai.data.utils import affine_to_spacing
 
 from .data import case_name
 from .distributed import gather_in_turn
-from .files import whole_file
+from .errors import UserError
+from .files import FILE_NAMES, whole_file
 from .geometry import lacks_spacing
 from .metrics import case_metrics
 
@@ -116,7 +117,7 @@ class VolumeTable:
     ) -> None:
         unknown = {*(densities or {}), *ventricles} - set(class_names)
         if unknown:
-            raise ValueError(f"densities and ventricles must name classes of {list(class_names)}, got {unknown}.")
+            raise UserError(f"densities and ventricles must name classes of {list(class_names)}, got {unknown}.")
         self.folder = Path(folder)
         self.class_names = tuple(class_names)
         self.densities = dict(densities or {})
@@ -202,7 +203,7 @@ def ejection_fraction(frames: Sequence[Row], name: str) -> Row:
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write rows, whose columns may differ, with four decimals; the file is replaced when all are written."""
-    with whole_file(path) as part, open(part, "w", newline="") as file:
+    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8", errors=FILE_NAMES) as file:
         writer = csv.DictWriter(file, _columns(rows))
         writer.writeheader()
         writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)

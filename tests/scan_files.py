@@ -1,5 +1,6 @@
 """Write volumes to the formats that scanners and archives use."""
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import itk
@@ -36,9 +37,15 @@ def write_nifti(path: Path, volume: np.ndarray, affine: np.ndarray = OBLIQUE) ->
 
 
 def write_dicom(
-    folder: Path, volume: np.ndarray, spacing=(0.7, 0.8, 2.0), leave_out=(), uid="1.2.3", turned=None
+    folder: Path,
+    volume: np.ndarray,
+    spacing=(0.7, 0.8, 2.0),
+    leave_out=(),
+    uid="1.2.3",
+    turned=None,
+    edit: Callable | None = None,
 ) -> None:
-    """Write x, y, z voxels in HU as a DICOM series, one file per slice."""
+    """Write x, y, z voxels in HU as a DICOM series, one file per slice; ``edit`` gets each header and its number."""
     import pydicom
     from pydicom.dataset import FileDataset, FileMetaDataset
 
@@ -61,4 +68,43 @@ def write_dicom(
         header.SamplesPerPixel, header.PhotometricInterpretation = 1, "MONOCHROME2"
         header.RescaleIntercept, header.RescaleSlope = 0, 1
         header.PixelData = np.ascontiguousarray(volume[:, :, k].T.astype(np.int16)).tobytes()
+        if edit is not None:
+            edit(header, k)
         header.save_as(folder / f"{k:03d}.dcm", enforce_file_format=True)
+
+
+def write_multiframe(
+    path: Path, volume: np.ndarray, heights: Sequence[float], slopes: Sequence[float] | None = None
+) -> None:
+    """Write x, y, z voxels as one enhanced CT file, a frame per slice; heights in mm, None for no position."""
+    import pydicom
+    from pydicom.dataset import Dataset
+
+    def group(name: str, **values) -> Dataset:
+        item, macro = Dataset(), Dataset()
+        for key, value in values.items():
+            setattr(macro, key, value)
+        setattr(item, name, [macro])
+        return item
+
+    write_dicom(path.parent, volume[:, :, :1])
+    header = pydicom.dcmread(path.parent / "000.dcm")
+    (path.parent / "000.dcm").unlink()
+    for name in ("ImagePositionPatient", "ImageOrientationPatient", "PixelSpacing", "RescaleSlope", "RescaleIntercept"):
+        delattr(header, name)
+    header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = pydicom.uid.EnhancedCTImageStorage
+    header.NumberOfFrames = volume.shape[2]
+    header.PixelData = np.ascontiguousarray(volume.T.astype(np.int16)).tobytes()
+    shared = group("PixelMeasuresSequence", PixelSpacing=[0.8, 0.7], SliceThickness=2)
+    shared.update(group("PlaneOrientationSequence", ImageOrientationPatient=[1, 0, 0, 0, 1, 0]))
+    header.SharedFunctionalGroupsSequence = [shared]
+    frames = []
+    for k, height in enumerate(heights):
+        slope = 1 if slopes is None else slopes[k]
+        frame = group("PixelValueTransformationSequence", RescaleSlope=slope, RescaleIntercept=0)
+        if height is not None:
+            frame.update(group("PlanePositionSequence", ImagePositionPatient=[0, 0, height]))
+        frame.update(group("FrameContentSequence", TemporalPositionIndex=k))
+        frames.append(frame)
+    header.PerFrameFunctionalGroupsSequence = frames
+    header.save_as(path, enforce_file_format=True)

@@ -503,12 +503,16 @@ def test_another_kind_of_cache_is_refused(run_bundle, tiny_dataset):
 
 
 @pytest.mark.parametrize("bundle", ["crossmatch_isic"], indirect=True)
-def test_masks_of_photographs_have_their_size(trained, run_bundle, tmp_path):
+def test_masks_of_photographs_have_the_size_that_viewers_show(trained, run_bundle, tmp_path):
     (tmp_path / "photos").mkdir()
     for name, size in {"wide.jpg": (30, 50), "tall.png": (61, 33)}.items():
         Image.fromarray(make_photo(np.random.default_rng(0), size)[0]).save(tmp_path / "photos" / name)
+    photo, exif = Image.open(tmp_path / "photos" / "wide.jpg"), Image.Exif()
+    exif[0x0112] = 6  # stored on its side; viewers show it upright
+    photo.save(tmp_path / "photos" / "turned.jpg", exif=exif)
+    photo.convert("L").save(tmp_path / "photos" / "grey.png")
     run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "photos"))
-    for name, size in {"wide": (30, 50), "tall": (61, 33)}.items():
+    for name, size in {"wide": (30, 50), "tall": (61, 33), "turned": (50, 30), "grey": (30, 50)}.items():
         mask = np.asarray(Image.open(tmp_path / "eval" / f"{name}_seg.png"))
         assert mask.shape == size
-        assert set(np.unique(mask)) <= {0, 1}
+        assert set(np.unique(mask)) <= {0, 255}

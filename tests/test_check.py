@@ -9,7 +9,7 @@ import pytest
 
 from custom.check import check_folder
 from custom.errors import UserError
-from custom.synthetic import write_hearts
+from custom.synthetic import write_hearts, write_photos
 
 
 def _check(datalist, **settings) -> dict:
@@ -68,7 +68,35 @@ def test_a_patient_in_two_lists_is_wrong(tmp_path, edit):
     assert "patient001 is in 'training' and 'validation'" in _check(datalist, patient_pattern=r"patient\d+")["error"]
 
 
+def test_color_photographs_pass_whatever_the_modality_says(tmp_path, edit):
+    datalist = write_photos(tmp_path, {"training": 2}, size=(24, 20))
+    for modality in ({"0": "RGB"}, "RGB", "dermoscopy", {"0": "red", "1": "green", "2": "blue"}, None):
+        edit(datalist, lambda content, modality=modality: content.update(modality=modality))
+        assert "error" not in _check(datalist), modality
+
+
+def test_a_modality_given_as_text_is_one_channel(own_dataset, edit):
+    edit(own_dataset, lambda content: content.update(modality="MRI"))
+    assert "error" not in _check(own_dataset)
+
+
+@pytest.mark.parametrize(
+    "labels", [{"0": "background", "1": "a", "2": "b"}, {"background": 0, "a": 1, "b": 2}, ["background", "a", "b"]]
+)
+def test_labels_are_counted_however_they_are_listed(labels, own_dataset, edit):
+    edit(own_dataset, lambda content: content.update(labels=labels))
+    assert set(_check(own_dataset)["cases"][0]["voxels"]) == {"1", "2"}
+
+
 def test_a_folder_without_data_lists_is_refused(tmp_path):
     (tmp_path / "prepare.json").write_text("{}")
     with pytest.raises(UserError, match="holds no data list"):
         check_folder(tmp_path, tmp_path / "report.json")
+
+
+def test_findings_are_shown_where_the_report_cannot_be_written(own_dataset, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    check_folder(own_dataset.parent, tmp_path / "file" / "new" / "report.json")
+    shown = capsys.readouterr().out
+    assert "oddities" in shown
+    assert "report.json (Not a directory); give --output another file." in shown

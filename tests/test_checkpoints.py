@@ -194,7 +194,7 @@ def test_an_output_that_cannot_be_written_is_named(source, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("flags", "message"), [({"overwrite": "no"}, "--overwrite must be True or False"), ({"ouput": 1}, "unknown flag")]
+    ("flags", "message"), [({"overwrite": "no"}, "--overwrite must be true or false"), ({"ouput": 1}, "unknown flag")]
 )
 def test_wrong_flags_are_refused(flags, message, source, tmp_path):
     with pytest.raises(UserError, match=message):

@@ -1,7 +1,14 @@
+import shlex
+import sys
+
 import pytest
+import torch
+from conftest import BUNDLES, TINY_3D
+from fire.parser import DefaultParseValue
 from monai.bundle import ConfigWorkflow
 
 from custom.errors import UserError
+from custom.settings import typed_settings
 
 
 def _workflow(tmp_path, text: str = "", **overrides):
@@ -51,3 +58,224 @@ def test_a_bundle_newer_than_the_code_does_not_run(tmp_path):
     with pytest.raises(RuntimeError) as caught:
         workflow.initialize()
     assert any("the bundle is version 99.0.0, newer than the code" in cause for cause in _causes(caught.value))
+
+
+@pytest.fixture
+def typed(monkeypatch, tmp_path):
+    """Initialize a run of a bundle as `monai.bundle run` does with what is typed: Fire reads it, and drops None."""
+
+    def initialize(
+        *line: str, bundle: str = "crossmatch_la", run: str = "training", overlay: str = "", **api
+    ) -> ConfigWorkflow:
+        monkeypatch.setattr(sys, "argv", ["/lib/monai/bundle/__main__.py", "run", run, *line])
+        values = {key: DefaultParseValue(str(value)) for key, value in typed_settings(["run", run, *line]).items()}
+        config = "inference" if run == "inference" else "train"
+        files = [str(BUNDLES[bundle].configs / f"{config}.yaml")]
+        if run == "evaluating":
+            files.append(str(BUNDLES[bundle].configs / "evaluate.yaml"))
+        if overlay:
+            (tmp_path / "overlay.yaml").write_text(overlay)
+            files.append(str(tmp_path / "overlay.yaml"))
+        given = {key: value for key, value in values.items() if value is not None}
+        root = str(BUNDLES[bundle].folder)  # or MONAI looks through the stack for it
+        workflow = ConfigWorkflow(files, run_id=run, bundle_root=root, **given, **api)
+        workflow.initialize()
+        return workflow
+
+    return initialize
+
+
+def _problems(typed, *line: str, **how) -> str:
+    with pytest.raises(RuntimeError) as caught:
+        typed(*line, **how)
+    (text,) = {cause for cause in _causes(caught.value) if "nothing was run" in cause and "Failed" not in cause}
+    return text
+
+
+#: What is typed, in which bundle, and what is computed with.
+TYPED = [
+    ("--amp false", "la", "amp", False),
+    ("--amp no", "la", "validate::inferer::amp", False),
+    ("--amp=OFF", "la", "amp", False),
+    ("--amp 1", "la", "amp", True),
+    ("--amp", "la", "amp", True),
+    ("--resume false", "la", "resume", False),
+    ("--compile yes", "la", "compile", True),
+    ("--class_names liver", "la", "class_names", ["liver"]),
+    ("--class_names liver", "la", "num_classes", 2),
+    ("--class_names liver,tumor", "la", "num_classes", 3),
+    ("--class_names [no,tumor]", "la", "class_names", ["no", "tumor"]),
+    ("--output_dir 20240611", "la", "metrics", "20240611/metrics.csv"),
+    ("--output_dir 1e3", "la", "output_dir", "1e3"),
+    ("--output_dir true", "la", "output_dir", "true"),
+    ("--output_dir None", "la", "output_dir", "None"),
+    ("--output_dir a,b", "la", "output_dir", "a,b"),
+    ("--output_dir 0.10", "la", "cache_dir", "0.10/cache"),
+    ("--output_dir out#1", "la", "output_dir", "out#1"),
+    ("--ckpt_dir a/b#c@d", "la", "best_weights::path", "a/b#c@d/model_best.pt"),
+    ("--dataset_dir a::b", "la", "datalist", "a::b/labeled_8.json"),
+    ("--learning_rate 1e-3", "la", "optimizer::lr", 0.001),
+    ("--max_iterations 1e3", "la", "schedule_iterations", 1214),
+    ("--ema_decay null", "la", "ema_decay", None),
+    ("--ema_decay 0.99", "la", "ema_decay", 0.99),
+    ("--spacing None", "la", "spacing", None),
+    ("--spacing 1,1,2.5", "la", "spacing", [1, 1, 2.5]),
+    ("--slice_axis None --patch_size 64,64", "acdc", "slice_axis", None),
+    ("--patch_size 96,96", "acdc", "stride", [96, 96]),
+    ("--patch_size [96,96]", "acdc", "patch_size", [96, 96]),
+    ("--patch_size (96,96)", "acdc", "patch_size", [96, 96]),
+    ("--window -200,300.5", "pancreas", "window", [-200, 300.5]),
+    ("--num_workers 0", "la", "num_workers", 0),
+    ("--loss_weights::distillation 0.25", "la", "loss_weights::distillation", 0.25),
+    ("--loss_weights#distillation 0", "la", "loss_weights::distillation", 0),
+    ("--train::dataset::cache_rate 5e-1", "la", "train::dataset::cache_rate", 0.5),
+    ("--loss::include_background no", "acdc", "loss::include_background", False),
+    ("--network_def::dropout 0.1,0.1,0.1,0.1,0.1", "la", "network_def::dropout", [0.1] * 5),
+    ("--network_def::dropout 0.2", "acdc", "network_def::dropout", 0.2),
+    ("--unsupervised_weight '{start: 0}'", "la", "unsupervised_weight", {"start": 0}),
+    ("--threshold 0.9", "la", "threshold", 0.9),
+    ("--experiment_name 12", "la", "experiment_name", 12),
+    ("--cache none", "la", "cache", "none"),
+    ("--patient_pattern 'p#\\d'", "la", "patient_pattern", "p#\\d"),
+]
+
+
+@pytest.mark.parametrize(("line", "bundle", "key", "expected"), TYPED)
+def test_settings_mean_what_was_typed(line, bundle, key, expected, typed):
+    run = "evaluating" if key == "metrics" else "training"
+    key = "metrics_file" if key == "metrics" else key
+    found = typed(*shlex.split(line), bundle=f"crossmatch_{bundle}", run=run).parser
+    keyword = "instantiate" if "::" in key else "lazy"
+    value = found.get_parsed_content(key, **{keyword: True})
+    assert value == expected
+    assert type(value) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "expected"),
+    [
+        ("--uncertainty false", "inferer::uncertainty", False),
+        ("--keep_largest 1", "keep_largest", [1]),
+        ("--keep_largest []", "keep_largest", []),
+        ("--test_time_flips 0", "test_time_flips", [0]),
+        ("--files scans", "files", "scans"),
+        ("--files [a#1.nii,b.nii]", "files", ["a#1.nii", "b.nii"]),
+        ("--dataset_dir 7", "files", "7"),
+        ("--datalist null", "datalist", None),
+        ("--densities '{left_atrium: 1e0}'", "densities", {"left_atrium": 1.0}),
+    ],
+)
+def test_settings_of_inference_mean_what_was_typed(line, key, expected, typed):
+    assert typed(*shlex.split(line), run="inference").parser.get_parsed_content(key) == expected
+
+
+def test_texts_in_an_overlay_and_from_a_program_are_read_alike(typed):
+    overlay = """
+amp: "false"
+learning_rate: 1e-4
+output_dir: 20240611
+ckpt_dir: models#2
+class_names: liver
+patch_size: 64,64,32
+train::dataset::cache_rate: "0.5"
+"""
+    parser = typed(overlay=overlay, compile="no", num_workers="2", ema_decay="none", dataset_dir="a#b").parser
+    expected = {
+        "amp": False,
+        "learning_rate": 1e-4,
+        "output_dir": "20240611",
+        "ckpt_dir": "models#2",
+        "num_classes": 2,
+        "patch_size": [64, 64, 32],
+        "compile": False,
+        "num_workers": 2,
+        "ema_decay": None,
+        "datalist": "a#b/labeled_8.json",
+        "train::dataset::cache_rate": 0.5,
+    }
+    assert {key: parser.get_parsed_content(key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--amp maybe", "--amp: expected true or false, such as --amp true; got maybe."),
+        ("--amp null", "--amp: expected true or false, such as --amp true; got null."),
+        ("--amp 2", "got 2"),
+        ("--max_iterations ten", "--max_iterations: expected a whole number, such as --max_iterations 14000; got ten."),
+        ("--max_iterations true", "got true"),
+        ("--max_iterations", "got no value"),
+        ("--seed 1.5", "--seed: expected a whole number"),
+        ("--eta 0,3", "--eta: expected a number, such as --eta 0.3; got 0,3."),
+        ("--learning_rate high", "--learning_rate: expected a number, such as --learning_rate 0.001; got high."),
+        ("--output_dir", "--output_dir: expected a text, such as --output_dir out; got no value."),
+        (
+            "--patch_size 96",
+            "--patch_size: expected a list of whole numbers, such as --patch_size '[112, 112, 80]'; got 96",
+        ),
+        ("--patch_size big", "got big"),
+        (
+            "--class_names",
+            "--class_names: expected a list of texts, such as --class_names '[liver, tumor]'; got no value",
+        ),
+        ("--loss_weights 0.5", "--loss_weights: expected a mapping"),
+        ("--loss_weights::distillation some", "--loss_weights::distillation: expected a number"),
+        ("--resume perhaps", "--resume: expected true or false"),
+        ("--num_workers many", "--num_workers: expected a whole number"),
+        ("--optimizer adam", "--optimizer: expected a component"),
+        ("--optimizer::fused maybe", "--optimizer::fused: expected true or false"),
+    ],
+)
+def test_a_setting_of_another_kind_is_refused_with_flag_kind_and_example(line, message, typed):
+    assert message in _problems(typed, *line.split())
+
+
+def test_all_settings_of_another_kind_are_listed_together(typed):
+    assert _problems(typed, "--amp", "maybe", "--seed", "x", "--eta", "y").count("\n  - ") == 3
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--batch_size 0", "--batch_size: must be at least 1, got 0."),
+        ("--max_iterations -5", "--max_iterations: must be at least 1, got -5."),
+        ("--schedule_iterations 0", "--schedule_iterations: must be at least 1, got 0."),
+        ("--learning_rate 0", "--learning_rate: must be more than 0, got 0."),
+        ("--eta 1.5", "--eta: must be at least 0 and at most 1, got 1.5."),
+        ("--feature_dropout 0.25,1", "--feature_dropout: must be at least 0 and below 1, got [0.25, 1]."),
+        ("--ema_decay 1", "--ema_decay: must be more than 0 and below 1, got 1."),
+        ("--n_saved 1", "--n_saved: must be at least 2, got 1."),
+        ("--num_workers -1", "--num_workers: must be at least 0, got -1."),
+        ("--seed -1", "--seed: must be at least 0 and at most 4294967295, got -1."),
+        ("--spacing 1,0,1", "--spacing: must be more than 0, got [1, 0, 1]."),
+        ("--loss_weights::distillation -1", "--loss_weights: must be at least 0"),
+        ("--threshold 95", "--threshold: must be at least 0 and at most 1, got 95."),
+        (
+            "--unsupervised_weight '{start: 0, end: 1, delay: -5, rampup_iterations: 5}'",
+            "must be at least 0, got {start",
+        ),
+        ("--device gpu", "--device: there is no gpu here, but cpu"),
+        ("--device cuda:77", "--device: there is no cuda:77 here, but cpu"),
+        ("--patch_size 96,96", "--patch_size: must have 3 numbers, one per axis, got [96, 96]."),
+        ("--patch_size 100,96,96", "--patch_size: every size must be a multiple of 16, for the network; got"),
+        ("--stride 18,18", "--stride: must have 3 numbers, one per axis, got [18, 18]."),
+        ("--stride 18,18,96", "--stride: must not be larger than the patch, [112, 112, 80], on any axis"),
+        ("--class_names 2", "--class_names: must be the names of the structures labeled 1, 2, ..., all different"),
+        ("--class_names a,a", "--class_names: must be the names"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused_before_anything_runs(line, message, typed):
+    assert message in _problems(typed, *shlex.split(line))
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+@pytest.mark.parametrize("run", ["training", "evaluating", "inference"])
+def test_the_bundles_own_settings_pass(name, run, typed):
+    typed(bundle=name, run=run, device=torch.device("cpu"))
+
+
+def test_components_are_left_alone(typed):
+    scheduler = {"_target_": "torch.optim.Adam", "params": "$@network.parameters()", "betas": [0.9, 0.99]}
+    parser = typed(optimizer=scheduler, weak_view=[{"_target_": "Identityd", "keys": ["image"]}], **TINY_3D).parser
+    assert parser["optimizer"] == scheduler
+    assert parser["weak_view"] == [{"_target_": "Identityd", "keys": ["image"]}]

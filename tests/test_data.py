@@ -10,8 +10,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from custom.data import default_evaluation_list, load_datalist
+from custom.data import cached_dataset, default_evaluation_list, load_datalist
 from custom.errors import UserError
+from custom.readers import LoadScand
 
 
 def _load(datalist: Path, **changes):
@@ -153,6 +154,72 @@ def test_label_of_another_affine_is_refused(own_dataset, files):
     _rewrite(files["label"], lambda volume: volume, affine)
     with pytest.raises(UserError, match="affine differs from its image's by up to 5 mm"):
         _load(own_dataset)
+
+
+def test_a_label_within_a_tenth_of_a_voxel_is_taken_and_gets_its_images_affine(own_dataset, files):
+    affine = nib.load(files["label"]).affine.copy()
+    affine[:3, 3] += 0.01
+    _rewrite(files["label"], lambda volume: volume, affine)
+    _load(own_dataset)
+    sample = LoadScand(["image", "label"])({key: str(files[key]) for key in ("image", "label")})
+    assert (sample["label"].affine == sample["image"].affine).all()
+
+
+@pytest.mark.parametrize("mark", [1, 255, 255.0002, 0.9999999])
+def test_one_structure_may_be_marked_1_or_255(own_dataset, files, mark):
+    truth = _volume(files["label"])[0]
+    _rewrite(files["label"], lambda volume: (volume * mark).astype(np.float32))
+    _load(own_dataset)
+    label = LoadScand("label", num_classes=2)({"label": str(files["label"])})["label"]
+    np.testing.assert_array_equal(label[0].numpy(), truth)
+
+
+def test_a_label_with_one_channel_more_than_its_image_passes(own_dataset, files):
+    _rewrite(files["label"], lambda volume: volume[..., None, None])
+    _load(own_dataset)
+
+
+def test_255_is_no_class_among_several(own_dataset, files):
+    _rewrite(files["label"], lambda volume: volume * 255)
+    with pytest.raises(UserError, match="labels must be whole numbers from 0 to 2, found 255"):
+        _load(own_dataset, num_classes=3)
+
+
+def test_a_label_in_channels_that_differ_is_called_that(own_dataset, files):
+    _rewrite(files["label"], lambda volume: np.stack([1 - volume, volume], -1))
+    with pytest.raises(UserError, match=r"2 channels that differ.*save one channel with 0 for background"):
+        _load(own_dataset)
+
+
+@pytest.mark.parametrize(("blue", "message"), [(1, None), (0, "3 channels that differ")])
+def test_a_nifti_mask_in_colors_is_grey_or_called_that(own_dataset, files, blue, message):
+    mask, affine = _volume(files["label"])
+    colors = np.zeros(mask.shape, [(name, "u1") for name in "RGBA"])
+    for name in "RGBA":
+        colors[name] = mask * 255 * (blue if name == "B" else 1)
+    nib.save(nib.Nifti1Image(colors, affine), files["label"])
+    if message is None:
+        _load(own_dataset)
+    else:
+        with pytest.raises(UserError, match=message):
+            _load(own_dataset)
+
+
+def test_a_cache_on_disk_follows_the_files(files, tmp_path):
+    def read() -> float:
+        data = [{key: str(files[key]) for key in ("image", "label")}]
+        transform = LoadScand(["image", "label"])
+        return float(cached_dataset(data, transform, "disk", cache_dir=str(tmp_path / "cache"))[0]["label"].sum())
+
+    before = read()
+    assert before > 0
+    (kept,) = (tmp_path / "cache").glob("*.pt")
+    time = kept.stat().st_mtime_ns
+    assert (read(), kept.stat().st_mtime_ns) == (before, time)
+    _rewrite(files["label"], np.zeros_like)
+    assert read() == 0
+    (anew,) = (tmp_path / "cache").glob("*.pt")  # what is no longer used is gone
+    assert anew.name != kept.name
 
 
 def test_label_value_outside_the_declared_ones_is_refused(own_dataset, files):

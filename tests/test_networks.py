@@ -1,8 +1,11 @@
+from functools import partial
+
 import pytest
 import torch
 from conftest import COMPILES
 from torch import nn
 
+from custom.errors import UserError
 from custom.networks import DoublingConvolution, PerturbedNetwork, PerturbedSegResNet, UNet, VNet
 
 #: Every backbone, small, with its number of spatial axes.
@@ -133,9 +136,48 @@ def test_compiled_networks_drop_as_others_do():
     assert all(torch.equal(part, image.flatten(2)) for part in decode(seed=0))
 
 
-def test_unet_needs_a_dropout_for_every_resolution():
-    with pytest.raises(ValueError, match=r"five probabilities, one per resolution, got \[0.1, 0.2\]"):
-        UNet(dropout=[0.1, 0.2])
+#: Every network, small, with its number of resolutions.
+NETWORKS = [
+    (partial(VNet, base_filters=2), 3, 5),
+    (partial(UNet, base_filters=2), 2, 5),
+    (partial(PerturbedSegResNet, 2, in_channels=1), 2, 4),
+    (partial(PerturbedSegResNet, 3, in_channels=1, blocks_down=(1, 1, 1), blocks_up=(1, 1)), 3, 3),
+]
+
+
+@pytest.mark.parametrize(("build", "axes", "levels"), NETWORKS)
+def test_dropout_is_one_number_or_one_per_resolution(build, axes, levels):
+    image = torch.randn(2, 1, *[16] * axes)
+    for dropout in (0.2, [0.2] * levels, [0.0] * (levels - 1) + [0.5]):
+        network = build(dropout=dropout).train()
+        assert not torch.equal(network(image), network(image))
+        assert torch.equal(network.eval()(image), network(image))
+    still = build(dropout=[0] * levels).train()
+    assert torch.equal(still(image), still(image))
+    assert build(dropout=0.1).state_dict().keys() == still.state_dict().keys()
+
+
+def test_one_dropout_of_the_vnet_is_that_of_its_bottleneck():
+    logits = []
+    for dropout in (0.5, [0, 0, 0, 0, 0.5]):
+        torch.manual_seed(0)
+        logits.append(VNet(base_filters=2, dropout=dropout).train()(torch.ones(2, 1, 16, 16, 16)))
+    assert torch.equal(*logits)
+
+
+@pytest.mark.parametrize(("build", "axes", "levels"), NETWORKS)
+def test_another_number_of_dropouts_and_a_dropout_of_everything_are_refused(build, axes, levels):
+    for dropout in ([0.1, 0.2], 1.0, -0.1, [1.5] * levels):
+        with pytest.raises(
+            UserError, match=rf"dropout must be a number in \[0, 1\), or a list of {levels}, one per resol"
+        ):
+            build(dropout=dropout)
+
+
+def test_segresnet_refuses_a_size_that_it_cannot_halve_as_often_as_it_does():
+    with pytest.raises(UserError, match="multiple of 8"):
+        PerturbedSegResNet(2, in_channels=1)(torch.randn(1, 1, 16, 12))
+    PerturbedSegResNet(2, in_channels=1, blocks_down=(1, 1), blocks_up=(1,))(torch.randn(1, 1, 16, 14))
 
 
 def test_network_can_be_scripted(network, image):

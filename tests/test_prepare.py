@@ -1,6 +1,7 @@
 """Each official layout, made small, is prepared to exactly what it holds."""
 
 import json
+import os
 import subprocess
 import sys
 from concurrent.futures import ProcessPoolExecutor
@@ -15,6 +16,7 @@ from PIL import Image
 from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 
 from custom import prepare, store
+from custom.check import check_folder
 from custom.data import load_datalist
 from custom.errors import UserError
 from custom.synthetic import make_photo
@@ -150,6 +152,41 @@ def test_a_pancreas_label_that_is_mirrored_in_plane_is_put_right(mirrored, tmp_p
     _assert_holds(tmp_path / "out" / "labels" / "0001.nii.gz", label, affine)
 
 
+def _pancreas(folder: Path, number: int, mirrored=(), image=None) -> None:
+    own, label = _ct()
+    write_dicom(folder / f"PANCREAS_{number:04d}", own if image is None else image)
+    write_nifti(folder / f"label{number:04d}.nii.gz", np.flip(label, mirrored) if mirrored else label)
+
+
+def test_all_pancreas_labels_are_mirrored_alike_and_one_that_fits_otherwise_is_named(tmp_path, capsys):
+    for number in (1, 2):
+        _pancreas(tmp_path / "in", number, mirrored=(1,))
+    _pancreas(tmp_path / "in", 3)
+    with pytest.raises(UserError, match=r"1 of 3 labels do not fit .* mirrored along y.*\n.*0003: fits as stored"):
+        prepare.pancreas(str(tmp_path / "in"), str(tmp_path / "out"), crop="none", allow_missing=True)
+    assert not (tmp_path / "out" / "labels").exists()
+    (tmp_path / "in" / "label0003.nii.gz").unlink()
+    prepare.pancreas(str(tmp_path / "in"), str(tmp_path / "out"), crop="none", allow_missing=True)
+    assert "Labels are taken mirrored along y: the best direction of 2 of 2 scans" in capsys.readouterr().out
+    _assert_holds(tmp_path / "out" / "labels" / "0001.nii.gz", _ct()[1], np.diag([-0.7, -0.8, 2.0, 1]))
+
+
+def test_a_pancreas_in_fat_is_not_mirrored_into_the_liver(tmp_path):
+    image, label = _ct()
+    image[label > 0] = np.where(np.arange((label > 0).sum()) % 5 < 2, 40, -20)  # an unenhanced pancreas full of fat
+    image[8:, :8, :] = 60  # soft tissue all around the mirrored place
+    _pancreas(tmp_path / "in", 1, image=image)
+    prepare.pancreas(str(tmp_path / "in"), str(tmp_path / "out"), crop="none", allow_missing=True)
+    _assert_holds(tmp_path / "out" / "labels" / "0001.nii.gz", label, np.diag([-0.7, -0.8, 2.0, 1]))
+
+
+def test_a_pancreas_label_in_the_air_is_named(tmp_path):
+    _pancreas(tmp_path / "in", 1)
+    _pancreas(tmp_path / "in", 2, image=np.full((16, 14, 8), -1000, np.int16))
+    with pytest.raises(UserError, match="0002: lies on soft tissue in no direction, at best 0%"):
+        prepare.pancreas(str(tmp_path / "in"), str(tmp_path / "out"), allow_missing=True)
+
+
 def test_pancreas_benchmark_is_cropped_at_one_millimetre(tmp_path):
     image, label = _ct()
     write_dicom(tmp_path / "in" / "PANCREAS_0001", image)
@@ -212,13 +249,13 @@ def isic_folder(tmp_path) -> Path:
     return folder
 
 
-def test_photographs_are_copied_and_masks_counted_from_one(isic_folder, tmp_path):
+def test_photographs_are_copied_and_masks_are_black_and_white(isic_folder, tmp_path):
     prepare.isic(str(isic_folder), str(tmp_path / "out"))
     for number in range(22):
         source = next(isic_folder.rglob(f"ISIC_{number:07d}.jpg"))
         assert (tmp_path / "out" / "images" / source.name).read_bytes() == source.read_bytes()
         mask = np.asarray(Image.open(tmp_path / "out" / "labels" / f"ISIC_{number:07d}.png"))
-        np.testing.assert_array_equal(mask, make_photo(np.random.default_rng(number), (18, 25))[1])
+        np.testing.assert_array_equal(mask, make_photo(np.random.default_rng(number), (18, 25))[1] * 255)
     lists = {count: _datalist(tmp_path / "out", f"labeled_{count}.json") for count in (5, 10, 20)}
     labeled = {count: {case["image"] for case in content["training"]} for count, content in lists.items()}
     assert {count: len(images) for count, images in labeled.items()} == {5: 1, 10: 2, 20: 4}
@@ -272,14 +309,15 @@ def test_own_scans_of_any_format_keep_voxels_and_geometry(own_folders, tmp_path)
     assert len(cases["unlabeled"]) == 3
 
 
-def test_own_photographs_are_copied_and_their_masks_counted_from_one(tmp_path):
+def test_own_photographs_are_copied_and_their_masks_are_black_and_white(tmp_path):
     for seed in range(2):
         (tmp_path / "photos").mkdir(exist_ok=True), (tmp_path / "masks").mkdir(exist_ok=True)
         photo, mole = make_photo(np.random.default_rng(seed), (18, 25))
         Image.fromarray(photo).save(tmp_path / "photos" / f"p{seed}.JPG")
     Image.fromarray(mole * 255).save(tmp_path / "masks" / "p1_mask.png")
     prepare.own(str(tmp_path / "photos"), str(tmp_path / "out"), labels=str(tmp_path / "masks"), classes="lesion")
-    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "labels" / "p1.png")), mole)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "labels" / "p1.png")), mole * 255)
+    check_folder(tmp_path / "out", tmp_path / "check.json")
     datalist = str(tmp_path / "out" / "datalist.json")
     cases = load_datalist(datalist, ["training", "unlabeled"], in_channels=3, num_classes=2, dimensions=2)
     assert (len(cases["training"]), len(cases["unlabeled"])) == (1, 1)
@@ -342,9 +380,9 @@ def test_a_label_without_an_image_is_refused(own_folders, tmp_path):
 @pytest.mark.parametrize(
     ("label", "affine", "message"),
     [
-        (_volumes(0)[1][:-1], OBLIQUE, "a: the label's size is"),
+        (_volumes(0)[1][:-1], OBLIQUE, r"a: the label's shape \(11, 10, 6\) differs from"),
         (_volumes(0)[1], np.eye(4), "a: the label's affine differs"),
-        (_volumes(0)[1] * 3, OBLIQUE, "a: labels must be whole numbers from 0 to 1, found 3; --classes"),
+        (_volumes(0)[1] * 3, OBLIQUE, "a: .*a_seg.nii.gz: labels must be whole numbers from 0 to 1, found 3"),
     ],
 )
 def test_a_label_that_does_not_fit_is_named_and_the_others_are_kept(label, affine, message, own_folders, tmp_path):
@@ -368,6 +406,95 @@ def test_a_second_run_writes_nothing_and_a_damaged_file_is_written_again(own_fol
     prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
     assert files[0].read_bytes() == before[files[0]][1]
     assert all(path.stat().st_mtime_ns == before[path][0] for path in files[1:])
+
+
+def test_a_corrected_label_is_prepared_again_and_nothing_else(own_folders, tmp_path):
+    images, labels = own_folders
+    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.nii.gz")}
+    write_nifti(labels / "a_seg.nii.gz", np.zeros_like(_volumes(0)[1]))
+    slice_file = images / "f" / "003.dcm"
+    os.utime(slice_file, ns=(0, 0))
+    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+    _assert_holds(tmp_path / "out" / "labels" / "a.nii.gz", np.zeros_like(_volumes(0)[1]))
+    again = {
+        path.relative_to(tmp_path / "out").as_posix() for path in before if path.stat().st_mtime_ns != before[path]
+    }
+    assert again == {"images/a.nii.gz", "labels/a.nii.gz", "images/f.nii.gz"}
+
+
+def test_a_record_without_sources_is_prepared_again(own_folders, tmp_path):
+    images, _ = own_folders
+    prepare.own(str(images), str(tmp_path / "out"))
+    record = json.loads((tmp_path / "out" / "prepare.json").read_text())
+    del record["made_from"]
+    (tmp_path / "out" / "prepare.json").write_text(json.dumps(record))
+    before = (tmp_path / "out" / "images" / "a.nii.gz").stat().st_mtime_ns
+    prepare.own(str(images), str(tmp_path / "out"))
+    assert (tmp_path / "out" / "images" / "a.nii.gz").stat().st_mtime_ns > before
+
+
+def test_labels_a_hair_below_whole_numbers_are_the_classes_in_every_layout(acdc_folder, tmp_path):
+    label = np.asarray(_volumes(1)[1] * 3 * 0.9999999, np.float32)
+    write_nifti(next(acdc_folder.rglob("patient099_frame01_gt.nii.gz")), label)
+    write_nifti(tmp_path / "scans" / "a.nii.gz", _volumes(1)[0])
+    write_nifti(tmp_path / "masks" / "a.nii.gz", label)
+    with h5py.File(tmp_path / "patient099_frame01.h5", "w") as file:
+        file["image"], file["label"] = (array.transpose(2, 1, 0) for array in (_volumes(1)[0], label))
+    for files in (
+        prepare.sources.acdc_official(acdc_folder)["patient099_ED"],
+        prepare.sources.acdc_community(tmp_path)["patient099_ED"],
+        prepare._own_files(tmp_path / "scans", tmp_path / "masks", num_classes=4)["a"],
+    ):
+        store._write_scan(tmp_path / "out", prepare._scan("a", files, None))
+        found = np.asarray(nib.load(tmp_path / "out" / "labels" / "a.nii.gz").dataobj)
+        np.testing.assert_array_equal(found, _volumes(1)[1] * 3)
+
+
+@pytest.mark.parametrize("value", [0.4, 4, -1, 300, np.nan])
+def test_an_official_label_that_holds_no_class_is_named_with_its_value(value, acdc_folder):
+    label = np.where(_volumes(1)[1] > 0, np.float32(value), 0)
+    write_nifti(next(acdc_folder.rglob("patient099_frame01_gt.nii.gz")), label)
+    with pytest.raises(UserError, match=rf"patient099_frame01_gt.nii.gz: labels must .* 0 to 3, found {value:g}"):
+        prepare.sources.acdc_official(acdc_folder)["patient099_ED"].label()
+
+
+@pytest.mark.parametrize(("num_classes", "values"), [(2, [0, 255]), (3, [0, 1])])
+def test_a_picture_of_one_structure_is_black_and_white_and_of_several_holds_classes(num_classes, values, tmp_path):
+    photo, mole = make_photo(np.random.default_rng(0), (18, 25))
+    for folder, image in {"photos": photo, "masks": mole}.items():
+        (tmp_path / folder).mkdir()
+        Image.fromarray(image).save(tmp_path / folder / "a.png")
+    files = prepare._own_files(tmp_path / "photos", tmp_path / "masks", num_classes)["a"]
+    store._write_scan(tmp_path / "out", prepare._scan("a", files, None, one_structure=num_classes == 2))
+    assert np.unique(np.asarray(Image.open(tmp_path / "out" / "labels" / "a.png"))).tolist() == values
+
+
+def test_a_label_a_hair_off_its_image_gets_its_affine(tmp_path):
+    image, label = _volumes(0)
+    moved = OBLIQUE.copy()
+    moved[:3, 3] += 0.004
+    write_nifti(tmp_path / "scans" / "a.nii.gz", image)
+    write_nifti(tmp_path / "masks" / "a.nii.gz", label, moved)
+    prepare.own(str(tmp_path / "scans"), str(tmp_path / "out"), labels=str(tmp_path / "masks"))
+    written = [nib.load(tmp_path / "out" / key / "a.nii.gz").affine for key in ("images", "labels")]
+    np.testing.assert_array_equal(*written)
+
+
+def test_one_color_photograph_makes_three_channels(tmp_path):
+    photo, mole = make_photo(np.random.default_rng(0), (18, 25))
+    for folder in ("photos", "masks"):
+        (tmp_path / folder).mkdir()
+    Image.fromarray(photo[..., 0]).save(tmp_path / "photos" / "a.png")
+    Image.fromarray(photo).convert("RGBA").save(tmp_path / "photos" / "b.png")
+    for name in ("a", "b"):
+        Image.fromarray(mole * 255).convert("RGB").save(tmp_path / "masks" / f"{name}.png")
+    prepare.own(str(tmp_path / "photos"), str(tmp_path / "out"), labels=str(tmp_path / "masks"))
+    assert _datalist(tmp_path / "out", "datalist.json")["modality"] == {"0": "red", "1": "green", "2": "blue"}
+    check_folder(tmp_path / "out", tmp_path / "check.json")
+    (tmp_path / "photos" / "b.png").unlink(), (tmp_path / "masks" / "b.png").unlink()
+    prepare.own(str(tmp_path / "photos"), str(tmp_path / "grey"), labels=str(tmp_path / "masks"), modality="x-ray")
+    assert _datalist(tmp_path / "grey", "datalist.json")["modality"] == {"0": "x-ray"}
 
 
 def test_a_folder_prepared_with_other_options_is_refused(own_folders, tmp_path):

@@ -1,12 +1,14 @@
 import csv
+import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHORT_AXIS
+from conftest import ROOT, SHORT_AXIS
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
@@ -126,3 +128,16 @@ def test_case_panels_show_the_slice_with_the_largest_structure():
     assert [panel.aspect for panel in panels] == [2.0] * 3
     assert panels[0].label is None
     assert len(draw_panels([panels]).axes) == 3
+
+
+def test_a_page_is_written_where_the_locale_is_ascii(tmp_path):
+    folder = tmp_path / "Übung"
+    folder.mkdir()
+    rows = "case,class,dice\nMüller,Höhle,0.5\nMüller,all,0.5\nmean,all,0.5\n"
+    (folder / "metrics.csv").write_text(rows, encoding="utf-8")
+    ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "custom.report", str(folder)]
+    done = subprocess.run(command, env=ascii_only, capture_output=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    page = (folder / "report.html").read_text(encoding="utf-8")
+    assert all(name in page for name in ("Übung", "Müller", "Höhle"))

@@ -108,18 +108,75 @@ def test_a_training_killed_again_and_again_ends_with_the_same_weights_bit_by_bit
 
 
 @SHORT_AXIS
-def test_sigterm_writes_a_checkpoint_and_exits_with_its_own_code(tiny_dataset, tmp_path):
+@pytest.mark.parametrize("stop", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "Ctrl-C"])
+def test_a_request_to_stop_writes_a_checkpoint_and_exits_with_its_own_code(stop, tiny_dataset, tmp_path):
     long = {"ckpt_interval": 1000, "max_iterations": 400, "num_workers": 1}
     process = _start(tiny_dataset, tmp_path, **long)
     _wait_for(lambda: re.search(r"\| [1-9]\d*/400", _log(tmp_path)), process)
     assert _newest(tmp_path) == 0
-    for worker in _children(process.pid):  # some clusters signal every process of a job
-        os.kill(worker, signal.SIGTERM)
-    process.terminate()
+    for worker in _children(process.pid):  # some clusters, and every terminal, signal every process of a job
+        os.kill(worker, stop)
+    time.sleep(0.2)  # a worker that obeys is gone by now
+    os.kill(process.pid, stop)
     assert finish(process) == EXIT_STOPPED == 75
     assert _newest(tmp_path) > 0
     assert f"Stopped after iteration {_newest(tmp_path)} on request" in _log(tmp_path)
     assert "Traceback" not in _log(tmp_path)
+    assert not list(tmp_path.rglob("training.lock"))
+
+
+def _stop_twice(folder: Path) -> None:
+    def step(engine, batch):
+        os.kill(os.getpid(), signal.SIGINT)
+        (folder / "after the first").touch()
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(0)
+        (folder / "after the second").touch()
+
+    trainer = Engine(step)
+    trainer.state.epoch_length, trainer.state.max_epochs = 4, 1
+    Checkpoints(str(folder / "checkpoints"), {"network": torch.nn.Linear(2, 2)}, {}, max_iterations=9).attach(trainer)
+    trainer.run([None] * 4)
+
+
+def test_a_second_interrupt_ends_at_once(tmp_path):
+    assert finish(start(_stop_twice, tmp_path, log=tmp_path / "log.txt")) == -signal.SIGINT
+    assert (tmp_path / "after the first").exists()
+    assert not (tmp_path / "after the second").exists()
+    assert "Ctrl-C again ends at once" in _log(tmp_path)
+
+
+@SHORT_AXIS
+def test_a_second_training_in_the_same_folder_is_refused_and_the_first_goes_on(tiny_dataset, tmp_path):
+    first = _start(tiny_dataset, tmp_path, max_iterations=400, ckpt_interval=1000)
+    _wait_for(lambda: (tmp_path / "models" / "training.lock").is_file(), first)
+    second = start(_train, _settings(tiny_dataset, tmp_path, seed=2), log=tmp_path / "second.txt")
+    assert finish(second) == 1
+    assert f"another training is running there, process {first.pid} on" in (tmp_path / "second.txt").read_text()
+    _wait_for(lambda: re.search(r"\| [1-9]\d*/400", _log(tmp_path)), first)
+    os.kill(first.pid, signal.SIGTERM)
+    assert finish(first) == EXIT_STOPPED
+    assert json.loads((tmp_path / "eval" / "run.json").read_text())["seed"] != 2
+
+
+@SHORT_AXIS
+@pytest.mark.parametrize(("flag", "cache"), [("ckpt_dir", "memory"), ("output_dir", "memory"), ("cache_dir", "disk")])
+def test_a_training_without_a_place_for_its_results_does_not_start(flag, cache, run_bundle, tiny_dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(RuntimeError) as error:
+        _run_times(run_bundle, tiny_dataset, cache=cache, **{flag: str(tmp_path / "file" / "models")})
+    assert f"is a file, not a folder; choose another --{flag}" in str(error.getrepr(chain=True))
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["file"]
+
+
+@SHORT_AXIS
+@pytest.mark.parametrize(("run", "configs"), [("evaluating", ["train", "evaluate"]), ("inference", ["inference"])])
+def test_results_without_a_place_are_not_computed(run, configs, run_bundle, tiny_dataset, tmp_path):
+    (tmp_path / "file").write_text("")
+    data = {"dataset_dir" if run == "inference" else "datalist": str(tiny_dataset)}
+    with pytest.raises(RuntimeError) as error:
+        run_bundle(run, configs, output_dir=str(tmp_path / "file" / "out"), **data)
+    assert "is a file, not a folder; choose another --output_dir" in str(error.getrepr(chain=True))
 
 
 def _children(pid: int) -> list[int]:

@@ -1,0 +1,130 @@
+"""Refuse numbers and sizes that a training or an inference cannot take, before it starts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from pydoc import locate
+from typing import Any
+
+import torch
+from monai.bundle import ConfigParser
+
+from .settings import is_expression, shown
+
+__all__ = ["RANGES", "range_problems"]
+
+_POSITIVE = math.ulp(0.0)
+_BELOW_ONE = 1 - math.ulp(0.5)
+#: Smallest and largest value of settings, of each of their entries where they have several.
+RANGES: dict[str, tuple[float, float]] = {
+    **dict.fromkeys(
+        (
+            *("patch_size", "stride", "batch_size", "unlabeled_batch_size", "sw_batch_size", "max_iterations"),
+            *("val_interval", "schedule_iterations", "ckpt_interval", "panel_interval", "collapse_patience"),
+            *("in_channels", "base_filters"),
+        ),
+        (1, math.inf),
+    ),
+    **dict.fromkeys(("num_workers", "batch_norm_recalibration", "weight_decay", "lr_power"), (0, math.inf)),
+    **dict.fromkeys(("learning_rate", "spacing"), (_POSITIVE, math.inf)),
+    **dict.fromkeys(("eta", "threshold", "cache_rate"), (0, 1)),
+    **dict.fromkeys(("feature_dropout", "network_def::dropout"), (0, _BELOW_ONE)),
+    "unsupervised_weight": (0, math.inf),
+    "loss_weights": (0, math.inf),
+    "densities": (_POSITIVE, math.inf),
+    "ema_decay": (_POSITIVE, _BELOW_ONE),
+    "n_saved": (2, math.inf),
+    "num_classes": (2, math.inf),
+    "keep_largest": (1, math.inf),
+    "slice_axis": (0, 2),
+    "seed": (0, 2**32 - 1),  # numpy's
+}
+#: Settings with one number for each axis of a patch.
+PER_AXIS = ("patch_size", "stride", "spacing")
+
+
+def range_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> list[str]:
+    """Say which settings are out of range.
+
+    Args:
+        parser: of the config; settings that are expressions are evaluated.
+        defaults: the bundle's own settings.
+
+    Returns:
+        One line for each.
+    """
+    found = {key: _value(parser, key) for key in RANGES if key in parser}
+    problems = [text for key, value in found.items() for text in _number_problems(key, value)]
+    problems += [*_device_problems(parser), *_name_problems(parser)]
+    return problems or [*_size_problems(parser, found, defaults)]
+
+
+def _value(parser: ConfigParser, key: str) -> Any:
+    """Evaluate a setting; None where it cannot be, which is then told when it is needed."""
+    try:
+        return parser.get_parsed_content(key)
+    except Exception:  # an expression may fail in any way
+        return None
+
+
+def _number_problems(key: str, value: Any) -> Iterator[str]:
+    entries = (
+        value if isinstance(value, Mapping) else dict(enumerate(value)) if isinstance(value, list) else {"": value}
+    )
+    for name, entry in entries.items():
+        # A ramp's numbers of iterations are not of its kind.
+        least, most = (0, math.inf) if name in ("delay", "rampup_iterations") else RANGES[key]
+        if isinstance(entry, (int, float)) and not isinstance(entry, bool) and not least <= entry <= most:
+            yield f"--{key}: must be {_words(least, most)}, got {shown(value)}."
+            return
+
+
+def _words(least: float, most: float) -> str:
+    lower = "more than 0" if least == _POSITIVE else f"at least {least:g}"
+    if most == math.inf:
+        return lower
+    return f"{lower} and " + (
+        "below 1" if most == _BELOW_ONE else f"at most {most:g}" if most < 1e6 else f"at most {most}"
+    )
+
+
+def _device_problems(parser: ConfigParser) -> Iterator[str]:
+    for key in ("device", "stitch_device"):
+        name = parser.get(key)
+        if isinstance(name, str) and not is_expression(name):
+            try:
+                torch.empty(1, device=name)
+            except (RuntimeError, AssertionError, NotImplementedError):
+                gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+                yield f"--{key}: there is no {name} here, but {', '.join(['cpu', *gpus])}."
+
+
+def _name_problems(parser: ConfigParser) -> Iterator[str]:
+    names = parser.get("class_names")
+    known = isinstance(names, list) and not any(map(is_expression, names))
+    if known and (not names or len(set(names)) < len(names) or any(name.strip().isnumeric() for name in names)):
+        yield (
+            "--class_names: must be the names of the structures labeled 1, 2, ..., all different, such as "
+            f"--class_names liver,tumor; got {shown(names)}."
+        )
+
+
+def _size_problems(parser: ConfigParser, found: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
+    """Compare sizes with each other and with the network."""
+    patch, stride = found.get("patch_size"), found.get("stride")
+    if not isinstance(patch, list):
+        return
+    target = parser.get("network_def::_target_")
+    same_network = target == defaults.get("network_def", {}).get("_target_")
+    axes = len(defaults["patch_size"]) if same_network and isinstance(defaults.get("patch_size"), list) else len(patch)
+    for key in PER_AXIS:
+        value = found.get(key)
+        if isinstance(value, list) and len(value) != axes:
+            yield f"--{key}: must have {axes} numbers, one per axis, got {shown(value)}."
+            return
+    divisor = getattr(locate(target), "divisor", None) if isinstance(target, str) else None
+    if isinstance(divisor, int) and any(size % divisor for size in patch):
+        yield f"--patch_size: every size must be a multiple of {divisor}, for the network; got {shown(patch)}."
+    elif isinstance(stride, list) and any(step > size for step, size in zip(stride, patch, strict=True)):
+        yield f"--stride: must not be larger than the patch, {shown(patch)}, on any axis; got {shown(stride)}."
