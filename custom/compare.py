@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from .cli import run
+from . import cli
 from .data import groups, read_lists
 from .drawing import new_figure
 from .errors import UserError
@@ -400,7 +400,7 @@ def _about(run: _Run) -> dict[str, str]:
 
 def main() -> None:
     """Run the command line."""
-    run(compare)
+    cli.run(compare)
 
 
 if __name__ == "__main__":
