@@ -19,9 +19,9 @@ import fire
 import nibabel as nib
 import numpy as np
 
-from .data import case_name
 from .drawing import Panel, case_panels, draw_panels
 from .errors import UserError, show_user_errors_plainly
+from .names import case_name
 from .synthetic import write_dataset
 
 __all__ = ["demo"]

@@ -1,13 +1,15 @@
-"""Write files whole or not at all."""
+"""Write files whole or not at all, and read JSON in whichever Unicode it is."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-__all__ = ["whole_file"]
+__all__ = ["read_json", "whole_file"]
 
 
 @contextmanager
@@ -29,3 +31,12 @@ def whole_file(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file in UTF-8, 16 or 32, with a byte-order mark, as editors on Windows write it, or without.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    return json.loads(path.read_bytes())  # bytes, of which json finds the encoding

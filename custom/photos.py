@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from monai.data import PILReader
 
-__all__ = ["PhotoReader"]
+__all__ = ["PHOTO_ENDINGS", "PhotoReader"]
+
+PHOTO_ENDINGS = (".png", ".jpg", ".jpeg")
 
 
 class PhotoReader(PILReader):

@@ -12,7 +12,7 @@ from monai.config import KeysCollection
 from monai.data import NibabelWriter
 from monai.transforms import KeepLargestConnectedComponent, MapTransform, SaveImaged
 
-from .data import case_name
+from .names import case_of
 
 __all__ = ["KeepLargestComponentd", "LabelMapd", "SavePredictiond", "SeriesWriter", "SplitUncertaintyd"]
 
@@ -122,6 +122,5 @@ class SavePredictiond(SaveImaged):
 
 
 def _by_case(meta_dict: Mapping[str, Any], saver: Any) -> dict[str, Any]:
-    """Name a file by its case, also where that is a DICOM folder with dots in its name."""
-    source = Path(meta_dict["filename_or_obj"])
-    return {"subject": source.with_name(case_name(source) + ".nii")}
+    """Name a file by its case; an ending is put behind it, since the name itself may hold dots."""
+    return {"subject": Path(meta_dict["filename_or_obj"]).with_name(case_of(meta_dict) + ".nii")}

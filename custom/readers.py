@@ -11,6 +11,7 @@ from monai.transforms import LoadImage, MapTransform
 
 from .dicom import SeriesReader
 from .labels import to_label
+from .names import case_name
 from .photos import PhotoReader
 
 __all__ = ["LoadScan", "LoadScand"]
@@ -28,6 +29,8 @@ class LoadScan(LoadImage):
 class LoadScand(MapTransform):
     """MONAI's ``LoadImaged`` with :class:`LoadScan`, which also makes whole numbers of what is read as a label.
 
+    Each array's metadata keep the name of its case in ``case``: the sample's own, else that of the image's file.
+
     Args:
         keys: paths of images and labels; they become CH[WD].
         label_keys: those among them that are labels, which become 1H[WD].
@@ -44,7 +47,9 @@ class LoadScand(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the files of a sample."""
         sample = dict(data)
+        name = sample.pop("case", None) or case_name(sample.get("image") or next(iter(sample.values())))
         for key in self.key_iterator(sample):
             array: MetaTensor = self.load(sample[key])
+            array.meta["case"] = name
             sample[key] = to_label(array, str(sample[key])) if key in self.label_keys else array
         return sample

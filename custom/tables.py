@@ -14,9 +14,9 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 
-from .data import case_name
 from .distributed import gather_in_turn
 from .metrics import case_metrics
+from .names import case_of
 
 __all__ = ["CaseTable", "VolumeTable"]
 
@@ -59,7 +59,7 @@ class CaseTable:
             self.rows[str(output["label"].meta["filename_or_obj"])] = [*rows, *every]
 
     def _case_rows(self, pred: MetaTensor, label: MetaTensor) -> list[Row]:
-        case = case_name(label.meta["filename_or_obj"])
+        case = case_of(label.meta)
         names = {"case": case} | ({"phase": self._phase(case)} if self.phases else {})
         spacing = affine_to_spacing(label.affine, label.ndim - 1).tolist()
         known = None if np.allclose(spacing[:2], 1) else spacing  # a header that lost its spacing reads 1 in plane
@@ -131,7 +131,7 @@ class VolumeTable:
     def _collect(self, engine: Engine) -> None:
         for output in engine.state.output:
             pred = output["pred"]
-            case = case_name(pred.meta["filename_or_obj"])
+            case = case_of(pred.meta)
             frames = [self._frame_row(case, number, labels) for number, labels in enumerate(pred, start=1)]
             self.volumes += frames
             if len(frames) > 1:

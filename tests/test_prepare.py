@@ -17,6 +17,8 @@ from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 from custom import prepare, store
 from custom.data import load_datalist
 from custom.errors import UserError
+from custom.finding import own_scans
+from custom.names import case_name
 from custom.synthetic import make_photo
 
 
@@ -287,7 +289,8 @@ def test_own_photographs_are_copied_and_their_masks_counted_from_one(tmp_path):
 
 def test_an_interrupted_run_is_taken_up_where_it_stopped(own_folders, tmp_path, monkeypatch):
     images, labels = own_folders
-    files = prepare._own_files(images, labels)
+    found = own_scans(images, labels, tmp_path / "out")
+    files = prepare._own_files({case_name(image): (image, label) for image, label in found.items()})
     scans = [prepare._scan(name, found, None) for name, found in files.items()]
     record = {"command": "own", "source": "x", "options": {}}
     store.write_dataset(tmp_path / "out", scans[:3], {}, record)  # as far as the first run came
