@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -20,8 +19,6 @@ from tqdm import tqdm
 from .data import (
     LISTS,
     CaseRule,
-    case_name,
-    groups,
     image_problems,
     overlap_problems,
     read_image,
@@ -29,6 +26,8 @@ from .data import (
     read_lists,
 )
 from .errors import UserError
+from .files import read_json
+from .names import case_names, groups
 from .parallel import process_pool
 from .store import write_json
 from .tables import format_table
@@ -55,14 +54,14 @@ def check_folder(folder: Path, output: Path, patient_pattern: str | None = None)
     if not datalists:
         raise UserError(f"{folder}: holds no data list, a JSON file with the lists {', '.join(LISTS)}.")
     contents = {name: read_lists(path) for name, path in datalists.items()}
-    rule = _rule(json.loads(next(iter(datalists.values())).read_text()), contents)
+    rule = _rule(read_json(next(iter(datalists.values()))), contents)
     cases = _cases(contents)
 
     with process_pool() as pool:
         rows = list(tqdm(pool.map(partial(_check_case, rule=rule), cases), "Checking", len(cases), unit="case"))
     wrong = [problem for row in rows for problem in row.pop("wrong")]
     for name, lists in contents.items():
-        wrong += [f"{name}: {problem}" for problem in overlap_problems(lists, patient_pattern)]
+        wrong += [f"{name}: {problem}" for problem in overlap_problems(lists, patient_pattern, folder)]
         if not lists["training"]:
             wrong.append(f"{name}: the list 'training' is empty.")
     odd = [*_duplicates(rows, contents), *_outliers(rows), *(text for row in rows for text in row.pop("odd"))]
@@ -80,7 +79,7 @@ def check_folder(folder: Path, output: Path, patient_pattern: str | None = None)
 
 def _is_datalist(path: Path) -> bool:
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except ValueError:
         return False
     return isinstance(content, dict) and any(isinstance(content.get(name), list) for name in LISTS)
@@ -119,13 +118,14 @@ def _cases(contents: Mapping[str, Mapping[str, Sequence[dict]]]) -> list[dict[st
         for name in LISTS:
             for case in lists[name]:
                 cases.setdefault(case["image"], {}).update(case)
-    return list(cases.values())
+    names = case_names(cases)
+    return [{**case, "case": names[image]} for image, case in cases.items()]
 
 
 def _check_case(case: dict[str, str], rule: CaseRule) -> Row:
     """Read a case; runs in another process."""
     image, wrong = read_image(case["image"], rule.in_channels)
-    row: Row = {"case": case_name(case["image"]), "image": case["image"], "wrong": wrong, "odd": []}
+    row: Row = {"case": case["case"], "image": case["image"], "wrong": wrong, "odd": []}
     if image is None:
         return row
     wrong += image_problems(case["image"], image, rule)

@@ -15,9 +15,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -26,15 +24,16 @@ from typing import Any, NamedTuple
 import monai
 import numpy as np
 import torch
-from monai.data import CacheDataset, MetaTensor, PersistentDataset, load_decathlon_datalist
+from monai.data import CacheDataset, MetaTensor, PersistentDataset
 from monai.data.utils import affine_to_spacing, pickle_hashing
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from .errors import UserError
-from .files import fingerprint
+from .files import fingerprint, read_json
 from .geometry import grid_problem, has_volume, lacks_spacing
 from .labels import to_label
+from .names import case_names, groups, patient_name
 from .photos import is_photo
 from .readers import LoadScan
 
@@ -42,14 +41,11 @@ __all__ = [
     "LISTS",
     "CaseRule",
     "cached_dataset",
-    "case_name",
     "check_cases",
     "default_evaluation_list",
-    "groups",
     "image_problems",
     "load_datalist",
     "overlap_problems",
-    "patient_name",
     "read_image",
     "read_label",
     "read_lists",
@@ -126,12 +122,12 @@ def load_datalist(
         dimensions: spatial axes that every file must have.
         pad_to: ``size`` in voxels per axis, and ``spacing`` in mm to which volumes are resampled before, or None for
             their own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
-        patient_pattern: regular expression that finds the patient in a file name; the patient may be in one list only.
-            None when every file is a patient of its own.
+        patient_pattern: regular expression that finds the patient, see :func:`custom.names.patient_name`; a patient may
+            be in one list only. None when every file is a patient of its own.
         optional: the labeled cases come from elsewhere, so that the file or its labeled cases may be missing.
 
     Returns:
-        Cases by list, with absolute paths; a list that the file does not have is empty.
+        Cases by list, see :func:`read_lists`.
 
     Raises:
         UserError: lists everything that is wrong with the file and the cases.
@@ -139,7 +135,8 @@ def load_datalist(
     if optional and not Path(path).is_file():
         return {name: [] for name in LISTS}
     cases = read_lists(Path(path))
-    problems = overlap_problems(cases, patient_pattern)
+    problems = overlap_problems(cases, patient_pattern, Path(path).parent)
+    problems += [problem for name in lists if name != "unlabeled" for problem in _without_labels(cases, name)]
     if "training" in lists and not cases["training"] and not optional:
         problems.append("the list 'training' is empty; at least one labeled case is needed.")
     if "training" not in lists and not any(cases[name] for name in lists):
@@ -157,60 +154,77 @@ def default_evaluation_list(path: str) -> str:
     return "test" if read_lists(Path(path))["test"] else "validation"
 
 
-def case_name(file: str | Path) -> str:
-    """Name a case by its file, without folder and ending, or by the folder of its DICOM series."""
-    path = Path(file)
-    if path.is_dir():
-        return path.name  # may be a DICOM identifier, full of dots
-    return path.name.removesuffix(".gz").removesuffix(".nii") if path.name.endswith(".nii.gz") else path.stem
-
-
-def groups(items: Iterable[Any], key: Any) -> list[list[Any]]:
-    """Collect the items that share a key with another one."""
-    found = defaultdict(list)
-    for item in items:
-        found[key(item)].append(item)
-    return [same for same in found.values() if len(same) > 1]
-
-
 def read_lists(path: Path) -> dict[str, list[Case]]:
-    """Read a data list, without its files; missing lists are empty, paths absolute."""
+    """Read a data list, without its files.
+
+    Returns:
+        Cases by list: ``image`` and, where it is used, ``label``, as absolute paths; and ``case``, a name that no other
+        case of the file has. A list that is missing or null is empty. Entries of ``test`` may lack a label.
+
+    Raises:
+        UserError: lists every entry that is not as it must be.
+    """
     if not path.is_file():
         raise UserError(f"{path}: no such data list; set --dataset_dir or --datalist.")
     try:
-        content = json.loads(path.read_text())
+        content = read_json(path)
     except ValueError as error:
         raise UserError(f"{path}: not a JSON file ({error}).") from error
     if not isinstance(content, dict) or not any(name in content for name in LISTS):
         raise UserError(f"{path}: expected a JSON object with the lists {', '.join(LISTS)}.")
-    problems = [
-        f"{name}[{i}] must be an object with {' and '.join(_keys(name))}, found {json.dumps(case)}."
-        for name in LISTS
-        for i, case in enumerate(content.get(name, []))
-        if not isinstance(case, dict) or not all(isinstance(case.get(key), str) for key in _keys(name))
-    ]
+    problems: list[str] = []
+    lists = {name: _read_list(path, name, content.get(name), problems) for name in LISTS}
     if problems:
         raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)
-    return {name: _absolute_paths(path, name) if content.get(name) else [] for name in LISTS}
+    names = case_names(case["image"] for cases in lists.values() for case in cases)
+    return {name: [{**case, "case": names[case["image"]]} for case in cases] for name, cases in lists.items()}
 
 
-def _keys(name: str) -> tuple[str, ...]:
-    return ("image",) if name == "unlabeled" else ("image", "label")
+def _read_list(path: Path, name: str, entries: Any, problems: list[str]) -> list[Case]:
+    """Take the entries of one list; what is wrong with them is added to the problems."""
+    if not isinstance(entries or [], list):
+        problems.append(f"'{name}' must be a list, found {json.dumps(entries)[:80]}.")
+        return []
+    needs_label = name in ("training", "validation")
+    keys = ("image", "label") if needs_label else ("image",)
+    cases = []
+    for index, entry in enumerate(entries or []):
+        # Decathlon's own lists of scans without labels hold paths alone.
+        case = {"image": entry} if isinstance(entry, str) and not needs_label else entry
+        texts = {key: case.get(key) for key in ("image", "label")} if isinstance(case, dict) else {}
+        if not all(isinstance(texts.get(key), str) and texts[key] for key in keys):
+            problems.append(f"{name}[{index}] must be an object with {' and '.join(keys)}, found {json.dumps(entry)}.")
+            continue
+        wanted = ("image",) if name == "unlabeled" or not isinstance(texts["label"], str) else ("image", "label")
+        cases.append({key: _absolute_path(path, texts[key]) for key in wanted})
+    return cases
 
 
-def _absolute_paths(path: Path, name: str) -> list[Case]:
-    cases = load_decathlon_datalist(str(path), is_segmentation=True, data_list_key=name, base_dir=path.parent)
-    return [{key: os.path.abspath(case[key]) for key in _keys(name)} for case in cases]
+def _absolute_path(datalist: Path, file: str) -> str:
+    """Resolve a path relative to its data list; one that was written on Windows too."""
+    place = os.path.abspath(datalist.parent / os.path.expanduser(file))
+    slashed = os.path.abspath(datalist.parent / file.replace("\\", "/"))
+    return slashed if os.path.exists(slashed) and not os.path.exists(place) else place
 
 
-def overlap_problems(cases: Mapping[str, Sequence[Case]], patient_pattern: str | None) -> list[str]:
-    """Say which image or patient stands in more than one place."""
+def _without_labels(lists: Mapping[str, Sequence[Case]], name: str) -> list[str]:
+    """Say that a list cannot be scored or learned from, if some of its cases have no label."""
+    lacking = [case["case"] for case in lists[name] if "label" not in case]
+    if not lacking:
+        return []
+    hint = "; or score --evaluation_list validation" if name == "test" and lists["validation"] else ""
+    names = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+    return [f"{len(lacking)} of {len(lists[name])} cases of '{name}' have no label ({names}); give them one{hint}."]
+
+
+def overlap_problems(cases: Mapping[str, Sequence[Case]], patient_pattern: str | None, folder: Path) -> list[str]:
+    """Say which image or patient stands in more than one place; patients are sought in paths below the folder."""
     entries = [(name, case["image"]) for name in LISTS for case in cases[name]]
     problems = []
     for same in groups(entries, key=lambda entry: os.path.realpath(entry[1])):
         problems.append(f"{same[0][1]} stands in {_places(same)}; a case may be listed once only.")
     if patient_pattern is not None:
-        places = {(patient_name(image, patient_pattern), name) for name, image in entries}
+        places = {(patient_name(os.path.relpath(image, folder), patient_pattern), name) for name, image in entries}
         for same in groups(sorted(places), key=lambda place: place[0]):
             lists = " and ".join(repr(name) for _, name in same)
             problems.append(f"{same[0][0]} is in {lists}; all scans of a patient must be in one list.")
@@ -219,13 +233,6 @@ def overlap_problems(cases: Mapping[str, Sequence[Case]], patient_pattern: str |
 
 def _places(entries: Sequence[tuple[str, str]]) -> str:
     return " and ".join(repr(name) for name, _ in entries)
-
-
-def patient_name(file: str | Path, pattern: str | None) -> str:
-    """Find the patient in a file's name; without a pattern, or where it is not found, the file is its own patient."""
-    name = case_name(file)
-    match = None if pattern is None else re.search(pattern, name)
-    return name if match is None else match.group()
 
 
 class CaseRule(NamedTuple):

@@ -19,9 +19,9 @@ import nibabel as nib
 import numpy as np
 
 from .cli import run
-from .data import case_name
 from .drawing import Panel, case_panels, draw_panels
 from .errors import UserError
+from .names import case_name
 from .synthetic import write_dataset
 
 __all__ = ["demo"]

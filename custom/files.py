@@ -1,17 +1,19 @@
-"""Write files whole or not at all, and see whether they have changed."""
+"""Write files whole or not at all, see whether they have changed, and read JSON in whichever Unicode it is."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .errors import UserError
 
-__all__ = ["FILE_NAMES", "fingerprint", "refuse_unwritable", "whole_file"]
+__all__ = ["FILE_NAMES", "fingerprint", "read_json", "refuse_unwritable", "whole_file"]
 
 #: How texts with names of files are encoded: in an ASCII locale Python keeps the other bytes of a name this way.
 FILE_NAMES = "surrogateescape"
@@ -84,3 +86,12 @@ def _files_of(path: Path) -> list[Path]:
         words = {word.strip() for word in re.split(r"[=:\n]", path.read_text(errors="replace"))} - {""}
         return [path, *sorted(file for word in words if (file := path.parent / word).is_file())]
     return [path] if path.is_file() else []
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file in UTF-8, 16 or 32, with a byte-order mark, as editors on Windows write it, or without.
+
+    Raises:
+        ValueError: when it is none.
+    """
+    return json.loads(path.read_bytes())  # bytes, of which json finds the encoding

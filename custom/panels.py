@@ -12,10 +12,11 @@ from monai.data.utils import affine_to_spacing
 from monai.engines.utils import IterationEvents
 from monai.utils import optional_import
 
-from .data import case_name, read_image
+from .data import read_image
 from .drawing import Panel, case_panels, draw_panels, largest_slice
 from .files import whole_file
 from .losses import IGNORE_INDEX
+from .names import case_of
 
 __all__ = ["CasePanels", "TensorBoardSession", "ViewPanels"]
 
@@ -110,14 +111,14 @@ class CasePanels:
 
     def _draw(self, engine: Engine) -> None:
         for output in engine.state.output:
-            path = output["image"].meta["filename_or_obj"]
+            meta = output["image"].meta
             # On the grid of the label, not on that of the network; grey photographs too are drawn as photographs.
-            image, _ = read_image(path, in_channels=3)
+            image, _ = read_image(meta["filename_or_obj"], in_channels=3)
             if image is None:
                 continue
             label, pred = (output[name].argmax(0).cpu().numpy() for name in ("label", "pred"))
             row = case_panels(image.numpy(), label, pred, affine_to_spacing(output["label"].affine)[:2].tolist())
-            with whole_file(self.folder / f"{case_name(path)}.png") as part:
+            with whole_file(self.folder / f"{case_of(meta)}.png") as part:
                 draw_panels([row]).savefig(part, dpi=100)
 
 

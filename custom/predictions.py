@@ -11,9 +11,9 @@ from monai.config import KeysCollection
 from monai.data import PILWriter
 from monai.transforms import KeepLargestConnectedComponent, MapTransform, SaveImaged
 
-from .data import case_name
 from .errors import UserError
 from .files import whole_file
+from .names import case_of
 
 __all__ = ["KeepLargestComponentd", "LabelMapd", "MaskWriter", "SavePredictiond", "SplitUncertaintyd"]
 
@@ -112,7 +112,7 @@ class SavePredictiond(SaveImaged):
             UserError: when a file cannot be written; what was there under its name is kept.
         """
         for key in self.key_iterator(data):
-            layout, case = self.saver.folder_layout, case_name(data[key].meta["filename_or_obj"])
+            layout, case = self.saver.folder_layout, case_of(data[key].meta)
             path = Path(layout.output_dir) / f"{case}_{layout.postfix}{layout.ext}"
             try:
                 with whole_file(path) as part:

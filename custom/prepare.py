@@ -6,10 +6,10 @@ command can be interrupted and repeated; see :mod:`custom.store`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,13 +22,14 @@ from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, Spac
 from . import sources
 from .check import check_folder
 from .cli import run
-from .data import case_name, patient_name
-from .dicom import series_folders, series_problems
+from .data import read_lists
+from .dicom import series_problems
 from .errors import UserError
+from .finding import own_scans
 from .geometry import grid_problem
 from .mirroring import settle_mirroring
-from .photos import PHOTO_ENDINGS, is_colored, is_photo
-from .scans import VOLUME_ENDINGS
+from .names import case_names, file_stem, patient_name
+from .photos import is_colored, is_photo
 from .sources import Files
 from .store import Scan, write_dataset
 from .synthetic import write_dataset as write_volumes
@@ -38,7 +39,6 @@ __all__ = ["acdc", "check", "demo", "isic", "la", "own", "pancreas"]
 
 SPLITS = Path(__file__).parent / "splits"
 CROPS = ("benchmark", "none")
-LABEL_SUFFIX = r"[-_ ]?(seg|segmentation|label|labels|mask|gt|groundtruth)"
 Lists = Mapping[str, Sequence[str]]
 
 
@@ -216,31 +216,38 @@ def own(
 ) -> None:
     r"""Prepare your own scans: those with a label become labeled, the rest unlabeled. Nothing is cropped or resampled.
 
+    Which list a patient is in follows from the patient and the seed alone, so it stays when others are added; the
+    fractions are therefore met roughly. A patient who was listed for training stays there, also without a label before.
     Unlabeled scans of a patient who is kept for validation or test are left out.
 
     Args:
-        images: folder of NIfTI, NRRD, MetaImage files or photographs, or of folders with a DICOM series each.
+        images: folder of NIfTI, NRRD, MetaImage files or photographs, or of folders with a DICOM series each, or of
+            folders with either. Labels that lie there too are taken where no other folder of labels is given.
         output: dataset folder.
         labels: folder of labels named as their images, or NAME_seg, NAME_label, NAME_mask, NAME_gt; may hold fewer.
         validation: fraction of the labeled patients to keep for validation.
         test: fraction of the labeled patients to keep for the test list.
         classes: names of the structures labeled 1, 2, and so on, such as "liver,tumor".
-        patient_pattern: regular expression that finds the patient in a name, such as 'patient\d+'; without it every
-            scan is a patient of its own.
+        patient_pattern: regular expression that finds the patient in the name of a file or of a folder above it, such
+            as 'patient\d+'; without it every scan is a patient of its own.
         modality: MRI, CT and so on, for the data list.
         seed: of the split.
         unknown: refused.
     """
     _refuse(unknown)
     names = _class_names(classes)
-    found = _own_files(Path(str(images)), None if labels is None else Path(str(labels)), len(names) + 1)
-    patients = {name: patient_name(name, patient_pattern) for name in found}
+    source, folder = Path(images).expanduser(), Path(output).expanduser()
+    pairs = own_scans(source, None if labels is None else Path(labels).expanduser(), folder)
+    named = {name: Path(file) for file, name in case_names(pairs).items()}
+    found = _own_files({name: (image, pairs[image]) for name, image in named.items()}, len(names) + 1)
+    patients = _patients({name: image.relative_to(source) for name, image in named.items()}, patient_pattern)
     labeled = [name for name, files in found.items() if files.label is not None]
-    lists = _split_patients(labeled, patients, {"validation": float(validation), "test": float(test)}, int(seed))
+    fractions, before = {"validation": float(validation), "test": float(test)}, _trained_before(folder, patients)
+    lists = _split_patients(labeled, patients, fractions, int(seed), before)
     held_out = {patients[name] for key in ("validation", "test") for name in lists[key]}
     lists["unlabeled"] = [name for name in found if name not in labeled and patients[name] not in held_out]
     about = {
-        "name": Path(str(output)).name,
+        "name": folder.name,
         "modality": _channels(found.values(), modality),
         "labels": dict(enumerate(["background", *names])),
     }
@@ -254,7 +261,7 @@ def own(
         "seed": seed,
     }
     record = {"command": "own", "source": str(images), "options": options}
-    _prepare(str(output), found, {"datalist.json": lists}, about, record)
+    _prepare(str(folder), found, {"datalist.json": lists}, about, record)
 
 
 def _channels(found: Iterable[Files], modality: str) -> dict[str, str]:
@@ -383,62 +390,75 @@ def _detect(source: str, **layouts: Callable[[Path], dict[str, Files]]) -> tuple
     raise UserError(f"{source}: holds no scans in a known layout (found {', '.join(found) or 'nothing'}):", expected)
 
 
-def _own_files(images: Path, labels: Path | None, num_classes: int = 2) -> dict[str, Files]:
-    """Pair images with labels by name."""
-    found = {case_name(path): path for path in _scans_in(images)}
-    if not found:
-        endings = ", ".join((*VOLUME_ENDINGS, *PHOTO_ENDINGS))
-        raise UserError(f"{images}: no scans; expected files ending in {endings}, or folders of DICOM files.")
-    pairs: dict[str, Path] = {}
-    strays = []
-    for path in [] if labels is None else _scans_in(labels):
-        stem = case_name(path)
-        name = stem if stem in found else re.sub(LABEL_SUFFIX + "$", "", stem, flags=re.IGNORECASE)
-        if name not in found or name in pairs:
-            strays.append(f"{path}: " + ("no image of that name" if name not in found else f"so is {pairs[name].name}"))
-        pairs.setdefault(name, path)
-    if strays:
-        raise UserError(f"{labels}: {len(strays)} label(s) without an image of their own, nothing was written:", strays)
-    files = {name: sources.scan_files(path, pairs.get(name), num_classes) for name, path in found.items()}
-    return {name: made._replace(image=found[name]) if is_photo(found[name]) else made for name, made in files.items()}
-
-
-def _scans_in(folder: Path) -> list[Path]:
-    """Files of known formats, and folders of DICOM files, anywhere below a folder."""
-    if not folder.is_dir():
-        raise UserError(f"{folder}: no such folder.")
-    endings = (*VOLUME_ENDINGS, *PHOTO_ENDINGS)
-    files = [path for path in folder.rglob("[!.]*") if path.name.lower().endswith(endings)]
-    series = series_folders(folder)
-    problems = series_problems(series)
+def _own_files(scans: Mapping[str, tuple[Path, Path | None]], num_classes: int) -> dict[str, Files]:
+    """Say how each image and its label, if any, are read, and refuse DICOM folders that cannot be."""
+    problems = series_problems([path for pair in scans.values() for path in pair if path is not None and path.is_dir()])
     if problems:
-        raise UserError(f"{folder}: {len(problems)} DICOM series cannot be read, nothing was written:", problems)
-    scans = sorted([*files, *series])
-    names = defaultdict(list)
-    for path in scans:
-        names[case_name(path)].append(str(path))
-    double = [", ".join(paths) for paths in names.values() if len(paths) > 1]
-    if double:
-        raise UserError(f"{folder}: {len(double)} name(s) stand for several scans, rename them:", double)
-    return scans
+        raise UserError(f"{len(problems)} DICOM series cannot be read, nothing was written:", problems)
+    files = {name: sources.scan_files(image, label, num_classes) for name, (image, label) in scans.items()}
+    return {
+        name: made._replace(image=scans[name][0]) if is_photo(scans[name][0]) else made for name, made in files.items()
+    }
+
+
+def _patients(scans: Mapping[str, Path], pattern: str | None) -> dict[str, str]:
+    """Find the patient of every scan, by its path below the folder of scans."""
+    patients = {name: patient_name(path, pattern) for name, path in scans.items()}
+    alone = [name for name, path in scans.items() if pattern and not re.search(pattern, path.as_posix())]
+    if scans and len(alone) == len(scans):
+        example = next(iter(scans.values()))
+        raise UserError(f"--patient_pattern {pattern} finds no patient in any name, such as {example}.")
+    if alone:
+        print(f"--patient_pattern finds no patient in {len(alone)} scan(s), each then its own: {', '.join(alone[:20])}")
+    return patients
+
+
+def _trained_before(folder: Path, patients: Mapping[str, str]) -> set[str]:
+    """Patients whose scans an earlier preparation of this folder has listed for training, labeled or not."""
+    datalist = folder / "datalist.json"
+    lists = read_lists(datalist) if datalist.is_file() else {}
+    names = {file_stem(case["image"]) for key in ("training", "unlabeled") for case in lists.get(key, ())}
+    return {patients[name] for name in names if name in patients}
 
 
 def _split_patients(
-    names: Iterable[str], patients: Mapping[str, str], fractions: Mapping[str, float], seed: int
+    names: Sequence[str],
+    patients: Mapping[str, str],
+    fractions: Mapping[str, float],
+    seed: int,
+    trained_before: Collection[str] = (),
 ) -> dict[str, list[str]]:
-    """Draw whole patients into lists; what is left is for training."""
+    """Assign whole patients to lists, each by itself, so that none moves when others are added."""
     if any(value < 0 for value in fractions.values()) or sum(fractions.values()) >= 1:
         raise UserError(f"validation and test must be fractions that leave some for training, got {dict(fractions)}.")
-    names = list(names)
-    order = np.random.default_rng(seed).permutation(sorted({patients[name] for name in names})).tolist()
-    lists, start = {}, 0
-    for key, fraction in fractions.items():
-        stop = start + round(fraction * len(order))
-        chosen = set(order[start:stop])
-        lists[key] = [name for name in names if patients[name] in chosen]
-        start = stop
-    rest = set(order[start:])
-    return {"training": [name for name in names if patients[name] in rest], **lists}
+
+    def count(seed: int) -> dict[str, list[str]]:
+        lists = {"training": [], **{key: [] for key in fractions}}
+        for patient in sorted({patients[name] for name in names}):
+            lists["training" if patient in trained_before else _list_of(patient, seed, **fractions)].append(patient)
+        return lists
+
+    lists = count(seed)
+    number = sum(map(len, lists.values()))
+    wanted = {key: max(1, round(fraction * number)) for key, fraction in fractions.items() if fraction > 0}
+    empty = [f"--{key} {fractions[key]:g}" for key in wanted if not lists[key]]
+    if empty or (wanted and not lists["training"]):
+        better = (s for s in range(seed + 1, seed + 1000) if {key: len(count(s)[key]) for key in wanted} == wanted)
+        found = None if sum(wanted.values()) >= number else next(better, None)
+        sizes = " and ".join(f"{size} for {key}" for key, size in wanted.items())
+        hint = "" if found is None else f"; with --seed {found} there are {sizes}"
+        what = f"{' and '.join(empty)} gives none" if empty else "nothing is left for training"
+        raise UserError(f"{what} of {number} labeled patient(s) with --seed {seed}; give other fractions{hint}.")
+    if wanted:
+        sizes = ", ".join(f"{len(lists[key])} {key} ({fractions[key]:g})" for key in wanted)
+        print(f"{number} labeled patients: {len(lists['training'])} training, {sizes}")
+    return {key: [name for name in names if patients[name] in members] for key, members in lists.items()}
+
+
+def _list_of(patient: str, seed: int, validation: float, test: float) -> str:
+    """Choose a patient's list by a hash: the lowest are for validation, the highest for test."""
+    place = int.from_bytes(hashlib.sha256(f"{seed}:{patient}".encode()).digest()[:8], "big") / 2**64
+    return "validation" if place < validation else "test" if place >= 1 - test else "training"
 
 
 def _class_names(classes: str | Sequence[str]) -> list[str]:

@@ -13,6 +13,7 @@ from monai.transforms import LoadImage, MapTransform
 from .dicom import SeriesReader
 from .geometry import grid_problem
 from .labels import to_label
+from .names import case_name
 from .photos import PhotoReader
 
 __all__ = ["LoadLabel", "LoadScan", "LoadScand"]
@@ -72,6 +73,8 @@ class LoadScand(MapTransform):
 
     A label on its image's grid gets its image's affine, so that the two are resampled alike.
 
+    Each array's metadata keep the name of its case in ``case``: the sample's own, else that of the image's file.
+
     Args:
         keys: paths of images and labels; they become CH[WD].
         label_keys: those among them that are labels, which become 1H[WD].
@@ -96,8 +99,11 @@ class LoadScand(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Read the files of a sample."""
         sample = dict(data)
+        name = sample.pop("case", None) or case_name(sample.get("image") or next(iter(sample.values())))
         for key in self.key_iterator(sample):
-            sample[key] = (self.load_label if key in self.label_keys else self.load_image)(sample[key])
+            array = (self.load_label if key in self.label_keys else self.load_image)(sample[key])
+            array.meta["case"] = name
+            sample[key] = array
         if "image" in sample:
             for key in self.label_keys:
                 if key in sample and grid_problem(sample[key], sample["image"]) is None:

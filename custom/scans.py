@@ -5,23 +5,18 @@ A scan that cannot be segmented does not keep the others waiting: it is left out
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .data import Case, CaseRule, case_name, check_cases, groups, read_lists
-from .dicom import series_folders
+from .data import Case, CaseRule, check_cases, read_lists
 from .errors import UserError
+from .finding import VOLUME_ENDINGS, list_scans, refuse_channels, tell_left_out
+from .names import case_names
 from .photos import PHOTO_ENDINGS
 
-__all__ = [
-    "VOLUME_ENDINGS",
-    "Scans",
-    "find_scans",
-    "refuse_left_out",
-]
-
-VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+__all__ = ["Scans", "find_scans", "refuse_left_out"]
 
 
 class Scans(NamedTuple):
@@ -42,8 +37,8 @@ def find_scans(
     """List the scans to segment, read and check them. Labels are neither needed nor opened.
 
     Args:
-        source: a folder (its subfolder ``images`` if there is one) of files, or of folders with a DICOM series each;
-            a file; a folder of DICOM files; or a list of these.
+        source: a folder (its subfolder ``images`` if there is one) with files, or folders with a DICOM series each, in
+            it and in folders below, see :func:`custom.finding.list_scans`; a file; or a list of these.
         in_channels: channels that every image must have.
         dimensions: spatial axes that every image must have.
         pad_to: ``size`` in voxels per axis, and ``spacing`` in mm to which volumes are resampled before, or None for
@@ -51,22 +46,24 @@ def find_scans(
         series: whether an image may have a time axis behind its spatial ones, instead of channels.
         datalist: take the images of this data list's ``validation`` and ``test`` lists instead.
 
+    Returns:
+        Cases with ``image`` and ``case``, the name of their predictions; each file once.
+
     Raises:
-        UserError: when there is nothing that can be segmented, or two scans would give the same prediction file.
+        UserError: when there is nothing that can be segmented, two scans would give the same prediction file, or
+            several files are channels of one case.
     """
     if datalist is not None:
         lists = read_lists(Path(datalist))
-        paths = [Path(case["image"]) for name in ("validation", "test") for case in lists[name]]
+        listed = [case for name in ("validation", "test") for case in lists[name]]
+        cases = [{key: case[key] for key in ("image", "case")} for case in listed]
     else:
-        paths = _expand(source, PHOTO_ENDINGS if dimensions == 2 else VOLUME_ENDINGS)
-    if not paths:
+        if isinstance(source, str) and not os.path.exists(os.path.expanduser(source)):
+            raise UserError(f"{source}: no such file or folder; give --dataset_dir a folder of images.")
+        cases = _cases([source] if isinstance(source, str) else source, dimensions)
+    if not cases:
         kinds = "photographs, .png or .jpg" if dimensions == 2 else "NIfTI, NRRD, MetaImage or DICOM"
         raise UserError(f"{datalist or source}: no image to segment; expected {kinds}.")
-    double = [", ".join(map(str, same)) for same in groups(paths, key=case_name)]
-    if double:
-        raise UserError("scans whose predictions would have the same name; segment them one at a time:", double)
-
-    cases = [{"image": str(path)} for path in paths]
     findings = check_cases(cases, CaseRule(in_channels, 0, dimensions, pad_to, series))
     problems = [problem for found in findings for problem in found]
     good = [case for case, found in zip(cases, findings, strict=True) if not found]
@@ -86,14 +83,30 @@ def refuse_left_out(scans: Scans) -> None:
         raise UserError(summary, scans.problems)
 
 
-def _expand(source: str | Sequence[str], endings: tuple[str, ...]) -> list[Path]:
-    if not isinstance(source, str):
-        return [Path(file) for file in source]
-    folder = Path(source)
-    if not folder.exists():
-        raise UserError(f"{source}: no such file or folder; give --dataset_dir a folder of images.")
-    if folder.is_file():
-        return [folder]
-    folder = folder / "images" if (folder / "images").is_dir() else folder
-    files = [path for path in folder.iterdir() if path.name.lower().endswith(endings)]
-    return sorted([*files, *series_folders(folder)] if endings == VOLUME_ENDINGS else files)
+def _cases(sources: Sequence[str], dimensions: int) -> list[Case]:
+    """List the scans in folders, and the files that are named, each once."""
+    paths, left_out = {}, []
+    for source in map(os.path.expanduser, sources):
+        found, others = _expand(Path(source), PHOTO_ENDINGS if dimensions == 2 else VOLUME_ENDINGS)
+        left_out += others
+        for path in found:
+            first = paths.setdefault(os.path.realpath(path), path)
+            if first != path:
+                left_out.append(f"{path} (the same file as {first})")
+    tell_left_out(left_out)
+    refuse_channels(list(paths.values()))
+    names = case_names(paths.values())
+    return [{"image": str(path), "case": names[str(path)]} for path in paths.values()]
+
+
+def _expand(source: Path, endings: tuple[str, ...]) -> tuple[list[Path], list[str]]:
+    """List the scans in a folder, and what else there is; a file is taken whatever it is called."""
+    if not source.is_dir():
+        return [source], []
+    images = source / "images"
+    if images.is_dir():
+        beside = list_scans(source, endings, skip=[images]).scans
+        scans, others = _expand(images, endings)
+        return scans, [*others, *(f"{path} (not in {images})" for path in beside)]
+    found = list_scans(source, endings)
+    return found.scans, [*(f"{path.relative_to(source)} (a label)" for path in found.labels), *found.left_out]

@@ -21,7 +21,7 @@ from monai.data import get_track_meta, set_track_meta
 from monai.transforms import Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from .data import case_name
+from .names import case_name
 from .randomness import derived_seed, private_generators
 
 __all__ = ["Draw", "SampleDataset", "StreamLoader", "StreamSampler", "default_num_workers", "start_worker"]
@@ -65,7 +65,7 @@ class SampleDataset(Dataset):
         self.transform = transform
         self.slice_axis = slice_axis
         self.places = [(volume, k) for volume in range(len(volumes)) for k in range(self._depth(volume))]
-        self.cases = [case_name(case["image"]) for case in getattr(volumes, "data", ())]
+        self.cases = [case.get("case") or case_name(case["image"]) for case in getattr(volumes, "data", ())]
 
     def _depth(self, volume: int) -> int:
         return 1 if self.slice_axis is None else self.volumes[volume]["image"].shape[self.slice_axis + 1]

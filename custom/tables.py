@@ -14,12 +14,12 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 
-from .data import case_name
 from .distributed import gather_in_turn
 from .errors import UserError
 from .files import FILE_NAMES, whole_file
 from .geometry import lacks_spacing
 from .metrics import case_metrics
+from .names import case_of
 
 __all__ = ["CaseTable", "VolumeTable"]
 
@@ -65,7 +65,7 @@ class CaseTable:
             self.rows[str(output["label"].meta["filename_or_obj"])] = [*rows, *every]
 
     def _case_rows(self, pred: MetaTensor, label: MetaTensor) -> list[Row]:
-        case = case_name(label.meta["filename_or_obj"])
+        case = case_of(label.meta)
         names = {"case": case} | ({"phase": self._phase(case)} if self.phases else {})
         spacing = None if lacks_spacing(label.meta) else affine_to_spacing(label.affine, label.ndim - 1).tolist()
         rows = []
@@ -136,7 +136,7 @@ class VolumeTable:
     def _collect(self, engine: Engine) -> None:
         for output in engine.state.output:
             pred = output["pred"]
-            case = case_name(pred.meta["filename_or_obj"])
+            case = case_of(pred.meta)
             frames = [self._frame_row(case, number, labels) for number, labels in enumerate(pred, start=1)]
             self.volumes += frames
             if len(frames) > 1:

@@ -64,7 +64,9 @@ def test_lists_come_with_absolute_paths_that_exist(own_dataset):
         "test": 0,
     }
     assert all(
-        Path(path).is_absolute() and Path(path).is_file() for case in cases["training"] for path in case.values()
+        Path(case[key]).is_absolute() and Path(case[key]).is_file()
+        for case in cases["training"]
+        for key in ("image", "label")
     )
 
 
@@ -76,7 +78,7 @@ def test_no_label_file_of_an_unlabeled_case_is_ever_opened(own_dataset, edit, mo
     real_open = builtins.open
     monkeypatch.setattr(builtins, "open", lambda path, *a, **k: opened.append(str(path)) or real_open(path, *a, **k))
     cases = _load(own_dataset)
-    assert all(set(case) == {"image"} for case in cases["unlabeled"])
+    assert all(set(case) == {"image", "case"} for case in cases["unlabeled"])
     assert opened  # the spy works
     assert not any("trap" in path for path in opened)
 

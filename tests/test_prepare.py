@@ -19,6 +19,8 @@ from custom import prepare, store
 from custom.check import check_folder
 from custom.data import load_datalist
 from custom.errors import UserError
+from custom.finding import own_scans
+from custom.names import case_name
 from custom.synthetic import make_photo
 
 
@@ -325,7 +327,8 @@ def test_own_photographs_are_copied_and_their_masks_are_black_and_white(tmp_path
 
 def test_an_interrupted_run_is_taken_up_where_it_stopped(own_folders, tmp_path, monkeypatch):
     images, labels = own_folders
-    files = prepare._own_files(images, labels)
+    found = own_scans(images, labels, tmp_path / "out")
+    files = prepare._own_files({case_name(image): (image, label) for image, label in found.items()})
     scans = [prepare._scan(name, found, None) for name, found in files.items()]
     record = {"command": "own", "source": "x", "options": {}}
     store.write_dataset(tmp_path / "out", scans[:3], {}, record)  # as far as the first run came

@@ -10,8 +10,8 @@ import pydicom
 import pytest
 from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 
-from custom.data import case_name
 from custom.errors import UserError
+from custom.names import case_name
 from custom.scans import find_scans, refuse_left_out
 
 GRID = {"size": [8, 8, 8], "spacing": [1.0, 1.0, 1.0]}
@@ -72,12 +72,15 @@ def test_folder_with_nothing_readable_is_named(dimensions, kinds, tmp_path):
         _find(str(tmp_path), dimensions=dimensions)
 
 
-def test_scans_whose_predictions_would_overwrite_each_other_are_refused(own_dataset):
+def test_scans_of_one_name_are_told_apart_by_their_folders_or_refused(own_dataset):
     image = own_dataset.parent / "images" / "case_000.nii.gz"
     twin = own_dataset.parent / "case_000.nii"
     nib.save(nib.load(image), twin)
+    names = [case["case"] for case in _find([str(image), str(twin)]).cases]
+    assert names == ["images_case_000", "own_case_000"]
+    nib.save(nib.load(image), image.with_name("case_000.nii"))
     with pytest.raises(UserError, match="predictions would have the same name"):
-        _find([str(image), str(twin)])
+        _find(str(image.parent))
 
 
 def test_a_series_can_be_segmented_where_it_is_asked_for(tmp_path):

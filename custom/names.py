@@ -1,0 +1,121 @@
+"""What a case is called: the same in tables, pictures, reports and predictions, and which patient it is of."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .errors import UserError
+
+__all__ = ["case_name", "case_names", "case_of", "file_stem", "groups", "patient_name", "same_name"]
+
+#: What stands between a folder and a name; the second where the first makes two of them alike (a/b_c and a_b/c).
+JOINTS = ("_", "-")
+#: How nnU-Net ends the name of an image's file: with the number of its channel.
+CHANNEL = re.compile(r"(.+)_(\d{4})")
+
+
+def case_name(file: str | Path) -> str:
+    """Name a case by its file alone, without folder, ending and ``_0000``, or by the folder of its DICOM series."""
+    stem = file_stem(file)
+    match = None if os.path.isdir(file) else CHANNEL.fullmatch(stem)
+    return match[1] if match and match[2] == "0000" else stem
+
+
+def case_names(files: Iterable[str | Path]) -> dict[str, str]:
+    """Name cases by their files and by as many of the folders above as they need to differ.
+
+    Args:
+        files: the images of a set, in any order.
+
+    Returns:
+        Names by path. No two of them are alike, on file systems that ignore case and accents' encoding either.
+
+    Raises:
+        UserError: for files that differ in their ending, or in upper and lower case, alone.
+    """
+    paths = sorted({str(file) for file in files})
+    stems = _stems(paths)
+    for joint in JOINTS:
+        names = _shortest_names(paths, stems, joint)
+        double = groups(paths, key=lambda path: same_name(names[path]))
+        if not double:
+            return names
+    hint = "they differ in their ending or in upper and lower case alone; rename them"
+    raise UserError(f"scans whose predictions would have the same name, {hint}:", [", ".join(same) for same in double])
+
+
+def case_of(meta: Mapping[str, Any]) -> str:
+    """Name the case that an array is of, by its metadata: as its data list does, else by its file."""
+    return str(meta.get("case") or case_name(meta["filename_or_obj"]))
+
+
+def file_stem(file: str | Path) -> str:
+    """Give a file's name without its ending, ``.nii.gz`` is one; a folder's name as it is."""
+    path = Path(file)
+    if path.is_dir():
+        return path.name  # may be a DICOM identifier, full of dots
+    return Path(path.stem).stem if path.name.lower().endswith(".nii.gz") else path.stem
+
+
+def same_name(name: str) -> str:
+    """Make names equal that file systems may take for one: in case, or in how letters with accents are stored."""
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def groups(items: Iterable[Any], key: Any) -> list[list[Any]]:
+    """Collect the items that share a key with another one."""
+    found = defaultdict(list)
+    for item in items:
+        found[key(item)].append(item)
+    return [same for same in found.values() if len(same) > 1]
+
+
+def patient_name(file: str | Path, pattern: str | None) -> str:
+    """Find the patient of a scan.
+
+    Args:
+        file: path below the folder of the set, such as ``patient01/scan.nii.gz``.
+        pattern: regular expression that is searched in the file's name, then in its folders, the innermost first.
+
+    Returns:
+        What was found; without a pattern, or where it is not found, the path without ending: a patient of its own.
+    """
+    path = Path(file)
+    alone = path.with_name(file_stem(path) or path.name).as_posix()
+    try:
+        matches = () if pattern is None else (re.search(pattern, part) for part in reversed(alone.split("/")))
+        return next((match.group() for match in matches if match), alone)
+    except re.error as error:
+        raise UserError(f"--patient_pattern {pattern} is not a regular expression ({error}).") from error
+
+
+def _stems(paths: Iterable[str]) -> dict[str, str]:
+    """Names of files alone; ``_0000`` goes where it tells a file from no other one in its folder."""
+    stems = {path: file_stem(path) for path in paths}
+    taken = defaultdict(set)
+    for path, stem in stems.items():
+        taken[os.path.dirname(path)].add(same_name(stem))
+        match = CHANNEL.fullmatch(stem)
+        if match and match[2] != "0000":
+            taken[os.path.dirname(path)].add(same_name(match[1]))
+    short = {path: case_name(path) for path in stems}
+    return {p: s if same_name(short[p]) in taken[os.path.dirname(p)] else short[p] for p, s in stems.items()}
+
+
+def _shortest_names(paths: Iterable[str], stems: Mapping[str, str], joint: str) -> dict[str, str]:
+    folders = {path: Path(os.path.abspath(path)).parent.parts[1:] for path in paths}
+    depths = dict.fromkeys(paths, 0)
+    while True:
+        names = {p: joint.join([*folders[p][len(folders[p]) - depth :], stems[p]]) for p, depth in depths.items()}
+        alike = [path for same in groups(paths, key=lambda path: same_name(names[path])) for path in same]
+        deeper = [path for path in alike if depths[path] < len(folders[path])]
+        if not deeper:
+            return names
+        for path in deeper:
+            depths[path] += 1
