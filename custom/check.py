@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
@@ -37,6 +37,16 @@ __all__ = ["check_folder"]
 Row = dict[str, Any]
 #: An axis this many times as coarse as another, or a scan as many times larger than the median, is odd.
 ODD_RATIO = 3.0
+#: As many oddities of a kind are told one by one; more are one line.
+SHOWN = 4
+
+
+class Oddity(NamedTuple):
+    """What may be a mistake: its kind, which others may share, the case, and the whole text."""
+
+    kind: str
+    case: str
+    text: str
 
 
 def check_folder(folder: Path, output: Path, patient_pattern: str | None = None) -> None:
@@ -64,15 +74,15 @@ def check_folder(folder: Path, output: Path, patient_pattern: str | None = None)
         wrong += [f"{name}: {problem}" for problem in overlap_problems(lists, patient_pattern, folder)]
         if not lists["training"]:
             wrong.append(f"{name}: the list 'training' is empty.")
-    odd = [*_duplicates(rows, contents), *_outliers(rows), *(text for row in rows for text in row.pop("odd"))]
-    report = {"datalists": list(datalists), "cases": rows, "wrong": wrong, "odd": odd}
+    odd = [*_duplicates(rows, contents), *(found for row in rows for found in row.pop("odd")), *_outliers(rows)]
+    report = {"datalists": list(datalists), "cases": rows, "wrong": wrong, "odd": [found.text for found in odd]}
     try:
         write_json(output, report)
         place = f"Report: {output}"
     except OSError as error:
         place = f"The report could not be written to {output} ({error.strerror}); give --output another file."
     print("\n" + format_table([_table_row(row) for row in rows]))
-    print("\n".join([f"\n{len(odd)} oddities", *(f"  - {text}" for text in odd), f"\n{place}"]))
+    print("\n".join([f"\n{len(odd)} oddities", *(f"  - {text}" for text in _summary(odd)), f"\n{place}"]))
     if wrong:
         raise UserError(f"{folder}: training would be refused, {len(wrong)} problem(s):", wrong)
 
@@ -131,13 +141,18 @@ def _check_case(case: dict[str, str], rule: CaseRule) -> Row:
     wrong += image_problems(case["image"], image, rule)
     row |= _describe(image)
     if row["minimum"] == row["maximum"]:
-        row["odd"].append(f"{case['image']}: all voxels are {row['minimum']:g}.")
+        text = f"{case['image']}: all voxels are {row['minimum']:g}."
+        row["odd"].append(Oddity("all voxels are the same", row["case"], text))
     if "label" in case:
         label, problems = read_label(case["label"], image, rule.num_classes)
         wrong += problems
         if label is not None:
             row |= {"label": case["label"]} | _describe_label(label, rule.num_classes)
-            row["odd"] += [f"{case['label']}: has no voxel of class {k}." for k, n in row["voxels"].items() if not n]
+            missing = [k for k, n in row["voxels"].items() if not n]
+            row["odd"] += [
+                Oddity(f"no voxel of class {k}", row["case"], f"{case['label']}: has no voxel of class {k}.")
+                for k in missing
+            ]
     return row
 
 
@@ -164,33 +179,55 @@ def _describe_label(label: MetaTensor, num_classes: int) -> Row:
     return {"voxels": voxels, "volume_ml": {k: round(n * ml, 3) for k, n in voxels.items()}}
 
 
-def _duplicates(rows: Sequence[Row], contents: Mapping[str, Mapping[str, Sequence[dict]]]) -> list[str]:
+def _duplicates(rows: Sequence[Row], contents: Mapping[str, Mapping[str, Sequence[dict]]]) -> list[Oddity]:
     """Images with the same voxels under different names, and the lists that they stand in."""
-    texts = []
+    found = []
     for same in groups((row for row in rows if "content" in row), key=lambda row: row["content"]):
         images = {row["image"] for row in same}
         lists = {name for content in contents.values() for name in LISTS for c in content[name] if c["image"] in images}
-        texts.append(f"{' and '.join(sorted(images))} hold the same voxels; they stand in {', '.join(sorted(lists))}.")
-    return texts
+        text = f"{' and '.join(sorted(images))} hold the same voxels; they stand in {', '.join(sorted(lists))}."
+        found.append(Oddity("the same voxels", " and ".join(sorted(row["case"] for row in same)), text))
+    return found
 
 
-def _outliers(rows: Sequence[Row]) -> list[str]:
+def _outliers(rows: Sequence[Row]) -> list[Oddity]:
     """Scans that differ from the rest in orientation or by a large factor in spacing or intensities."""
     read = [row for row in rows if "shape" in row]
-    texts = []
+    found = []
     common = Counter(row["orientation"] for row in read).most_common(1)
     for row in read:
         if row["orientation"] != common[0][0]:
-            texts.append(f"{row['image']}: orientation {row['orientation']}, most scans have {common[0][0]}.")
-        if max(row["spacing"]) > ODD_RATIO * min(row["spacing"]):
-            texts.append(f"{row['image']}: anisotropic, spacing {row['spacing']} mm.")
+            text = f"{row['image']}: orientation {row['orientation']}, most scans have {common[0][0]}."
+            found.append(Oddity(f"orientation differs from {common[0][0]}, which most have", row["case"], text))
+    thick = [row for row in read if max(row["spacing"]) > ODD_RATIO * min(row["spacing"])]
+    if 2 * len(thick) <= len(read):  # what most scans share is not odd
+        found += [
+            Oddity("anisotropic", row["case"], f"{row['image']}: anisotropic, spacing {row['spacing']} mm.")
+            for row in thick
+        ]
     for key, what in (("spacing", "spacing"), ("maximum", "largest intensity")):
         values = np.asarray([np.max(row[key]) for row in read], float)
         middle = np.median(values) if len(values) else 0
         for row, value in zip(read, values, strict=True):
             if middle > 0 and not middle / ODD_RATIO <= value <= middle * ODD_RATIO:
-                texts.append(f"{row['image']}: {what} {value:g}, the median is {middle:g}.")
-    return texts
+                text = f"{row['image']}: {what} {value:g}, the median is {middle:g}."
+                found.append(Oddity(f"{what} far from the median, {middle:g}", row["case"], text))
+    return found
+
+
+def _summary(odd: Sequence[Oddity]) -> list[str]:
+    """Tell what is odd, with one line for each kind that many scans share."""
+    kinds: dict[str, list[Oddity]] = {}
+    for found in odd:
+        kinds.setdefault(found.kind, []).append(found)
+    lines = []
+    for kind, same in kinds.items():
+        if len(same) <= SHOWN:
+            lines += [found.text for found in same]
+        else:
+            first = ", ".join(found.case for found in same[:SHOWN])
+            lines.append(f"{len(same)} times {kind}: {first}, ...; the report lists all.")
+    return lines
 
 
 def _table_row(row: Row) -> dict[str, str]:

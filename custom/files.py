@@ -58,8 +58,10 @@ def whole_file(path: Path) -> Iterator[Path]:
         with open(part, "rb") as file:
             os.fsync(file.fileno())  # a machine that dies leaves the old file or the whole new one
         os.replace(part, path)
-    except BaseException:
+    except BaseException as error:
         part.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # writers do not say for which file the disk was full
         raise
 
 

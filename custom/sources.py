@@ -86,13 +86,16 @@ def acdc_official(folder: Path) -> dict[str, Files]:
 
 
 def acdc_community(folder: Path) -> dict[str, Files]:
-    """The literature's copy: ``patient001_frame01.h5`` is end of diastole, ``frame02`` of systole; spacing was lost."""
+    """The literature's copy: ``patient001_frame01.h5`` is end of diastole, ``frame02`` of systole; spacing was lost.
+
+    Headers say so: their codes, which declare a transform valid, are 0.
+    """
     found = {}
     for path in sorted(folder.rglob("patient*_frame*.h5")):
         match = re.fullmatch(r"(patient\d+)_frame0([12])", path.stem)
         if match:
             name = f"{match[1]}_{'ED' if match[2] == '1' else 'ES'}"
-            found[name] = _h5_files(path, axes=(2, 1, 0), spacing=(1.0, 1.0, 10.0), num_classes=4)
+            found[name] = _h5_files(path, axes=(2, 1, 0), spacing=(1.0, 1.0, 10.0), num_classes=4, declared=False)
     return found
 
 
@@ -180,22 +183,36 @@ def _nifti(stem: Path) -> Path | None:
     return next((path for path in paths if path.is_file()), None)
 
 
-def _h5_files(path: Path, axes: Sequence[int], spacing: Sequence[float], num_classes: int) -> Files:
-    read = partial(read_h5, str(path), axes=tuple(axes), spacing=tuple(spacing))
+def _h5_files(
+    path: Path, axes: Sequence[int], spacing: Sequence[float], num_classes: int, declared: bool = True
+) -> Files:
+    read = partial(read_h5, str(path), axes=tuple(axes), spacing=tuple(spacing), declared=declared)
     return Files(partial(read, "image"), partial(read, "label", num_classes=num_classes), (str(path),))
 
 
 def read_h5(
-    path: str, key: str, axes: Sequence[int], spacing: Iterable[float], num_classes: int | None = None
+    path: str,
+    key: str,
+    axes: Sequence[int],
+    spacing: Iterable[float],
+    num_classes: int | None = None,
+    declared: bool = True,
 ) -> MetaTensor:
-    """Read a volume out of an h5 file, which has no geometry; ``axes`` brings it into the order x, y, z.
+    """Read a volume out of an h5 file, which has no geometry.
 
-    With ``num_classes`` it is a label.
+    Args:
+        path: the file.
+        key: name of the volume in it.
+        axes: bring it into the order x, y, z.
+        spacing: mm per axis.
+        num_classes: of a label; None for an image.
+        declared: whether the spacing is known, and may be written as such.
     """
     import h5py
 
     with h5py.File(path) as file:
         volume: Any = file[key][()]
     affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
-    array = MetaTensor(np.ascontiguousarray(volume.transpose(axes)[None], np.float32), affine=affine)
+    meta = {} if declared else {"qform_code": 0, "sform_code": 0, "pixdim": np.array([1.0, *spacing])}
+    array = MetaTensor(np.ascontiguousarray(volume.transpose(axes)[None], np.float32), affine=affine, meta=meta)
     return array if num_classes is None else to_label(array, f"{path}, {key}", num_classes)

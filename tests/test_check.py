@@ -9,7 +9,7 @@ import pytest
 
 from custom.check import check_folder
 from custom.errors import UserError
-from custom.synthetic import write_hearts, write_photos
+from custom.synthetic import write_dataset, write_hearts, write_photos
 
 
 def _check(datalist, **settings) -> dict:
@@ -59,6 +59,28 @@ def test_another_orientation_spacing_range_or_a_missing_class_is_odd(own_dataset
     odd = "\n".join(_check(own_dataset)["odd"])
     for text in ("orientation LAS, most scans have RAS", "anisotropic", "largest intensity", "has no voxel of class 1"):
         assert text in odd
+
+
+def test_what_most_scans_share_is_not_odd(own_dataset):
+    for image in (own_dataset.parent / "images").iterdir():
+        volume = np.asarray(nib.load(image).dataobj)
+        nib.save(nib.Nifti1Image(volume, np.diag([1.25, 1.25, 12.5, 1])), image)
+    for label in (own_dataset.parent / "labels").iterdir():
+        nib.save(nib.Nifti1Image(np.asarray(nib.load(label).dataobj), np.diag([1.25, 1.25, 12.5, 1])), label)
+    assert _check(own_dataset)["odd"] == []
+
+
+def test_oddities_of_a_kind_are_one_line_and_duplicates_come_first(tmp_path, capsys):
+    datalist = write_dataset(tmp_path / "data", {"training": 7}, size=(16, 16, 16))
+    images = sorted((tmp_path / "data" / "images").iterdir())
+    shutil.copy(images[0], images[1])
+    for label in (tmp_path / "data" / "labels").iterdir():
+        nib.save(nib.Nifti1Image(np.zeros((16, 16, 16), np.uint8), nib.load(label).affine), label)
+    assert len(_check(datalist)["odd"]) == 8
+    shown = capsys.readouterr().out.split("oddities\n")[1].splitlines()
+    assert "hold the same voxels" in shown[0]
+    assert shown[1].startswith("  - 7 times no voxel of class 1: ")
+    assert shown[2] == ""
 
 
 def test_a_patient_in_two_lists_is_wrong(tmp_path, edit):

@@ -131,7 +131,11 @@ def test_short_axis_community_copy_is_turned_into_x_y_z(tmp_path):
         file["image"], file["label"] = image, label
     prepare.acdc(str(tmp_path / "in"), str(tmp_path / "out"), allow_missing=True)
     expected = image.astype(np.float32).transpose(2, 1, 0)
-    _assert_holds(tmp_path / "out" / "images" / "patient099_ES.nii.gz", expected, np.diag([1, 1, 10, 1]))
+    for key, true in (("images", expected), ("labels", label.transpose(2, 1, 0))):
+        found = nib.load(tmp_path / "out" / key / "patient099_ES.nii.gz")
+        np.testing.assert_array_equal(np.asarray(found.dataobj), true)
+        assert found.header.get_zooms() == (1, 1, 10)
+        assert (found.header["qform_code"], found.header["sform_code"]) == (0, 0)  # no spacing is declared
 
 
 def _ct(shape=(16, 14, 8)) -> tuple[np.ndarray, np.ndarray]:
