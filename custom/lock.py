@@ -6,6 +6,7 @@ import json
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -19,8 +20,9 @@ __all__ = ["LOCK", "TrainingLock"]
 
 fcntl, _can_lock = optional_import("fcntl")  # not on Windows, where nothing is locked
 LOCK = "training.lock"
-#: Open files of the locks that this process holds; closing one gives its lock up.
-_held: dict[Path, int] = {}
+#: Open files of the locks that this process holds, and whether their folders were made for them; closing one gives its
+#: lock up.
+_held: dict[Path, tuple[int, bool]] = {}
 
 
 class TrainingLock:
@@ -71,6 +73,7 @@ class TrainingLock:
 
 def _take(path: Path) -> str | None:
     """Lock a file, or say who has it."""
+    is_new = not path.parent.exists()
     path.parent.mkdir(parents=True, exist_ok=True)
     file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     owner = _read(file)
@@ -90,7 +93,7 @@ def _take(path: Path) -> str | None:
             f"has ended, remove {path}, else wait for it"
         )
     _write(file)
-    _held[path] = file
+    _held[path] = file, is_new
     Finalize(None, _release, (path,), exitpriority=0)  # unlike atexit, also where multiprocessing ends a process
     return None
 
@@ -116,7 +119,10 @@ def _words(owner: Mapping[str, str | int]) -> str:
 
 
 def _release(path: Path) -> None:
-    file = _held.pop(path, None)
+    file, is_new = _held.pop(path, (None, False))
     if file is not None:
         path.unlink(missing_ok=True)
         os.close(file)
+        if is_new:
+            with suppress(OSError):  # something was written there
+                path.parent.rmdir()

@@ -436,7 +436,7 @@ def test_inference_uses_the_network_and_the_numbers_of_training(bundle):
         "postprocessing",
         "handlers",
     ]
-    tail += ["evaluator", "initialize", "inference", "run", "imports", "read_inference"]
+    tail += ["evaluator", "can_write", "initialize", "inference", "run", "imports", "read_inference"]
     shared = set(inference) - only_inference - set(tail)
     assert {"network_def", "class_names", "patch_size", "stride", "base_filters", "memory_format"} <= shared
     assert {key: inference[key] for key in shared} == {key: train[key] for key in shared}
@@ -444,7 +444,8 @@ def test_inference_uses_the_network_and_the_numbers_of_training(bundle):
     inferer = {key: value for key, value in inference["inferer"].items() if key not in options}
     assert inferer == train["validate"]["inferer"]
     image_only = [step | ({"keys": "image"} if "label" in step["keys"] else {}) for step in train["read_evaluation"]]
-    assert [{k: v for k, v in step.items() if k != "allow_missing_keys"} for step in image_only] == (
+    of_labels = {"allow_missing_keys", "num_classes"}
+    assert [{k: v for k, v in step.items() if k not in of_labels} for step in image_only] == (
         inference["read_inference"]
     )
 

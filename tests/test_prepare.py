@@ -332,7 +332,7 @@ def test_own_photographs_are_copied_and_their_masks_are_black_and_white(tmp_path
 def test_an_interrupted_run_is_taken_up_where_it_stopped(own_folders, tmp_path, monkeypatch):
     images, labels = own_folders
     found = own_scans(images, labels, tmp_path / "out")
-    files = prepare._own_files({case_name(image): (image, label) for image, label in found.items()})
+    files = prepare._own_files({case_name(image): (image, label) for image, label in found.items()}, num_classes=2)
     scans = [prepare._scan(name, found, None) for name, found in files.items()]
     record = {"command": "own", "source": "x", "options": {}}
     store.write_dataset(tmp_path / "out", scans[:3], {}, record)  # as far as the first run came
@@ -451,7 +451,9 @@ def test_labels_a_hair_below_whole_numbers_are_the_classes_in_every_layout(acdc_
     for files in (
         prepare.sources.acdc_official(acdc_folder)["patient099_ED"],
         prepare.sources.acdc_community(tmp_path)["patient099_ED"],
-        prepare._own_files(tmp_path / "scans", tmp_path / "masks", num_classes=4)["a"],
+        prepare._own_files({"a": (tmp_path / "scans" / "a.nii.gz", tmp_path / "masks" / "a.nii.gz")}, num_classes=4)[
+            "a"
+        ],
     ):
         store._write_scan(tmp_path / "out", prepare._scan("a", files, None))
         found = np.asarray(nib.load(tmp_path / "out" / "labels" / "a.nii.gz").dataobj)
@@ -472,7 +474,7 @@ def test_a_picture_of_one_structure_is_black_and_white_and_of_several_holds_clas
     for folder, image in {"photos": photo, "masks": mole}.items():
         (tmp_path / folder).mkdir()
         Image.fromarray(image).save(tmp_path / folder / "a.png")
-    files = prepare._own_files(tmp_path / "photos", tmp_path / "masks", num_classes)["a"]
+    files = prepare._own_files({"a": (tmp_path / "photos" / "a.png", tmp_path / "masks" / "a.png")}, num_classes)["a"]
     store._write_scan(tmp_path / "out", prepare._scan("a", files, None, one_structure=num_classes == 2))
     assert np.unique(np.asarray(Image.open(tmp_path / "out" / "labels" / "a.png"))).tolist() == values
 
