@@ -19,7 +19,7 @@ from .cli import run
 from .drawing import COLORS
 from .errors import UserError
 from .pages import Curve, draw_curves, embedded, overall, read_curves, read_rows, saved, write_page
-from .run_record import read_run_record
+from .run_record import read_run_record, training_seconds
 from .tables import ALL, MEAN
 
 __all__ = ["report"]
@@ -68,6 +68,7 @@ def report(run_dir: str, metrics: str | None = None, **unknown: Any) -> None:
         "galleries": _galleries(cases, folder / "panels"),
         "curves": _draw_curves(curves, folder / "curves.png"),
         "record": record,
+        "seconds": training_seconds(record),
         "settings": {name: text for name, value in record.get("config", {}).items() if (text := _setting(value))},
     }
     page = write_page(folder / "report.html", content)

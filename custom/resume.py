@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -137,6 +137,7 @@ class Checkpoints:
         self.finished = False
         self.stop_requested = False
         self.interrupted = False
+        self.saved: list[Callable[[], None]] = []  #: called after each checkpoint
 
     def attach(self, trainer: Engine) -> None:
         """Restore the newest checkpoint, and write new ones while ``trainer`` runs.
@@ -182,6 +183,8 @@ class Checkpoints:
             torch.save(content, part)
         for path in self._files()[self.n_saved :]:
             path.unlink()
+        for tell in self.saved:
+            tell()
 
     def _files(self) -> list[Path]:
         """All checkpoints, newest first."""

@@ -8,6 +8,7 @@ import platform
 import shlex
 import subprocess
 import sys
+import time
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -19,7 +20,7 @@ import torch
 from . import __version__
 from .files import whole_file
 
-__all__ = ["RECORD", "data_list_record", "read_run_record", "write_run_record"]
+__all__ = ["RECORD", "data_list_record", "read_run_record", "training_seconds", "write_run_record"]
 
 RECORD = "run.json"
 _PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
@@ -36,6 +37,8 @@ def write_run_record(
 ) -> None:
     """Write ``run.json`` as a training starts; a training that goes on adds a session to what is there.
 
+    How long a session has taken so far, ``seconds``, is written anew with each checkpoint.
+
     Args:
         folder: the run's folder.
         config: the resolved configuration.
@@ -51,6 +54,7 @@ def write_run_record(
     path = Path(folder) / RECORD
     session = {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": 0.0,
         "after_iteration": iteration,
         "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
         "host": platform.node(),
@@ -67,8 +71,21 @@ def write_run_record(
         "sessions": [*earlier, session],
         "config": dict(config),
     }
-    with whole_file(path) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+    start = time.monotonic()
+
+    def write() -> None:
+        session["seconds"] = round(time.monotonic() - start, 1)
+        with whole_file(path) as part:
+            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+
+    write()
+    checkpoints.saved.append(write)
+
+
+def training_seconds(record: Mapping[str, Any]) -> float | None:
+    """Add up the sessions of a run; of one that was killed counts what its checkpoints kept. None where unknown."""
+    seconds = [session.get("seconds") for session in record.get("sessions", [])]
+    return None if not seconds or None in seconds else sum(seconds)
 
 
 def read_run_record(folder: str | Path) -> dict[str, Any]:

@@ -19,6 +19,7 @@ from starter import finish, start
 
 from custom.errors import UserError
 from custom.resume import EXIT_STOPPED, Checkpoints
+from custom.run_record import training_seconds
 
 #: What a checkpoint has to bring back: momentum, schedules, averaged weights, re-estimated batch norm, the best metric.
 SETTINGS = {
@@ -220,6 +221,9 @@ def test_a_finished_training_goes_on_when_more_iterations_are_asked_for(run_bund
     iterations.append(_trainer(workflow).state.iteration)
     record = json.loads((Path(workflow.parser["output_dir"]) / "run.json").read_text())
     assert [session["after_iteration"] for session in record["sessions"]] == [0, 3]
+    seconds = [session["seconds"] for session in record["sessions"]]
+    assert min(seconds) > 0
+    assert training_seconds(record) == sum(seconds)
     assert iterations == [5]
 
 
