@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import statistics
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -19,12 +20,13 @@ import numpy as np
 from PIL import Image
 
 from . import cli
-from .data import groups, read_lists
+from .data import read_lists
 from .drawing import new_figure
 from .errors import UserError
+from .names import groups, patient_name
 from .pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
 from .resume import RUNTIME_KEYS
-from .run_record import data_list_record, read_run_record
+from .run_record import data_list_record, read_run_record, training_seconds
 from .tables import MEAN, write_csv
 
 __all__ = ["compare", "compare_arms"]
@@ -43,8 +45,21 @@ class _Run(NamedTuple):
     rows: list[dict[str, str]]
     curves: dict[str, Curve]
     settings: dict[str, str]
+    lists: dict[str, list[dict[str, str]]]
     arm: str = ""
-    labeled: int | None = None
+
+    @property
+    def labeled(self) -> int | None:
+        """Number of labeled cases; None where the data list is gone or has changed."""
+        return len(self.lists["training"]) if self.lists else None
+
+    @property
+    def patients(self) -> dict[str, str]:
+        """The patient of each case, sought in the paths of the data list, or in the cases' names; else the case."""
+        pattern = self.record["config"].get("patient_pattern")
+        folder = Path(self.record["data_list"]["path"]).absolute().parent
+        paths = {case["case"]: os.path.relpath(case["image"], folder) for same in self.lists.values() for case in same}
+        return {case: patient_name(paths.get(case, case), pattern) for case in self.scores}
 
     @property
     def scores(self) -> dict[str, dict[str, float]]:
@@ -123,6 +138,7 @@ def compare_arms(
         "name": output.resolve().parent.name,
         "baseline": baseline,
         "cases": len(runs[0].scores),
+        "patients": len(set(runs[0].patients.values())),
         "notes": list(notes),
         "arms": [_short(row) for row in summary],
         "differences": [{name: _text(value) for name, value in row.items()} for row in differences],
@@ -147,11 +163,8 @@ def _read(arm: str, folders: Sequence[Path]) -> list[_Run]:
     for folder in folders:
         record = read_run_record(folder)
         settings = _flat({key: value for key, value in record.get("config", {}).items() if key != "seed"})
-        runs.append(
-            _Run(
-                folder, record, read_rows(folder / "metrics.csv"), read_curves(folder), settings, arm, _labeled(record)
-            )
-        )
+        rows, curves = read_rows(folder / "metrics.csv"), read_curves(folder)
+        runs.append(_Run(folder, record, rows, curves, settings, _lists(record), arm))
     return runs
 
 
@@ -166,12 +179,12 @@ def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
     return flat
 
 
-def _labeled(record: Mapping[str, Any]) -> int | None:
-    """Count the labeled cases of a run; None where its data list is gone or has changed."""
+def _lists(record: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
+    """Read the data list of a run; empty where it is gone or has changed."""
     found = record.get("data_list", {})
     if not found.get("sha256") or data_list_record(found["path"])["sha256"] != found["sha256"]:
-        return None
-    return len(read_lists(Path(found["path"]))["training"])
+        return {}
+    return read_lists(Path(found["path"]))
 
 
 def _name(runs: Sequence[_Run]) -> list[_Run]:
@@ -193,10 +206,12 @@ def _problems(runs: Sequence[_Run]) -> list[str]:
     """Say which runs cannot be compared: not scored, not finished, given twice, or scored on other cases."""
     problems = []
     for run in runs:
-        if not run.record:
+        if not {"seed", "data_list", "sessions", "config"} <= set(run.record):
             problems.append(f"{run.folder}: no run.json that can be read; give a run's output_dir.")
         elif not run.rows:
             problems.append(f"{run.folder}: no metrics.csv; run `evaluating` first.")
+        elif not {"case", "class", "dice"} <= set(run.rows[0]):
+            problems.append(f"{run.folder}: metrics.csv has no columns case, class and dice; run `evaluating` again.")
         elif trouble := _unfinished(run):
             problems.append(f"{run.folder}: {trouble}")
     if problems:
@@ -272,21 +287,33 @@ def _by_case(runs: Sequence[_Run], name: str) -> dict[str, float]:
 
 
 def _differences(runs: Sequence[_Run], baseline: Sequence[_Run] | None) -> list[dict[str, Any]]:
-    """Paired differences from the baseline, with bootstrap intervals over the cases."""
+    """Paired differences from the baseline, case by case, with bootstrap intervals over the patients."""
     if baseline is None or runs[0].arm == baseline[0].arm:
         return []
-    rows = []
+    rows, patients = [], baseline[0].patients
     for name in METRICS:
         ours, theirs = _by_case(runs, name), _by_case(baseline, name)
-        paired = np.array([ours[case] - theirs[case] for case in ours])
-        paired = paired[~np.isnan(paired)]
-        if len(paired):
-            draws = np.random.default_rng(0).choice(paired, (10_000, len(paired))).mean(1)
-            low, high = np.percentile(draws, [2.5, 97.5]).tolist() if len(paired) > 1 else (math.nan, math.nan)
+        paired = {case: d for case in ours if not math.isnan(d := ours[case] - theirs[case])}
+        if paired:
+            by_patient: dict[str, list[float]] = {}
+            for case, difference in paired.items():
+                by_patient.setdefault(patients[case], []).append(difference)
+            low, high = _interval(list(by_patient.values()))
             row = {key: value for key, value in _named(runs[0]).items() if key != "seed"} | {"metric": name}
-            row |= {"difference": float(paired.mean()), "low": low, "high": high, "cases": len(paired)}
-            rows.append(row | {"higher": int((paired > 0).sum()), "lower": int((paired < 0).sum())})
+            row |= {"difference": statistics.fmean(paired.values()), "low": low, "high": high, "cases": len(paired)}
+            row |= {"patients": len(by_patient), "higher": sum(d > 0 for d in paired.values())}
+            rows.append(row | {"lower": sum(d < 0 for d in paired.values())})
     return rows
+
+
+def _interval(differences: Sequence[Sequence[float]]) -> tuple[float, float]:
+    """95 % percentile bootstrap of the mean over cases; patients are drawn, each with all of its cases."""
+    if len(differences) < 2:
+        return math.nan, math.nan
+    sums, counts = np.array([sum(same) for same in differences]), np.array([len(same) for same in differences])
+    drawn = np.random.default_rng(0).integers(len(sums), size=(10_000, len(sums)))
+    low, high = np.percentile(sums[drawn].sum(1) / counts[drawn].sum(1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 def _curves(runs: Sequence[_Run], output: Path) -> str | None:
@@ -382,14 +409,12 @@ def _differing(runs: Sequence[_Run]) -> list[dict[str, str]]:
 
 
 def _about(run: _Run) -> dict[str, str]:
-    sessions, record = run.record["sessions"], run.record
-    last = sessions[-1]
-    minutes = (datetime.fromtimestamp((run.folder / "metrics.csv").stat().st_mtime).astimezone()
-               - datetime.fromisoformat(last["started"])).total_seconds() / 60  # fmt: skip
+    record, sessions = run.record, run.record["sessions"]
+    last, seconds = sessions[-1], training_seconds(run.record)
     return {key: str(value) for key, value in _named(run).items()} | {
         "data list": Path(record["data_list"]["path"]).name,
         "sessions": str(len(sessions)),
-        "last session and evaluation": f"{minutes:.1f} min",
+        "time of training": "unknown" if seconds is None else f"{seconds / 60:.1f} min",
         "devices": ", ".join(last["devices"]),
         "host": f"{last['host']}, {last['processes']} process(es)",
         "torch": last["versions"].get("torch", "unknown"),

@@ -28,9 +28,10 @@ import yaml
 from monai.bundle import ConfigParser
 
 from .compare import compare_arms
-from .data import default_evaluation_list, groups, read_lists
+from .data import default_evaluation_list, read_lists
 from .errors import UserError, show_user_errors_plainly
 from .files import whole_file
+from .names import groups
 from .resume import EXIT_STOPPED, RUNTIME_KEYS
 
 __all__ = ["PLAN", "Run", "read_plan", "study"]

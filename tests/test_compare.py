@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from test_report import CHROMIUM, _look
 from torch.utils.tensorboard import SummaryWriter
 
 from custom.compare import compare
-from custom.drawing import Panel, draw_panels
 from custom.errors import UserError
+from custom.run_record import data_list_record
 
 CASES = ("a", "b", "c")
 
@@ -24,13 +25,16 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def _run(folder: Path, seed: int, dice: list[float], cases: tuple[str, ...] = CASES, **settings) -> str:
+def _run(
+    folder: Path, seed: int, dice: list[float], cases: tuple[str, ...] = CASES, datalist: Path | None = None, **settings
+) -> str:
     """What a training and an evaluation leave behind."""
     folder.mkdir(parents=True)
     session = {"started": "2026-01-01T00:00:00+00:00", "devices": ["CPU"], "host": "h", "processes": 1}
     session |= {"versions": {"torch": "2"}, "git_commit": None}
     config = {"seed": seed, "max_iterations": 20, "eta": 0.3, "output_dir": str(folder)} | settings
-    record = {"seed": seed, "data_list": {"path": "d.json", "sha256": "0"}, "sessions": [session], "config": config}
+    data_list = {"path": "d.json", "sha256": "0"} if datalist is None else data_list_record(str(datalist))
+    record = {"seed": seed, "data_list": data_list, "sessions": [session], "config": config}
     (folder / "run.json").write_text(json.dumps(record))
     lines = [f"{case},organ,{value}" for case, value in zip(cases, dice, strict=True)]
     (folder / "metrics.csv").write_text("\n".join(["case,class,dice", *lines, "mean,organ,0.5\n"]))
@@ -38,11 +42,9 @@ def _run(folder: Path, seed: int, dice: list[float], cases: tuple[str, ...] = CA
         for step in (10, 20):
             for name in ("loss", "supervised", "val_mean_dice"):
                 writer.add_scalar(name, 0.5, step)
-    image = np.random.default_rng(0).random((1, 20, 20))
+    (folder / "panels").mkdir()
     for case in cases:
-        panels = [Panel(name, image) for name in ("image", "truth", "prediction")]
-        (folder / "panels").mkdir(exist_ok=True)
-        draw_panels([panels]).savefig(folder / "panels" / f"{case}.png")
+        Image.fromarray(np.full((40, 120), 128, np.uint8)).save(folder / "panels" / f"{case}.png")
     return str(folder)
 
 
@@ -79,6 +81,48 @@ def test_the_interval_comes_from_the_cases(tmp_path):
     assert float(row["difference"]) < float(row["high"]) <= 0.4
 
 
+def test_the_interval_is_over_patients_where_they_are_known(tmp_path):
+    """Two phases of one heart are not independent: as cases of their own they would make the interval narrower."""
+    cases = tuple(f"patient{number}_frame{frame}" for number in range(4) for frame in (1, 2))
+    gains = [gain for gain in (0.0, 0.1, 0.2, 0.3) for _ in range(2)]
+    rows, pages = [], []
+    for pattern in (r"patient\d+", None):
+        folder = tmp_path / str(pattern)[:7]
+        runs = [_run(folder / "x", 1, [0.5] * 8, cases, patient_pattern=pattern)]
+        runs += [_run(folder / "y", 1, [0.5 + gain for gain in gains], cases, patient_pattern=pattern, eta=0.0)]
+        compare(*runs, output=str(folder / "out"), baseline="eta=0.3")
+        rows += _rows(folder / "out" / "differences.csv")
+        pages.append((folder / "out" / "comparison.html").read_text())
+    by_patient, by_case = ({name: float(row[name]) for name in ("low", "high", "difference")} for row in rows)
+    assert (rows[0]["patients"], rows[1]["patients"], rows[0]["cases"]) == ("4", "8", "8")
+    assert by_patient["difference"] == by_case["difference"] == pytest.approx(0.15)
+    assert by_patient["low"] < by_case["low"] < by_case["high"] < by_patient["high"]
+    assert "the 4 patients, each with all of its cases" in pages[0]
+    assert "the cases, each as a patient of its own" in pages[1]
+
+
+def test_the_patient_is_found_in_the_folders_of_the_data_list(tmp_path):
+    names = [f"patient{number}/{phase}{number}" for number in range(2) for phase in ("ED", "ES")]
+    datalist = tmp_path / "list.json"
+    datalist.write_text(json.dumps({"test": [{"image": f"{name}.nii.gz", "label": "l.nii.gz"} for name in names]}))
+    cases = tuple(Path(name).name for name in names)
+    runs = [_run(tmp_path / "x", 1, [0.5] * 4, cases, datalist, patient_pattern=r"patient\d+")]
+    runs += [_run(tmp_path / "y", 1, [0.6, 0.6, 0.8, 0.8], cases, datalist, patient_pattern=r"patient\d+", eta=0.0)]
+    compare(*runs, output=str(tmp_path / "out"))
+    assert _rows(tmp_path / "out" / "differences.csv")[0]["patients"] == "2"
+
+
+def test_the_time_of_a_run_is_that_of_all_its_sessions(tmp_path):
+    runs = [_run(tmp_path / "x", 1, [0.5] * 3), _run(tmp_path / "y", 2, [0.5] * 3)]
+    record = json.loads((tmp_path / "x" / "run.json").read_text())
+    record["sessions"] = [record["sessions"][0] | {"seconds": seconds} for seconds in (60.0, 30.0)]
+    (tmp_path / "x" / "run.json").write_text(json.dumps(record))
+    compare(*runs, output=str(tmp_path / "out"))
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "<td>2</td><td>1.5 min</td>" in page
+    assert "<td>1</td><td>unknown</td>" in page
+
+
 def _remove_metrics(folder: Path) -> None:
     (folder / "metrics.csv").unlink()
 
@@ -102,6 +146,8 @@ def _ask_for_more(folder: Path) -> None:
         (_start_again, "y: metrics.csv is older than the training"),
         (_ask_for_more, "y: the training has not come to its end, iteration 500, but to 20"),
         (lambda folder: (folder / "run.json").write_text("{"), "y: no run.json that can be read"),
+        (lambda folder: (folder / "run.json").write_text('{"seed": 1}'), "y: no run.json that can be read"),
+        (lambda folder: (folder / "metrics.csv").write_text("id,dice\n1,2\n"), "y: metrics.csv has no columns case"),
     ],
 )
 def test_runs_that_are_not_finished_are_refused(tmp_path, harm, message):
