@@ -47,6 +47,7 @@ class _Run(NamedTuple):
     settings: dict[str, str]
     lists: dict[str, list[dict[str, str]]]
     arm: str = ""
+    label: str = ""
 
     @property
     def labeled(self) -> int | None:
@@ -144,7 +145,7 @@ def compare_arms(
         "differences": [{name: _text(value) for name, value in row.items()} for row in differences],
         "pictures": {title: picture for title, picture in pictures.items() if picture},
         "gallery": _gallery(by_group, output),
-        "settings": _differing(runs),
+        "settings": _settings(runs),
         "runs": [_about(run) for run in runs],
     }
     print(f"Comparison:  {write_page(output / PAGE, content)}")
@@ -188,18 +189,29 @@ def _lists(record: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
 
 
 def _name(runs: Sequence[_Run]) -> list[_Run]:
-    """Name arms that have no name by the settings in which they differ."""
-    differing = _differing_keys([run for run in runs if not run.arm])
+    """Name arms that have no name by the settings in which they differ, and label all, with their labeled cases."""
+    differing = _differing([run for run in runs if not run.arm])
+    labeled = len({run.labeled for run in runs}) > 1
     named = []
     for run in runs:
-        given = ", ".join(f"{key}={run.settings.get(key, 'absent')}" for key in differing)
-        named.append(run if run.arm else run._replace(arm=given or "all runs"))
+        arm = run.arm or ", ".join(f"{key}={_setting(run, key)}" for key in differing) or "all runs"
+        label = arm if not labeled or run.labeled is None else f"{arm}, {run.labeled} labeled"
+        named.append(run._replace(arm=arm, label=label))
     return named
 
 
-def _differing_keys(runs: Sequence[_Run]) -> list[str]:
+def _differing(runs: Sequence[_Run]) -> list[str]:
+    """Settings that are not the same in all runs; of those below one that some runs have as a number, that one."""
     keys = sorted({key for run in runs for key in run.settings})
-    return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+    found = [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+    return [key for key in found if not any(key.startswith(f"{other}::") for other in found)]
+
+
+def _setting(run: _Run, key: str) -> str:
+    """Show a setting, also one that is a mapping in this run."""
+    found = {name: value for name, value in run.settings.items() if name.startswith(f"{key}::")}
+    below = ", ".join(f"{name.removeprefix(f'{key}::')}: {value}" for name, value in found.items())
+    return run.settings.get(key) or below or "absent"
 
 
 def _problems(runs: Sequence[_Run]) -> list[str]:
@@ -319,31 +331,27 @@ def _interval(differences: Sequence[Sequence[float]]) -> tuple[float, float]:
 def _curves(runs: Sequence[_Run], output: Path) -> str | None:
     pictures = {}
     for title, name in CURVES.items():
-        labeled: dict[str, list[Curve]] = {}
+        # All arms in each picture, also those without such a curve, so that an arm has one color throughout.
+        labeled: dict[str, list[Curve]] = {run.label: [] for run in runs}
         for run in runs:
-            if run.curves.get(name):
-                labeled.setdefault(_label(run), []).append(run.curves[name])
-        if labeled:
+            labeled[run.label] += [run.curves[name]] if run.curves.get(name) else []
+        if any(labeled.values()):
             pictures[title] = labeled
     return saved(draw_curves(pictures), output / "curves.png") if pictures else None
-
-
-def _label(run: _Run) -> str:
-    return run.arm if run.labeled is None else f"{run.arm}, {run.labeled} labeled"
 
 
 def _strip(runs: Sequence[_Run], baseline: str, output: Path) -> str:
     """One column per case, in the order of the baseline; a point per run."""
     order = _by_case([run for run in runs if run.arm == baseline], "dice")
     cases = sorted(order, key=order.get)
-    labels = list(dict.fromkeys(map(_label, runs)))
+    labels = list(dict.fromkeys(run.label for run in runs))
     figure = new_figure(min(24, max(8, 0.3 * len(cases))), 4.5)
     axis = figure.subplots()
-    for run in runs:
-        number = labels.index(_label(run))
-        places = [place + 0.6 * ((number + 0.5) / len(labels) - 0.5) for place in range(len(cases))]
-        label = _label(run) if run is next(one for one in runs if _label(one) == _label(run)) else None
-        axis.plot(places, [run.scores[case]["dice"] for case in cases], "o", ms=3, color=f"C{number}", label=label)
+    for number, label in enumerate(labels):
+        same = [run.scores for run in runs if run.label == label]
+        place = 0.6 * ((number + 0.5) / len(labels) - 0.5)
+        points = [(at + place, scores[case]["dice"]) for scores in same for at, case in enumerate(cases)]
+        axis.plot(*zip(*points, strict=True), "o", ms=3, color=f"C{number}", label=label)
     axis.set_xticks(range(len(cases)), cases if len(cases) <= 80 else [""] * len(cases), rotation=90, fontsize=7)
     axis.set_ylabel("Dice")
     axis.grid(alpha=0.25)
@@ -369,8 +377,8 @@ def _efficiency(by_group: Mapping[tuple[str, str], Sequence[_Run]], output: Path
 
 def _gallery(by_group: Mapping[tuple[str, str], Sequence[_Run]], output: Path) -> list[dict[str, str]]:
     """Pictures of the cases where arms differ most: image and truth, and the prediction of each arm's first run."""
-    means = {_label(same[0]): _by_case(same, "dice") for same in by_group.values()}
-    first = {_label(same[0]): same[0] for same in by_group.values()}
+    means = {same[0].label: _by_case(same, "dice") for same in by_group.values()}
+    first = {same[0].label: same[0] for same in by_group.values()}
     cases = list(next(iter(means.values())))
     spread = {case: max(mean[case] for mean in means.values()) - min(m[case] for m in means.values()) for case in cases}
     gallery = []
@@ -398,13 +406,12 @@ def _columns(paths: Mapping[str, Path], dice: Mapping[str, float]) -> Any:
     return figure
 
 
-def _differing(runs: Sequence[_Run]) -> list[dict[str, str]]:
+def _settings(runs: Sequence[_Run]) -> list[dict[str, str]]:
     """Settings in which arms differ; several values where the runs of an arm differ among themselves."""
     arms = dict.fromkeys(run.arm for run in runs)
     return [
-        {"setting": key}
-        | {arm: " | ".join(sorted({r.settings.get(key, "absent") for r in runs if r.arm == arm})) for arm in arms}
-        for key in _differing_keys(runs)
+        {"setting": key} | {arm: " | ".join(sorted({_setting(r, key) for r in runs if r.arm == arm})) for arm in arms}
+        for key in _differing(runs)
     ]
 
 

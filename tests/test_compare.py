@@ -1,5 +1,6 @@
 """Runs are compared case by case, and those that cannot be are refused."""
 
+import base64
 import csv
 import json
 import math
@@ -14,6 +15,7 @@ from test_report import CHROMIUM, _look
 from torch.utils.tensorboard import SummaryWriter
 
 from custom.compare import compare
+from custom.drawing import new_figure
 from custom.errors import UserError
 from custom.run_record import data_list_record
 
@@ -70,6 +72,51 @@ def test_runs_that_no_study_made_are_compared_by_what_differs(tmp_path):
     pictures = re.search(r"<title>(\d+) of 5 pictures, (\d+) wide</title>", shown)
     assert int(pictures[1]) == 5  # curves, cases, three pictures of cases
     assert int(pictures[2]) <= 1200
+
+
+def test_a_ramp_against_a_number_is_one_setting(tmp_path):
+    ramp = {"start": 0.0, "end": 1.0}
+    runs = [_run(tmp_path / "x", 1, [0.5] * 3, eta=0.0), _run(tmp_path / "y", 1, [0.5] * 3, eta=ramp)]
+    compare(*runs, output=str(tmp_path / "out"))
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert "<td>eta</td><td>0.0</td><td>start: 0.0, end: 1.0</td>" in page
+    assert "eta::" not in page
+
+
+def test_lists_with_more_labels_give_a_curve_for_each_arm(tmp_path, monkeypatch):
+    runs, figures = [], []
+    for count in (4, 2):
+        datalist = tmp_path / f"list_{count}.json"
+        labeled = [{"image": f"{number}.nii.gz", "label": "l.nii.gz"} for number in range(count)]
+        datalist.write_text(json.dumps({"training": labeled}))
+        for seed in (1, 2):
+            dice = 0.1 * count + 0.02 * seed
+            runs += [_run(tmp_path / f"x{count}{seed}", seed, [dice] * 3, datalist=datalist)]
+            runs += [_run(tmp_path / f"y{count}{seed}", seed, [dice + 0.2] * 3, datalist=datalist, eta=0.0)]
+    monkeypatch.setattr("custom.compare.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    compare(*runs, output=str(tmp_path / "out"))
+    axis = next(axis for figure in figures for axis in figure.axes if axis.get_xlabel() == "labeled cases")
+    curves = {container.get_label(): container.lines[0].get_xydata().tolist() for container in axis.containers}
+    assert curves["eta=0.3"] == [pytest.approx([2, 0.23]), pytest.approx([4, 0.43])]
+    assert curves["eta=0.0"] == [pytest.approx([2, 0.43]), pytest.approx([4, 0.63])]
+    assert axis.containers[0].has_yerr
+    page = (tmp_path / "out" / "comparison.html").read_text()
+    assert base64.b64encode((tmp_path / "out" / "labels.png").read_bytes()).decode() in page
+    assert "eta=0.3, 2 labeled" in {line.get_label() for line in figures[0].axes[0].lines}
+
+
+def test_an_arm_has_one_color_in_every_picture(tmp_path, monkeypatch):
+    """Also where one arm has no such curve, as the supervised one has no pseudo-labels."""
+    runs = [_run(tmp_path / "x", 1, [0.5] * 3, eta=0.0), _run(tmp_path / "y", 1, [0.5] * 3)]
+    with SummaryWriter(runs[1]) as writer:
+        writer.add_scalar("confident_share", 0.5, 10)
+        writer.add_scalar("confident_share", 0.6, 20)
+    figures = []
+    monkeypatch.setattr("custom.pages.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    compare(*runs, output=str(tmp_path / "out"))
+    colors = {(line.get_label(), line.get_color()) for axis in figures[0].axes for line in axis.lines}
+    assert len(figures[0].axes[2].lines) == 1
+    assert len(colors) == 2
 
 
 def test_the_interval_comes_from_the_cases(tmp_path):
