@@ -61,5 +61,6 @@ def _typed(command: Command) -> Command:
 def _examples(kind: Any) -> list[Any]:
     """Give an example of every kind in an annotation."""
     parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else [kind]
-    found = [["A", "B"] if typing.get_origin(part) is Sequence else _EXAMPLES.get(part, ...) for part in parts]
+    lists = {Sequence[str]: ["A", "B"], Sequence[int]: [1]}
+    found = [lists.get(part, _EXAMPLES.get(part, ...)) for part in parts]
     return [example for example in found if example is not ...]

@@ -12,6 +12,7 @@ import difflib
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import re
 import shlex
@@ -23,18 +24,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-import fire
 import yaml
-from monai.bundle import ConfigParser
+from monai.bundle import ConfigParser, ConfigWorkflow
 
+from . import cli
 from .compare import compare_arms
 from .data import default_evaluation_list, read_lists
-from .errors import UserError, show_user_errors_plainly
+from .errors import UserError
 from .files import whole_file
 from .names import groups
 from .resume import EXIT_STOPPED, RUNTIME_KEYS
+from .settings import guess
 
-__all__ = ["PLAN", "Run", "read_plan", "study"]
+__all__ = ["Run", "study"]
 
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 #: What a study has planned, in its output folder.
@@ -68,8 +70,8 @@ class Run(NamedTuple):
         files = [*self.files, *([str(Path(self.files[0]).parent / "evaluate.yaml")] if run_id == "evaluating" else [])]
         places = {"datalist": self.datalist, "ckpt_dir": self.folder / "models", "output_dir": self.folder / "eval"}
         command = ["-m", "monai.bundle", "run", run_id, "--config_file", json.dumps(files)]
-        for name, value in {**places, "seed": self.seed, **self.settings}.items():
-            command += [f"--{name}", "$None" if value is None else str(value)]  # MONAI drops a plain None
+        for name, value in {**places, "seed": self.seed, **_typed(self.settings)}.items():
+            command += [f"--{name}", str(value)]
         return command
 
     @property
@@ -90,7 +92,7 @@ def study(
     dry_run: bool = False,
     bundle: str | None = None,
     datalist: str | None = None,
-    seeds: Sequence[int] | int | None = None,
+    seeds: Sequence[int] | None = None,
     **settings: Any,
 ) -> None:
     """Train, score and compare the arms of a study.
@@ -102,7 +104,7 @@ def study(
         dry_run: print one command a line, for every arm, data list and seed, and train nothing.
         bundle: in place of the file's.
         datalist: in place of the file's.
-        seeds: in place of the file's.
+        seeds: in place of the file's, such as ``1,2,3``.
         settings: of the bundle, for every arm, such as ``--max_iterations 20``.
 
     Raises:
@@ -115,13 +117,11 @@ def study(
     if datalist is not None:
         plan = {key: value for key, value in plan.items() if key != "datalists"} | {"datalist": str(datalist)}
     if seeds is not None:
-        plan["seeds"] = list(seeds) if isinstance(seeds, (list, tuple)) else [seeds]
-    folder = Path(str(output))
-    runs, problems = _plan(plan, settings, folder)
-    if not isinstance(jobs, int) or isinstance(jobs, bool) or jobs < 1:
-        problems.append(f"--jobs must be a whole number from 1 on, got {jobs}.")
-    if not isinstance(dry_run, bool):
-        problems.append(f"--dry_run must be True or False, got {dry_run}.")
+        plan["seeds"] = list(seeds)
+    folder, flags = Path(str(output)), {k: guess(v) if isinstance(v, str) else v for k, v in settings.items()}
+    runs, problems = _plan(plan, flags, folder)
+    if jobs < 1:
+        problems.append(f"--jobs must be at least 1, got {jobs}.")
     if problems:
         raise UserError(f"{file}: {len(problems)} problem(s), nothing was run:", problems)
     _keep_plan(folder, plan, runs)
@@ -131,20 +131,16 @@ def study(
     with open(folder / LOCK, "a") as lock:
         _take(lock, folder)
         failed = _Runner(runs, jobs, lock.fileno()).run()
-    done = [run for run in runs if run.finished]
-    if done:
-        arms = {arm: [run.folder / "eval" for run in done if run.arm == arm] for arm in {run.arm: 0 for run in done}}
+    arms: dict[str, list[Path]] = {}
+    for run in runs:
+        if run.finished:
+            arms.setdefault(run.arm, []).append(run.folder / "eval")
+    if arms:
         baseline = plan.get("baseline") if plan.get("baseline") in arms else None
         compare_arms(arms, folder / "comparison", baseline, notes=failed)
     if failed:
         print("\n".join(["", f"{len(failed)} of {len(runs)} run(s) failed:", *(f"  - {text}" for text in failed)]))
         raise SystemExit(1)
-
-
-def read_plan(folder: Path) -> dict[str, Any] | None:
-    """Read what a study has planned in a folder; None where there was none."""
-    path = folder / PLAN
-    return json.loads(path.read_text()) if path.is_file() else None
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -169,25 +165,28 @@ def _plan(plan: Mapping[str, Any], flags: Mapping[str, Any], output: Path) -> tu
     if not isinstance(arms, dict) or not arms:
         return [], [*problems, f"'arms' must give settings by name, such as supervised: {{...}}; found {arms}."]
     common = plan.get("settings") or {}
-    problems += _arm_problems({"settings": common, **{f"arm {name}": arm for name, arm in arms.items()}}, arms, files)
-    problems += _setting_problems("flag", flags, files)
+    problems += _arm_problems({"settings": common, **{f"arm {name}": arm for name, arm in arms.items()}}, arms)
     if plan.get("baseline") is not None and plan["baseline"] not in arms:
         problems.append(f"'baseline' must be one of {', '.join(map(str, arms))}; found {plan['baseline']}.")
     seeds, datalists = plan.get("seeds"), plan.get("datalists", [plan.get("datalist")])
     problems += _seed_problems(seeds)
-    problems += _datalist_problems(datalists, {**common, **flags}.get("evaluation_list"))
     if problems:
         return [], problems
+    problems += _datalist_problems(datalists, {**common, **flags}.get("evaluation_list"))
     merged = {str(name): {**common, **(arm or {}), **flags} for name, arm in arms.items()}
-    for same in groups(merged, key=lambda name: _effective(files, merged[name])):
+    configs, found = _configs(files, merged)
+    problems += found
+    for same in groups(configs, key=configs.get):
         problems.append(f"the arms {' and '.join(same)} are equal, with the settings of the bundle and of all arms.")
+    if problems:
+        return [], problems
     runs = []
     for arm, settings in merged.items():
         for datalist in datalists:
             for seed in seeds:
                 name = "/".join([arm, *([Path(datalist).stem] if len(datalists) > 1 else []), f"seed_{seed}"])
                 runs.append(Run(name, arm, seed, str(datalist), output / name, tuple(files), settings))
-    return runs, problems
+    return runs, []
 
 
 def _config_files(plan: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -206,7 +205,7 @@ def _config_files(plan: Mapping[str, Any]) -> tuple[list[str], list[str]]:
     return [str(path) for path in [configs / "train.yaml", *paths] if path.is_file()], missing
 
 
-def _arm_problems(named: Mapping[str, Any], arms: Mapping[Any, Any], files: Sequence[str]) -> list[str]:
+def _arm_problems(named: Mapping[str, Any], arms: Mapping[Any, Any]) -> list[str]:
     problems = [
         f"an arm's name is that of its folder: letters, digits, and _ . - between them; found {name!r}."
         for name in arms
@@ -215,35 +214,47 @@ def _arm_problems(named: Mapping[str, Any], arms: Mapping[Any, Any], files: Sequ
     for name, settings in named.items():
         if settings is not None and not isinstance(settings, dict):
             problems.append(f"{name}: expected settings by name, or {{}}; found {settings}.")
-        else:
-            problems += _setting_problems(name, settings or {}, files)
-            if name != "settings" and "evaluation_list" in (settings or {}):
-                problems.append(f"{name}: evaluation_list must be the same for all arms; put it into 'settings'.")
+        elif name != "settings" and "evaluation_list" in (settings or {}):
+            problems.append(f"{name}: evaluation_list must be the same for all arms; put it into 'settings'.")
     return problems
 
 
-def _setting_problems(where: str, settings: Mapping[str, Any], files: Sequence[str]) -> list[str]:
-    """Say which settings no config of the bundle has, which below the top do not exist, and which the study gives."""
-    if not files:
-        return []
-    every = [*sorted(Path(files[0]).parent.glob("*.yaml")), *map(Path, files[1:])]
-    known = {re.split("#|::", key)[0].lstrip("+") for path in every for key in ConfigParser.load_config_file(path)}
-    problems = []
-    for key in map(str, settings):
-        top, *below = re.split("#|::", key)
-        if top in OWN:
-            problems.append(f"{where}: {top} is given to each run by the study.")
-        elif top not in known:
-            problems.append(_unknown(f"{where}: the setting {key}", top, known))
-        elif below and not _exists(files, key):
-            problems.append(f"{where}: there is no {key} in the bundle's config.")
-    return problems
+def _typed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings as MONAI takes them from a command line, where a plain None is dropped."""
+    return {str(name): "$None" if value is None else value for name, value in settings.items()}
 
 
-def _exists(files: Sequence[str], key: str) -> bool:
-    """Whether a nested setting is there to be replaced."""
-    node = _parser([*files, str(Path(files[0]).parent / "evaluate.yaml")]).get()
-    for part in re.split("#|::", key):
+def _configs(files: Sequence[str], arms: Mapping[str, dict[str, Any]]) -> tuple[dict[str, str], list[str]]:
+    """Put together what each arm trains with, as text, and say which settings a training would refuse."""
+    logging.getLogger("monai.bundle.workflows").setLevel(logging.ERROR)  # it warns of every overlay
+    every = [*files, str(Path(files[0]).parent / "evaluate.yaml")]
+    base = ConfigParser()
+    base.read_config(every)
+    configs, refused = {}, {}
+    for arm, settings in arms.items():
+        problems = [f"{key} is given to each run by the study." for key in settings if re.split("#|::", key)[0] in OWN]
+        problems += [f"there is no {key} in the bundle's config." for key in settings if not _exists(base.get(), key)]
+        workflow = ConfigWorkflow(every, logging_file=False, init_id="checks", **_typed(settings))
+        try:
+            workflow.initialize()
+        except RuntimeError as error:
+            if not isinstance(error.__cause__, UserError):
+                raise
+            problems += str(error.__cause__).split("\n  - ")[1:]
+        # Where it is computed, and what it is scored with, do not make an arm.
+        config = {k: v for k, v in workflow.parser.get().items() if k not in RUNTIME_KEYS - {"max_iterations"}}
+        numbers = json.loads(json.dumps(config, default=str), parse_int=float)  # 0 and 0.0 are one value
+        configs[arm] = json.dumps(numbers, sort_keys=True)
+        for problem in problems:
+            refused.setdefault(problem, []).append(arm)
+    return configs, [f"arm {', '.join(names)}: {problem}" for problem, names in refused.items()]
+
+
+def _exists(node: Any, key: str) -> bool:
+    """Whether a nested setting is there to be replaced; the training itself knows the settings at the top."""
+    top, *below = re.split("#|::", key)
+    node = node.get(top)
+    for part in below:
         if isinstance(node, list) and part.isdigit() and int(part) < len(node):
             node = node[int(part)]
         elif isinstance(node, dict) and (part in node or part.startswith("_")):
@@ -251,30 +262,6 @@ def _exists(files: Sequence[str], key: str) -> bool:
         else:  # perhaps an argument that the config leaves at its default
             return isinstance(node, dict) and "_target_" in node
     return True
-
-
-def _parser(files: Sequence[str]) -> ConfigParser:
-    parser = ConfigParser()
-    parser.read_config(list(files))
-    return parser
-
-
-def _effective(files: Sequence[str], settings: Mapping[str, Any]) -> str:
-    """What a training would be configured with, as text; numbers of one value are one text."""
-    parser = _parser(files)
-    for key, value in settings.items():
-        if str(key).split("::")[0].split("#")[0] in parser.get():  # others are of the evaluation
-            parser[str(key).replace("#", "::")] = fire.parser.DefaultParseValue(str(value))
-    config = {key: value for key, value in parser.get().items() if key not in RUNTIME_KEYS - {"max_iterations"}}
-    return json.dumps(_numbers(config), sort_keys=True, default=str)
-
-
-def _numbers(node: Any) -> Any:
-    if isinstance(node, dict):
-        return {str(key): _numbers(value) for key, value in node.items()}
-    if isinstance(node, (list, tuple)):
-        return list(map(_numbers, node))
-    return float(node) if isinstance(node, (int, float)) and not isinstance(node, bool) else node
 
 
 def _seed_problems(seeds: Any) -> list[str]:
@@ -300,9 +287,10 @@ def _datalist_problems(datalists: Any, wanted: str | None) -> list[str]:
         except UserError as error:
             problems.append(str(error))
             continue
-        if not cases:
-            problems.append(f"{path}: the list {name!r} has no cases to evaluate on.")
-        evaluated[path] = {(os.path.realpath(case["image"]), os.path.realpath(case["label"])) for case in cases}
+        if not cases or not all("label" in case for case in cases):
+            problems.append(f"{path}: the list {name!r} has {'cases without a label' if cases else 'no cases'}; "
+                            "give it labeled ones, or set evaluation_list.")  # fmt: skip
+        evaluated[path] = {tuple(map(os.path.realpath, (case["image"], case.get("label", "")))) for case in cases}
     first = next(iter(evaluated), None)
     problems += [
         f"{path}: its evaluation cases differ from those of {first}; compared figures would mean nothing."
@@ -330,7 +318,7 @@ def _keep_plan(folder: Path, plan: Mapping[str, Any], runs: Sequence[Run]) -> No
         "configs": hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode()).hexdigest(),
         "runs": {run.name: _run_record(run) for run in runs},
     }
-    earlier = read_plan(folder)
+    earlier = json.loads((folder / PLAN).read_text()) if (folder / PLAN).is_file() else None
     if earlier is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there and holds no study; choose another --output.")
     if earlier is not None:
@@ -467,11 +455,5 @@ class _Runner:
             process.terminate()
 
 
-def main() -> None:
-    """Run the command line."""
-    show_user_errors_plainly()
-    fire.Fire(study)
-
-
 if __name__ == "__main__":
-    main()
+    cli.run(study)

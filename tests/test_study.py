@@ -1,20 +1,31 @@
 """A study trains, scores and compares its arms, goes on after a kill, and refuses what would mean nothing."""
 
+import csv
+import itertools
 import json
 import os
+import runpy
 import signal
-import subprocess
 import sys
+import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import BUNDLES, ROOT
+from matplotlib.figure import Figure
+from PIL import Image
+from starter import start
 
 from custom.errors import UserError
-from custom.losses import PAIRS
-from custom.study import study
+from custom.resume import EXIT_STOPPED
+from custom.run_record import read_run_record
+from custom.study import Run, study
 from custom.synthetic import write_hearts
 
 TINY = BUNDLES["crossmatch_acdc"].settings("training", max_iterations=10, val_interval=10, ckpt_interval=2)
@@ -23,7 +34,7 @@ ARMS = {"supervised": {"unsupervised_weight": 0.0}, "crossmatch": {}}
 
 @pytest.fixture
 def hearts(tmp_path) -> Path:
-    return write_hearts(tmp_path / "data", {"training": 2, "unlabeled": 2, "validation": 2}, size=(24, 20, 3))
+    return write_hearts(tmp_path / "data", {"training": 2, "unlabeled": 2, "validation": 1}, size=(24, 20, 3))
 
 
 def _write(folder: Path, hearts: Path, name: str = "study.yaml", **changes) -> Path:
@@ -33,38 +44,115 @@ def _write(folder: Path, hearts: Path, name: str = "study.yaml", **changes) -> P
     return path
 
 
-def _start(path: Path, output: Path, *flags: str) -> subprocess.Popen:
-    command = [sys.executable, "-m", "custom.study", str(path), "--output", str(output), *flags]
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+class InThisProcess:
+    """A training or an evaluation without the seconds that a process needs to start."""
+
+    def __init__(self, command: list[str], **_: Any) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", command[2:])
+            runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+
+    def poll(self) -> int:
+        return 0
 
 
-def test_a_study_that_was_killed_goes_on_and_ends_with_a_comparison(tmp_path, hearts):
-    other = _start(_write(tmp_path, hearts, arms={"supervised": ARMS["supervised"]}), tmp_path / "whole")
-    path, output = _write(tmp_path, hearts, name="killed.yaml"), tmp_path / "runs"
-    first = _start(path, output)
-    run = output / "supervised" / "seed_1"
-    for _ in range(900):
-        if list((run / "models" / "checkpoints").glob("iteration_*.pt")):
-            break
-        time.sleep(0.1)
-    first.send_signal(signal.SIGKILL)
-    first.wait()
-    printed, _ = _start(path, output).communicate(timeout=200)
-    assert printed.count("$ python -m monai.bundle run") == 4, printed
-    printed_too, _ = other.communicate(timeout=200)
-    assert other.returncode == 0, printed_too
-    tables = [
-        (out / "supervised" / "seed_1" / "eval" / "metrics.csv").read_text() for out in (output, tmp_path / "whole")
-    ]
-    assert tables[0] == tables[1]
-    assert (output / "comparison" / "comparison.html").is_file(), printed
-    again = _start(path, output)
-    printed, _ = again.communicate(timeout=100)
-    assert again.returncode == 0
-    assert printed.count("finished before") == 2
+def _checkpoint(run: Path) -> int:
+    """The iteration of the newest checkpoint."""
+    files = (run / "models" / "checkpoints").glob("iteration_*.pt")
+    return max((int(path.stem.split("_")[1]) for path in files), default=0)
+
+
+def _wait_until(reached: Callable[[], bool], seconds: float = 120) -> None:
+    end = time.monotonic() + seconds
+    while not reached() and time.monotonic() < end:
+        time.sleep(0.02)
+
+
+def test_a_study_that_was_killed_and_stopped_goes_on_to_the_same_table(tmp_path, hearts, monkeypatch, capsys):
+    """SIGKILL and SIGTERM in the middle of a training; the same study in one go has the same table."""
+    settings = TINY | {"max_iterations": 400, "ckpt_interval": 20, "val_interval": 400}
+    path = _write(tmp_path, hearts, settings=settings, arms={"crossmatch": {}}, seeds=[3])
+    output = tmp_path / "runs"
+    run = output / "crossmatch" / "seed_3"
+    monkeypatch.chdir(ROOT)
+    killed = start(study, str(path), str(output), log=tmp_path / "killed.txt")
+    _wait_until(lambda: _checkpoint(run) > 0 or not killed.is_alive())
+    killed.kill()
+    killed.join()
+    first = _checkpoint(run)
+    assert 0 < first < 400, (tmp_path / "killed.txt").read_text()
+
+    def stop() -> None:
+        _wait_until(lambda: _checkpoint(run) > first + 20)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=stop).start()
+    with pytest.raises(SystemExit) as ended:
+        study(str(path), str(output))
+    assert ended.value.code == EXIT_STOPPED
+    log = (run / "log.txt").read_text()
+    assert first < _checkpoint(run) < 400, log
+    assert f"Stopped after iteration {_checkpoint(run)} on request; a checkpoint is written" in log
+
+    study(str(path), str(output))
+    log = (run / "log.txt").read_text()
+    assert log.count("Resuming after iteration") == 2, log
+    sessions = read_run_record(run / "eval")["sessions"]
+    assert len(sessions) == 3
+    assert all(session["seconds"] > 0 for session in sessions)
+    monkeypatch.setattr("custom.study.subprocess", SimpleNamespace(Popen=InThisProcess, STDOUT=None))
+    study(str(path), str(tmp_path / "whole"))
+    for table in ("cases.csv", "summary.csv"):
+        tables = [(folder / "comparison" / table).read_text() for folder in (output, tmp_path / "whole")]
+        assert tables[0] == tables[1]
+    capsys.readouterr()
+    study(str(path), str(output))
+    assert capsys.readouterr().out.count("finished before") == 1
+
+
+#: What a training and an evaluation do: fail, meet the other one that runs beside, or leave what they should.
+SCRIPT = """
+import os, pathlib, sys, time
+run_id, run = sys.argv[1], pathlib.Path(sys.argv[2])
+begin = time.monotonic()
+if (run.parent.name, run_id) == ("broken", "training") and not (run.parents[1] / "mended").exists():
+    sys.exit(3)
+if run_id == "training" and run.parent.name != "broken":
+    (run / "begun").touch()
+    while len(list(run.parents[1].glob("*/*/begun"))) < 2 and time.monotonic() < begin + 20:
+        time.sleep(0.01)
+if run_id == "evaluating":
+    (run / "eval").mkdir()
+    for name in ("metrics.csv", "report.html"):
+        (run / "eval" / name).touch()
+print(os.environ["OMP_NUM_THREADS"], begin, time.monotonic())
+"""
+
+
+def test_runs_go_side_by_side_and_one_that_fails_stops_no_other(tmp_path, hearts, monkeypatch, capsys):
+    compared = []
+    monkeypatch.setattr(Run, "command", lambda run, run_id: ["-c", SCRIPT, run_id, str(run.folder)])
+    monkeypatch.setattr("custom.study.compare_arms", lambda arms, *_, notes: compared.append((arms, notes)))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    path = _write(tmp_path, hearts, arms={"broken": {"eta": 0.1}, **ARMS})
+    runs = tmp_path / "runs"
+    with pytest.raises(SystemExit) as ended:
+        study(str(path), str(runs), jobs=2)
+    assert ended.value.code == 1
+    failure = f"broken/seed_1: training ended with exit code 3, see {runs / 'broken' / 'seed_1' / 'log.txt'}"
+    assert capsys.readouterr().out.endswith(f"1 of 3 run(s) failed:\n  - {failure}\n")
+    done = {arm: [runs / arm / "seed_1" / "eval"] for arm in ARMS}
+    assert compared == [(done, [failure])]
+    lines = [line.split() for arm in ARMS for line in (runs / arm / "seed_1" / "log.txt").read_text().splitlines()]
+    assert [threads for threads, _, _ in lines] == ["3"] * 4
+    first, second = [(float(begin), float(end)) for _, begin, end in lines[::2]]
+    assert max(first[0], second[0]) < min(first[1], second[1])
+
+    (runs / "mended").touch()
+    study(str(path), str(runs), jobs=2)
+    assert capsys.readouterr().out.count("finished before") == 2
+    assert list(compared[1][0]) == ["broken", *ARMS]
 
 
 def test_a_dry_run_prints_one_command_a_line_and_trains_nothing(tmp_path, hearts, capsys):
@@ -79,7 +167,10 @@ def test_a_dry_run_prints_one_command_a_line_and_trains_nothing(tmp_path, hearts
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"arms": {"a": {"etaa": 0.1}}}, "arm a: the setting etaa is unknown; did you mean eta?"),
+        ({"arms": {"a": {"etaa": 0.1}}}, "arm a: --etaa: did you mean --eta?"),
+        ({"arms": {"a": {"eta": 2.0}}}, "arm a: --eta: must be at least 0 and at most 1, got 2."),
+        ({"arms": {"a": {}, "b": {"eta": "high"}}}, "arm b: --eta: expected a number, such as --eta 0.3; got high."),
+        ({"settings": {"etaa": 0.1}}, "arm supervised, crossmatch: --etaa: did you mean --eta?"),
         ({"arms": {"a": {"loss_weights::distilation": 0.1}}}, "there is no loss_weights::distilation"),
         ({"arms": {"a": {"seed": 3}}}, "arm a: seed is given to each run by the study"),
         ({"arms": {"a": {}, "b": {"eta": 0.3}}}, "the arms a and b are equal"),
@@ -122,19 +213,36 @@ def test_another_study_s_output_is_refused_and_kept(tmp_path, hearts, capsys):
     assert (output / "study.json").read_text() == before
 
 
-#: What the loss and the views are made of.
-METHOD = {"unsupervised_weight", "loss_weights", "loss", "eta", "threshold", "cutmix", "strong_view", "feature_dropout"}
+STUDIES = pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+#: As small as it gets, with unlabeled cases from the start.
+SMALLEST = BUNDLES["crossmatch_acdc"].settings(
+    "training", base_filters=1, max_iterations=20, val_interval=20, panel_interval=100, batch_norm_recalibration=2
+)
+RAMP = {"start": 0.0, "end": 1.0, "delay": 3, "rampup_iterations": 5}
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_study_in_the_repository_can_be_run_and_its_arms_differ_in_the_method(path, tmp_path, hearts, capsys):
-    study(
-        str(path), str(tmp_path / "runs"), dry_run=True, datalist=str(hearts), max_iterations=20
-    )  # refuses equal arms
+@STUDIES
+def test_every_study_in_the_repository_runs_and_its_arms_learn_otherwise(path, tmp_path, hearts, monkeypatch):
+    """Through the study's own commands, with the smallest network and the file's warm-up made short."""
     content = yaml.safe_load(path.read_text())
     assert len(path.read_text().splitlines()) <= 30
-    assert len(capsys.readouterr().out.splitlines()) == len(content["arms"]) * len(content["seeds"])
-    keys = {key.split("::")[0] for arm in content["arms"].values() for key in arm}
-    assert keys <= METHOD
-    names = [pair.name for pairs in PAIRS.values() for pair in pairs]
-    assert all(set(arm.get("loss::pair_weights", {})) <= set(names) for arm in content["arms"].values())
+    (tmp_path / "smallest.yaml").write_text(yaml.safe_dump(SMALLEST | {"unsupervised_weight": RAMP}))
+    content["overlays"].append(str(tmp_path / "smallest.yaml"))
+    lists = [hearts]
+    if "datalists" in content:
+        cases = json.loads(hearts.read_text())
+        lists.append(hearts.with_name("one_patient.json"))
+        lists[1].write_text(json.dumps(cases | {"training": cases["training"][:2]}))
+    given = {"datalist": str(hearts)} if len(lists) == 1 else {}
+    content |= {} if given else {"datalists": list(map(str, lists))}
+    (tmp_path / path.name).write_text(yaml.safe_dump(content, sort_keys=False))
+    monkeypatch.setattr("custom.study.subprocess", SimpleNamespace(Popen=InThisProcess, STDOUT=None))
+    monkeypatch.setattr("custom.study.PAUSE", 0)
+    monkeypatch.setattr(Figure, "savefig", lambda _, file, **kwargs: Image.new("RGB", (90, 30)).save(file))  # fast
+    study(str(tmp_path / path.name), str(tmp_path / "runs"), seeds=[1], max_iterations=20, **given)
+    with open(tmp_path / "runs" / "comparison" / "summary.csv", newline="") as file:
+        assert [row["arm"] for row in csv.DictReader(file)] == [arm for arm in content["arms"] for _ in lists]
+    models = sorted((tmp_path / "runs").glob("**/seed_1/models/model.pt"))
+    weights = [torch.cat([value.flatten().double() for value in torch.load(model).values()]) for model in models]
+    assert len(weights) == len(content["arms"]) * len(lists)
+    assert not any(torch.equal(*pair) for pair in itertools.combinations(weights, 2))
