@@ -1,6 +1,8 @@
 """A study trains, scores and compares its arms, goes on after a kill, and refuses what would mean nothing."""
 
+import copy
 import csv
+import functools
 import itertools
 import json
 import os
@@ -19,14 +21,20 @@ import torch
 import yaml
 from conftest import BUNDLES, ROOT
 from matplotlib.figure import Figure
+from monai.bundle import ConfigParser
+from monai.data import list_data_collate
 from PIL import Image
 from starter import start
+from torch import nn
 
 from custom.errors import UserError
+from custom.handlers import RampUp
+from custom.randomness import private_generators
 from custom.resume import EXIT_STOPPED
 from custom.run_record import read_run_record
 from custom.study import Run, study
 from custom.synthetic import write_hearts
+from custom.trainer import CrossMatchTrainer
 
 TINY = BUNDLES["crossmatch_acdc"].settings("training", max_iterations=10, val_interval=10, ckpt_interval=2)
 ARMS = {"supervised": {"unsupervised_weight": 0.0}, "crossmatch": {}}
@@ -238,6 +246,8 @@ def test_every_study_in_the_repository_runs_and_its_arms_learn_otherwise(path, t
     (tmp_path / path.name).write_text(yaml.safe_dump(content, sort_keys=False))
     monkeypatch.setattr("custom.study.subprocess", SimpleNamespace(Popen=InThisProcess, STDOUT=None))
     monkeypatch.setattr("custom.study.PAUSE", 0)
+    load = functools.cache(ConfigParser.load_config_file)
+    monkeypatch.setattr(ConfigParser, "load_config_file", staticmethod(lambda file: copy.deepcopy(load(str(file)))))
     monkeypatch.setattr(Figure, "savefig", lambda _, file, **kwargs: Image.new("RGB", (90, 30)).save(file))  # fast
     study(str(tmp_path / path.name), str(tmp_path / "runs"), seeds=[1], max_iterations=20, **given)
     with open(tmp_path / "runs" / "comparison" / "summary.csv", newline="") as file:
@@ -246,3 +256,45 @@ def test_every_study_in_the_repository_runs_and_its_arms_learn_otherwise(path, t
     weights = [torch.cat([value.flatten().double() for value in torch.load(model).values()]) for model in models]
     assert len(weights) == len(content["arms"]) * len(lists)
     assert not any(torch.equal(*pair) for pair in itertools.combinations(weights, 2))
+
+
+@STUDIES
+def test_every_arm_changes_the_loss_of_one_step(path):
+    """One step of each arm, at its full unsupervised weight, on one batch with one confident network."""
+    content, losses = yaml.safe_load(path.read_text()), {}
+    configs = BUNDLES[content["bundle"]].configs
+    for arm, settings in [*content["arms"].items(), ("again", next(iter(content["arms"].values())))]:
+        parser = ConfigParser()
+        parser.read_config([configs / "train.yaml", *(configs / name for name in content["overlays"])])
+        parser.update({"base_filters": 1, "bundle_root": str(configs.parent), **settings})
+        parser.parse(reset=True)
+        losses[arm] = _loss_of_one_step(parser)
+    assert losses.pop("again") == next(iter(losses.values()))  # nothing else makes them differ
+    for first, second in itertools.combinations(losses, 2):
+        assert losses[first] != pytest.approx(losses[second], rel=1e-4), (first, second)
+
+
+def _loss_of_one_step(parser: ConfigParser) -> float:
+    with private_generators(0):
+        network = parser.get_parsed_content("network_def")
+        image, unlabeled = torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
+        strong = parser.get_parsed_content("unlabeled::strong_views").set_random_state(0)
+        views = [strong({"image": view}) for view in unlabeled]
+    with torch.no_grad():
+        for output in [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)][-1:]:
+            output.weight *= 30  # softmax values on both sides of every threshold
+    batch = {"labeled": {"image": image, "label": (image > 0.5).float()}, "unlabeled": list_data_collate(views)}
+    trainer = CrossMatchTrainer(
+        device="cpu",
+        max_epochs=1,
+        train_data_loader=[batch],
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters()),
+        loss_function=parser.get_parsed_content("loss"),
+        cutmix=parser.get_parsed_content("cutmix"),
+    )
+    for name in ("threshold", "unsupervised_weight"):
+        ramp = RampUp(name, parser.get_parsed_content(name))
+        setattr(trainer.state, name, ramp.value_at(10**9))
+    trainer.run()
+    return trainer.state.output["loss"].item()
