@@ -10,6 +10,7 @@ import json
 import math
 import os
 import statistics
+import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -196,7 +197,7 @@ def _name(runs: Sequence[_Run]) -> list[_Run]:
     for run in runs:
         arm = run.arm or ", ".join(f"{key}={_setting(run, key)}" for key in differing) or "all runs"
         label = arm if not labeled or run.labeled is None else f"{arm}, {run.labeled} labeled"
-        named.append(run._replace(arm=arm, label=label))
+        named.append(run._replace(arm=arm, label=textwrap.fill(label, 36)))  # as wide as a picture
     return named
 
 
@@ -402,7 +403,7 @@ def _columns(paths: Mapping[str, Path], dice: Mapping[str, float]) -> Any:
         if number == 0:
             axes[0].imshow(picture[:, : 2 * third])
         axis.imshow(picture[:, 2 * third :])
-        axis.set_title(f"{label}: {dice[label]:.4f}", fontsize=8, wrap=True)
+        axis.set_title(f"{label}: {dice[label]:.4f}", fontsize=8)
     return figure
 
 

@@ -37,6 +37,10 @@ from custom.synthetic import write_hearts
 from custom.trainer import CrossMatchTrainer
 
 TINY = BUNDLES["crossmatch_acdc"].settings("training", max_iterations=10, val_interval=10, ckpt_interval=2)
+#: As small as it gets.
+SMALLEST = BUNDLES["crossmatch_acdc"].settings(
+    "training", base_filters=1, max_iterations=20, val_interval=20, panel_interval=100, batch_norm_recalibration=2
+)
 ARMS = {"supervised": {"unsupervised_weight": 0.0}, "crossmatch": {}}
 
 
@@ -78,7 +82,7 @@ def _wait_until(reached: Callable[[], bool], seconds: float = 120) -> None:
 
 def test_a_study_that_was_killed_and_stopped_goes_on_to_the_same_table(tmp_path, hearts, monkeypatch, capsys):
     """SIGKILL and SIGTERM in the middle of a training; the same study in one go has the same table."""
-    settings = TINY | {"max_iterations": 400, "ckpt_interval": 20, "val_interval": 400}
+    settings = SMALLEST | {"max_iterations": 120, "ckpt_interval": 5, "val_interval": 120}
     path = _write(tmp_path, hearts, settings=settings, arms={"crossmatch": {}}, seeds=[3])
     output = tmp_path / "runs"
     run = output / "crossmatch" / "seed_3"
@@ -88,10 +92,10 @@ def test_a_study_that_was_killed_and_stopped_goes_on_to_the_same_table(tmp_path,
     killed.kill()
     killed.join()
     first = _checkpoint(run)
-    assert 0 < first < 400, (tmp_path / "killed.txt").read_text()
+    assert 0 < first < 120, (tmp_path / "killed.txt").read_text()
 
     def stop() -> None:
-        _wait_until(lambda: _checkpoint(run) > first + 20)
+        _wait_until(lambda: _checkpoint(run) > first + 5)
         os.kill(os.getpid(), signal.SIGTERM)
 
     threading.Thread(target=stop).start()
@@ -99,7 +103,7 @@ def test_a_study_that_was_killed_and_stopped_goes_on_to_the_same_table(tmp_path,
         study(str(path), str(output))
     assert ended.value.code == EXIT_STOPPED
     log = (run / "log.txt").read_text()
-    assert first < _checkpoint(run) < 400, log
+    assert first < _checkpoint(run) < 120, log
     assert f"Stopped after iteration {_checkpoint(run)} on request; a checkpoint is written" in log
 
     study(str(path), str(output))
@@ -222,10 +226,6 @@ def test_another_study_s_output_is_refused_and_kept(tmp_path, hearts, capsys):
 
 
 STUDIES = pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml")), ids=lambda path: path.stem)
-#: As small as it gets, with unlabeled cases from the start.
-SMALLEST = BUNDLES["crossmatch_acdc"].settings(
-    "training", base_filters=1, max_iterations=20, val_interval=20, panel_interval=100, batch_norm_recalibration=2
-)
 RAMP = {"start": 0.0, "end": 1.0, "delay": 3, "rampup_iterations": 5}
 
 
