@@ -229,6 +229,7 @@ STUDIES = pytest.mark.parametrize("path", sorted((ROOT / "studies").glob("*.yaml
 RAMP = {"start": 0.0, "end": 1.0, "delay": 3, "rampup_iterations": 5}
 
 
+@pytest.mark.slow
 @STUDIES
 def test_every_study_in_the_repository_runs_and_its_arms_learn_otherwise(path, tmp_path, hearts, monkeypatch):
     """Through the study's own commands, with the smallest network and the file's warm-up made short."""
