@@ -2,6 +2,7 @@
 
 import copy
 import csv
+import fcntl
 import functools
 import itertools
 import json
@@ -60,12 +61,32 @@ class InThisProcess:
     """A training or an evaluation without the seconds that a process needs to start."""
 
     def __init__(self, command: list[str], **_: Any) -> None:
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(sys, "argv", command[2:])
-            runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+        _run_module(command)
 
     def poll(self) -> int:
         return 0
+
+
+class InAFork:
+    """A training or an evaluation in a process that has imported all already."""
+
+    def __init__(self, command: list[str], stdout: Any, **_: Any) -> None:
+        self.process = start(_run_module, command, log=Path(stdout.name))
+        self.terminate = self.process.terminate
+
+    def poll(self) -> int | None:
+        return self.process.exitcode
+
+
+def _run_module(command: list[str]) -> None:
+    """What ``python -m`` does."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", command[2:])
+        runpy.run_module(command[2], run_name="__main__", alter_sys=True)
+
+
+def _replace_process(monkeypatch: pytest.MonkeyPatch, replacement: type) -> None:
+    monkeypatch.setattr("custom.study.subprocess", SimpleNamespace(Popen=replacement, STDOUT=None))
 
 
 def _checkpoint(run: Path) -> int:
@@ -80,6 +101,16 @@ def _wait_until(reached: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.02)
 
 
+def _is_free(output: Path) -> bool:
+    """Whether no run of a study that is gone is left."""
+    with open(output / ".lock") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
 def test_a_study_that_was_killed_and_stopped_goes_on_to_the_same_table(tmp_path, hearts, monkeypatch, capsys):
     """SIGKILL and SIGTERM in the middle of a training; the same study in one go has the same table."""
     settings = SMALLEST | {"max_iterations": 120, "ckpt_interval": 5, "val_interval": 120}
@@ -91,13 +122,16 @@ def test_a_study_that_was_killed_and_stopped_goes_on_to_the_same_table(tmp_path,
     _wait_until(lambda: _checkpoint(run) > 0 or not killed.is_alive())
     killed.kill()
     killed.join()
+    _wait_until(lambda: _is_free(output))  # the training has seen the end of the study, and ended too
     first = _checkpoint(run)
+    assert "on request; a checkpoint is written" in (run / "log.txt").read_text()
     assert 0 < first < 120, (tmp_path / "killed.txt").read_text()
 
     def stop() -> None:
         _wait_until(lambda: _checkpoint(run) > first + 5)
         os.kill(os.getpid(), signal.SIGTERM)
 
+    _replace_process(monkeypatch, InAFork)
     threading.Thread(target=stop).start()
     with pytest.raises(SystemExit) as ended:
         study(str(path), str(output))
@@ -112,7 +146,7 @@ def test_a_study_that_was_killed_and_stopped_goes_on_to_the_same_table(tmp_path,
     sessions = read_run_record(run / "eval")["sessions"]
     assert len(sessions) == 3
     assert all(session["seconds"] > 0 for session in sessions)
-    monkeypatch.setattr("custom.study.subprocess", SimpleNamespace(Popen=InThisProcess, STDOUT=None))
+    _replace_process(monkeypatch, InThisProcess)
     study(str(path), str(tmp_path / "whole"))
     for table in ("cases.csv", "summary.csv"):
         tables = [(folder / "comparison" / table).read_text() for folder in (output, tmp_path / "whole")]
@@ -245,7 +279,7 @@ def test_every_study_in_the_repository_runs_and_its_arms_learn_otherwise(path, t
     given = {"datalist": str(hearts)} if len(lists) == 1 else {}
     content |= {} if given else {"datalists": list(map(str, lists))}
     (tmp_path / path.name).write_text(yaml.safe_dump(content, sort_keys=False))
-    monkeypatch.setattr("custom.study.subprocess", SimpleNamespace(Popen=InThisProcess, STDOUT=None))
+    _replace_process(monkeypatch, InThisProcess)
     monkeypatch.setattr("custom.study.PAUSE", 0)
     load = functools.cache(ConfigParser.load_config_file)
     monkeypatch.setattr(ConfigParser, "load_config_file", staticmethod(lambda file: copy.deepcopy(load(str(file)))))
