@@ -25,7 +25,8 @@ from .cli import run
 from .data import read_lists
 from .dicom import series_problems
 from .errors import UserError
-from .finding import own_scans
+from .finding import own_scans, tell_left_out
+from .folders import visible_files
 from .geometry import grid_problem
 from .mirroring import settle_mirroring
 from .names import case_names, file_stem, patient_name
@@ -154,6 +155,8 @@ def isic(source: str, output: str, seed: int = 1337, allow_missing: bool = False
         parts[part] = sources.isic_official(Path(str(source)), part)
         if not parts[part] and not allow_missing:
             raise UserError(f"{source}: no {part.lower()} photographs; complete the download, or give --allow_missing.")
+    places = {name: [part for part in parts if name in parts[part]] for part in parts.values() for name in part}
+    sources.refuse_twice(source, places)
     train = list(parts["Training"])
     order = np.random.default_rng(int(seed)).permutation(train).tolist()
     rest = {"validation": list(parts["Validation"]), "test": list(parts["Test"])}
@@ -381,6 +384,7 @@ def _detect(source: str, **layouts: Callable[[Path], dict[str, Files]]) -> tuple
     folder = Path(str(source))
     if not folder.is_dir():
         raise UserError(f"{source}: no such folder; give --source the folder of the download.")
+    tell_left_out(visible_files(folder)[1])
     for name, find in layouts.items():
         files = find(folder)
         if files:
