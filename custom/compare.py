@@ -22,10 +22,11 @@ from . import cli
 from .data import groups, read_lists
 from .drawing import new_figure
 from .errors import UserError
+from .names import MEAN
 from .pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
 from .resume import RUNTIME_KEYS
 from .run_record import data_list_record, read_run_record
-from .tables import MEAN, write_csv
+from .tables import write_csv
 
 __all__ = ["compare", "compare_arms"]
 

@@ -29,7 +29,7 @@ from .finding import own_scans, tell_left_out
 from .folders import visible_files
 from .geometry import grid_problem
 from .mirroring import settle_mirroring
-from .names import case_names, file_stem, patient_name
+from .names import ALL, are_class_names, case_names, file_stem, patient_name
 from .photos import is_colored, is_photo
 from .sources import Files
 from .store import Scan, write_dataset
@@ -467,10 +467,10 @@ def _list_of(patient: str, seed: int, validation: float, test: float) -> str:
 
 def _class_names(classes: str | Sequence[str]) -> list[str]:
     names = [name.strip() for name in (classes.split(",") if isinstance(classes, str) else map(str, classes))]
-    if not all(names) or len(set(names)) < len(names) or any(name.isnumeric() for name in names):
+    if not are_class_names(names):
         raise UserError(
-            "--classes must be the names of the structures labeled 1, 2, ..., all different, such as liver,tumor; got "
-            f"{','.join(names)}."
+            f"--classes must be the names of the structures labeled 1, 2, ..., all different, none called {ALL}, such "
+            f"as liver,tumor; got {','.join(names)}."
         )
     return names
 

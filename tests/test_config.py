@@ -262,6 +262,7 @@ def test_all_settings_of_another_kind_are_listed_together(typed):
         ("--stride 18,18,96", "--stride: must not be larger than the patch, [112, 112, 80], on any axis"),
         ("--class_names 2", "--class_names: must be the names of the structures labeled 1, 2, ..., all different"),
         ("--class_names a,a", "--class_names: must be the names"),
+        ("--class_names liver,all", "--class_names: must be the names"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_before_anything_runs(line, message, typed):

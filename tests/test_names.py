@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from custom.errors import UserError
-from custom.names import case_name, case_names, case_of, file_stem, groups, patient_name, same_name
+from custom.names import are_class_names, case_name, case_names, case_of, file_stem, groups, patient_name, same_name
 
 
 @pytest.mark.parametrize(
@@ -54,6 +54,8 @@ def test_the_number_of_the_first_channel_is_no_part_of_a_case_s_name(file, name)
         (["/d/A_0000.nii.gz", "/d/a_0001.nii.gz"], ["A_0000", "a_0001"]),
         (["/d/a_0000.nii.gz", "/d/a.nii.gz"], ["a_0000", "a"]),
         (["/d/p/a_0000.nii.gz", "/d/q/a.nii.gz"], ["p_a", "q_a"]),
+        (["/d/p/mean.nii", "/d/p/a.nii"], ["p_mean", "a"]),
+        (["/d/p/MEAN_0000.nii.gz"], ["p_MEAN"]),  # mean is the row over all cases
         (["/d/a/b_c.nii", "/d/x/b_c.nii", "/d/a_b/c.nii", "/d/y/c.nii"], ["a-b_c", "x-b_c", "a_b-c", "y-c"]),
     ],
 )
@@ -111,6 +113,22 @@ def test_a_patient_is_found_in_a_file_s_name_or_its_nearest_folder(file, pattern
 def test_a_pattern_that_is_none_is_refused():
     with pytest.raises(UserError, match=r"--patient_pattern \( is not a regular expression"):
         patient_name("a.nii", "(")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["liver", "tumor"], True),
+        (["overall"], True),
+        ([], False),
+        (["a", "a"], False),
+        (["1", "a"], False),
+        (["a", " "], False),
+        (["liver", "ALL"], False),  # all is the row over all classes
+    ],
+)
+def test_structures_have_names_that_a_table_can_tell_apart(names, expected):
+    assert are_class_names(names) == expected
 
 
 def test_groups_are_of_what_shares_a_key():

@@ -594,6 +594,11 @@ def test_one_color_photograph_makes_three_channels(tmp_path):
     assert _datalist(tmp_path / "grey", "datalist.json")["modality"] == {"0": "x-ray"}
 
 
+def test_a_class_called_as_the_row_over_all_is_refused(own_folders, tmp_path):
+    with pytest.raises(UserError, match="none called all, such as liver,tumor; got liver,All"):
+        prepare.own(str(own_folders[0]), str(tmp_path / "out"), str(own_folders[1]), classes="liver,All")
+
+
 def test_a_folder_prepared_with_other_options_is_refused(own_folders, tmp_path):
     images, labels = own_folders
     prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
