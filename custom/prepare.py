@@ -305,7 +305,7 @@ def _prepare(
     scans = {name: _scan(name, files[name], process, one_structure) for name in names}
     datalists = {file: {**about, **_entries(content, scans)} for file, content in usable.items()}
     folder = write_dataset(output, list(scans.values()), datalists, record)
-    print(f"{len(scans)} scans in {folder}; data lists: {', '.join(datalists)}")
+    print(f"{len(scans)} scan(s) in {folder}; data lists: {', '.join(datalists)}")
 
 
 def _supervised(content: Lists) -> list[str]:
@@ -455,7 +455,7 @@ def _split_patients(
         raise UserError(f"{what} of {number} labeled patient(s) with --seed {seed}; give other fractions{hint}.")
     if wanted:
         sizes = ", ".join(f"{len(lists[key])} {key} ({fractions[key]:g})" for key in wanted)
-        print(f"{number} labeled patients: {len(lists['training'])} training, {sizes}")
+        print(f"{number} labeled patient(s): {len(lists['training'])} training, {sizes}")
     return {key: [name for name in names if patients[name] in members] for key, members in lists.items()}
 
 
