@@ -32,7 +32,7 @@ from .mirroring import settle_mirroring
 from .names import ALL, are_class_names, case_names, file_stem, patient_name
 from .photos import is_colored, is_photo
 from .sources import Files
-from .store import Scan, write_dataset
+from .store import Scan, refuse_other_data, write_dataset
 from .synthetic import write_dataset as write_volumes
 from .synthetic import write_hearts, write_photos
 
@@ -300,6 +300,7 @@ def _prepare(
         for file, content in lists.items()
     }
     names = [name for name in listed if name not in left_out]
+    refuse_other_data(output, record)
     files = files if settle is None else settle({name: files[name] for name in names})
     one_structure = len(about["labels"]) == 2
     scans = {name: _scan(name, files[name], process, one_structure) for name in names}

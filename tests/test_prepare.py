@@ -177,6 +177,15 @@ def test_all_pancreas_labels_are_mirrored_alike_and_one_that_fits_otherwise_is_n
     _assert_holds(tmp_path / "out" / "labels" / "0001.nii.gz", _ct()[1], np.diag([-0.7, -0.8, 2.0, 1]))
 
 
+def test_a_folder_with_other_data_gets_no_measurements_of_labels(tmp_path):
+    _pancreas(tmp_path / "in", 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "prepare.json").write_text('{"command": "la", "files": {}}')
+    with pytest.raises(UserError, match="holds data prepared otherwise"):
+        prepare.pancreas(str(tmp_path / "in"), str(tmp_path / "out"), allow_missing=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["prepare.json"]
+
+
 def test_a_pancreas_in_fat_is_not_mirrored_into_the_liver(tmp_path):
     image, label = _ct()
     image[label > 0] = np.where(np.arange((label > 0).sum()) % 5 < 2, 40, -20)  # an unenhanced pancreas full of fat
