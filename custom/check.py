@@ -82,7 +82,8 @@ def check_folder(folder: Path, output: Path, patient_pattern: str | None = None)
     except OSError as error:
         place = f"The report could not be written to {output} ({error.strerror}); give --output another file."
     print("\n" + format_table([_table_row(row) for row in rows]))
-    print("\n".join([f"\n{len(odd)} oddities", *(f"  - {text}" for text in _summary(odd)), f"\n{place}"]))
+    lines = [f"  - {text}" for text in _summary(odd)]
+    print("\n".join([f"\n{len(odd)} {'oddity' if len(odd) == 1 else 'oddities'}", *lines, f"\n{place}"]))
     if wrong:
         raise UserError(f"{folder}: training would be refused, {len(wrong)} problem(s):", wrong)
 

@@ -147,7 +147,7 @@ def _check_target(origin: Path, target: Path, overwrite: bool) -> None:
     if target.exists() and origin.exists() and target.samefile(origin):
         raise UserError(f"{target}: is the source too, which would be lost; give --output another name.")
     if target.exists() and not overwrite:
-        raise UserError(f"{target}: is there already; remove it, or give --overwrite True.")
+        raise UserError(f"{target}: is there already; remove it, or give --overwrite true.")
 
 
 def _read(path: Path) -> Any:

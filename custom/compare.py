@@ -24,11 +24,11 @@ from . import cli
 from .data import read_lists
 from .drawing import new_figure
 from .errors import UserError
-from .names import groups, patient_name
+from .names import MEAN, groups, patient_name
 from .pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
 from .resume import RUNTIME_KEYS
 from .run_record import data_list_record, read_run_record, training_seconds
-from .tables import MEAN, write_csv
+from .tables import write_csv
 
 __all__ = ["compare", "compare_arms"]
 

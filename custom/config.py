@@ -7,7 +7,6 @@ the default ``eta`` and say nothing; and what Fire makes of a value is not alway
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import shlex
@@ -20,6 +19,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import version_leq
 
 from . import __version__
+from .arguments import contains_target, did_you_mean, unknown_arguments
 from .errors import UserError, show_user_errors_plainly
 from .ranges import range_problems
 from .settings import UnfitError, guess, is_expression, read_as, shown, typed_settings
@@ -70,8 +70,9 @@ def check_config() -> None:
     """Check the config that is being run, and give its settings their kinds; call it first, from ``initialize``.
 
     A top-level key is known when one of the bundle's own config files has it, or when something in the config refers to
-    it (so that a user's overlay may bring helpers of its own). A setting is of the kind of its default; what was typed
-    is taken from the command line itself. Also lets user errors end the program plainly from here on.
+    it (so that a user's overlay may bring helpers of its own); for what is within see :mod:`custom.arguments`. A
+    setting is of the kind of its default; what was typed is taken from the command line itself. Also lets user errors
+    end the program plainly from here on.
 
     Raises:
         UserError: names every unknown key with the nearest known one; every setting of another kind, or out of range;
@@ -90,9 +91,13 @@ def check_config() -> None:
         | CLIENT_KEYS
     )
     unknown = [key for key in config if key not in known and key != ConfigParser.meta_key]
-    if unknown:
-        raise UserError("unknown setting, nothing was run:", [_describe(key, known) for key in unknown])
     defaults = _defaults(files, config)
+    problems = [did_you_mean(key, known, "is not a key of this bundle's configs.") for key in unknown]
+    known_paths = {key.replace("#", "::") for file in files for key in file} | _referenced_paths(config)
+    rest = {key: config[key] for key in config if key not in unknown and key != ConfigParser.meta_key}
+    problems += unknown_arguments(rest, defaults, EXAMPLES, known_paths)
+    if problems:
+        raise UserError("unknown setting, nothing was run:", problems)
     _settle_all(config, defaults)
     _mend_tracking(workflow.parser)
     workflow.parser.parse(reset=True)  # it had been parsed before the first expression was evaluated
@@ -130,14 +135,8 @@ def _has_components(key: str, config: Mapping[str, Any], seen: frozenset[str] = 
     if key in seen or key not in config:
         return key not in config  # a reference that this cannot follow
     node = config[key]
-    own = key in ("imports", "initialize", "run", "training", "finalize") or _contains_target(node)
+    own = key in ("imports", "initialize", "run", "training", "finalize") or contains_target(node)
     return own or any(_has_components(other, config, seen | {key}) for other in _referenced_keys(node))
-
-
-def _contains_target(node: Any) -> bool:
-    if isinstance(node, dict):
-        return "_target_" in node or any(map(_contains_target, node.values()))
-    return isinstance(node, list) and any(map(_contains_target, node))
 
 
 def _plain(value: Any) -> Any:
@@ -285,11 +284,6 @@ def _keep_number_sign(node: Any) -> Any:
     return node
 
 
-def _describe(key: str, known: set[str]) -> str:
-    nearest = difflib.get_close_matches(key, sorted(known), n=1)
-    return f"--{key}" + (f": did you mean --{nearest[0]}?" if nearest else " is not a key of this bundle's configs.")
-
-
 def _mend_tracking(parser: ConfigParser) -> None:
     """Put right what MONAI 1.6.1's ``--tracking`` adds to the config (bundle/workflows.py, patch_bundle_tracking).
 
@@ -318,6 +312,10 @@ def _running_workflow() -> ConfigWorkflow | None:
 
 def _referenced_keys(config: Any) -> set[str]:
     return {key for text in _strings(config) for key in re.findall(r"[@%](\w+)", text)}
+
+
+def _referenced_paths(config: Any) -> set[str]:
+    return {path for text in _strings(config) for path in re.findall(r"[@%](\w+(?:::\w+)+)", text)}
 
 
 def _strings(node: Any) -> Iterator[str]:

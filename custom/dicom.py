@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from monai.utils import ensure_tuple
 
 from .dicom_headers import Series, read_series
 from .errors import UserError
+from .folders import walk
 
 __all__ = ["SeriesReader", "check_series", "dicom_files", "series_folders", "series_problems"]
 
@@ -46,18 +47,7 @@ class SeriesReader(ITKReader):
 
 def series_folders(folder: Path) -> list[Path]:
     """Find the folder itself, and those below it, linked ones too, that hold DICOM files."""
-    return sorted(path for path in _folders(folder, set()) if dicom_files(path))
-
-
-def _folders(folder: Path, seen: set[str]) -> Iterator[Path]:
-    """Go through folders, but through each once, since links may lead back."""
-    real = os.path.realpath(folder)
-    if real not in seen:
-        seen.add(real)
-        yield folder
-        below = (path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-        for path in sorted(below, key=lambda path: (path.is_symlink(), path.name)):
-            yield from _folders(path, seen)
+    return sorted(path for path in walk(folder)[0] if dicom_files(path))
 
 
 def dicom_files(folder: Path) -> list[Path]:

@@ -20,7 +20,8 @@ class Panel(NamedTuple):
     """One picture.
 
     ``image`` is CHW with one channel or three; ``label`` HW class indices; ``ignored`` HW, True where there is no
-    label; ``aspect`` the height of a pixel over its width.
+    label; ``aspect`` the height of a pixel over its width; ``is_photo`` whether the second axis goes down, which that
+    of an image with three channels always does.
     """
 
     title: str
@@ -28,6 +29,7 @@ class Panel(NamedTuple):
     label: np.ndarray | None = None
     ignored: np.ndarray | None = None
     aspect: float = 1.0
+    is_photo: bool = False
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -83,11 +85,15 @@ def case_panels(
 
 
 def _draw(axis, panel: Panel) -> None:
-    is_photo = panel.image.shape[0] == 3
-    how = {"origin": "upper" if is_photo else "lower", "aspect": panel.aspect, "interpolation": "nearest"}
+    has_colors = panel.image.shape[0] == 3
+    how = {
+        "origin": "upper" if panel.is_photo or has_colors else "lower",
+        "aspect": panel.aspect,
+        "interpolation": "nearest",
+    }
     low, high = np.percentile(panel.image, [1, 99])
     shown = np.clip((panel.image - low) / max(high - low, 1e-6), 0, 1).transpose(2, 1, 0)
-    axis.imshow(shown if is_photo else shown[..., 0], cmap="gray", vmin=0, vmax=1, **how)
+    axis.imshow(shown if has_colors else shown[..., 0], cmap="gray", vmin=0, vmax=1, **how)
     if panel.ignored is not None:
         axis.imshow(np.ma.masked_equal(panel.ignored.T, 0), cmap="gray", vmin=0, vmax=2, alpha=0.5, **how)
     if panel.label is not None:

@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 from .dicom import dicom_files
 from .errors import UserError
+from .folders import walk
 from .names import CHANNEL, case_name, file_stem, same_name
 from .photos import PHOTO_ENDINGS
 
@@ -67,7 +68,7 @@ def list_scans(
         all_labels: the folder is one of labels, whatever their names; several may be one file, such as an empty one.
     """
     skipped = {os.path.realpath(path) for path in skip}
-    folders, left_out = _folders(folder, skipped)
+    folders, left_out = walk(folder, skipped)
     scans: dict[str, Path] = {}
     labels, others = [], []
     for here in folders:
@@ -215,29 +216,6 @@ def _first(names: Iterable[str]) -> str:
 
 def _written(output: Path) -> list[Path]:
     return [output, output / "images", output / "labels"]
-
-
-def _folders(top: Path, skipped: set[str]) -> tuple[list[Path], list[str]]:
-    """List a folder and those below, each real one once, links last; and which were not entered, and why."""
-    waiting, linked, found, left_out = [top], [], {}, []
-    while waiting or linked:
-        here = waiting.pop(0) if waiting else linked.pop(0)
-        name, real = str(here.relative_to(top)), os.path.realpath(here)
-        if real in skipped:
-            continue
-        if here != top and (here.name.startswith(".") or here.name == "__MACOSX"):
-            left_out.append(f"{name}/ (hidden)")
-        elif here.is_symlink() and os.path.join(os.path.realpath(here.parent), "").startswith(os.path.join(real, "")):
-            left_out.append(f"{name}/ (link to a folder above it)")
-        elif real in found:
-            left_out.append(f"{name}/ (the same folder as {found[real].relative_to(top)}/)")
-        elif not os.access(here, os.R_OK | os.X_OK):
-            left_out.append(f"{name}/ (no permission to read it)")
-        else:
-            found[real] = here
-            for path in sorted(path for path in here.iterdir() if path.is_dir()):
-                (linked if path.is_symlink() else waiting).append(path)
-    return list(found.values()), left_out
 
 
 def _is_label(path: Path, root: Path) -> bool:

@@ -12,7 +12,7 @@ from ignite.engine import Engine, Events
 
 from .errors import UserError
 
-__all__ = ["CollapseWarning", "MemoryAdvice", "NonFiniteGuard"]
+__all__ = ["CollapseWarning", "NonFiniteGuard", "SizeAdvice"]
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +66,7 @@ class NonFiniteGuard:
                 raise UserError(
                     f"the loss of iteration {step.iteration} is not a finite number; training stopped, the checkpoints "
                     "from before are kept. Look at these cases with `python -m custom.prepare check`, lower "
-                    "--learning_rate, or compute in float32 with --amp False. "
+                    "--learning_rate, or compute in float32 with --amp false. "
                     f"Cases in the batch: {', '.join(step.cases) or 'unknown'}. Terms:",
                     terms,
                 )
@@ -132,8 +132,8 @@ class CollapseWarning:
         return None
 
 
-class MemoryAdvice:
-    """When memory runs out, say which setting to lower.
+class SizeAdvice:
+    """When a batch is too large for the memory, or too small for batch norm, say which setting to change.
 
     Args:
         patch_size: voxels per axis.
@@ -154,8 +154,14 @@ class MemoryAdvice:
         """Raise the error again, in words.
 
         Raises:
-            UserError: when memory ran out.
+            UserError: when memory ran out, or batch norm has a single value per channel.
         """
+        if "Expected more than 1 value per channel" in str(error):  # torch.nn.functional.batch_norm
+            raise UserError(
+                f"iteration {engine.state.iteration}: batch norm needs more than one value per channel, but of a batch "
+                f"of {self.batch_size} with patches of {self.patch_size} the network's coarsest level has one; give "
+                "--batch_size 2, or a larger --patch_size."
+            ) from error
         if not _is_out_of_memory(error):
             return
         now = f"iteration {engine.state.iteration} ran out of memory on {engine.state.device}"

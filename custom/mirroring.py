@@ -45,7 +45,7 @@ def settle_mirroring(files: Mapping[str, Files], kept: Path) -> dict[str, Files]
 
     Args:
         files: scans, as :func:`custom.sources.pancreas` finds them.
-        kept: JSON file in which a repeated run finds what was measured.
+        kept: JSON file in which a repeated run finds what was measured, also where this one refuses some labels.
 
     Returns:
         The scans, with labels that are read onto their images' grids.

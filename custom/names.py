@@ -6,13 +6,27 @@ import os
 import re
 import unicodedata
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 
-__all__ = ["case_name", "case_names", "case_of", "file_stem", "groups", "patient_name", "same_name"]
+__all__ = [
+    "ALL",
+    "MEAN",
+    "are_class_names",
+    "case_name",
+    "case_names",
+    "case_of",
+    "file_stem",
+    "groups",
+    "patient_name",
+    "same_name",
+]
+
+#: In tables, the class of the rows over all classes, and the case of those over all cases; nothing else is called so.
+ALL, MEAN = "all", "mean"
 
 #: What stands between a folder and a name; the second where the first makes two of them alike (a/b_c and a_b/c).
 JOINTS = ("_", "-")
@@ -29,6 +43,8 @@ def case_name(file: str | Path) -> str:
 
 def case_names(files: Iterable[str | Path]) -> dict[str, str]:
     """Name cases by their files and by as many of the folders above as they need to differ.
+
+    A case's name differs from :data:`MEAN` too, so that a file ``mean.nii.gz`` is named with its folder.
 
     Args:
         files: the images of a set, in any order.
@@ -66,6 +82,13 @@ def file_stem(file: str | Path) -> str:
 def same_name(name: str) -> str:
     """Make names equal that file systems may take for one: in case, or in how letters with accents are stored."""
     return unicodedata.normalize("NFC", name).casefold()
+
+
+def are_class_names(names: Sequence[str]) -> bool:
+    """Say whether structures can be called so: all differently, not by numbers, and none as the rows over all."""
+    return 0 < len(names) == len(set(names)) and all(
+        name.strip() and not name.strip().isnumeric() and same_name(name) != ALL for name in names
+    )
 
 
 def groups(items: Iterable[Any], key: Any) -> list[list[Any]]:
@@ -114,6 +137,7 @@ def _shortest_names(paths: Iterable[str], stems: Mapping[str, str], joint: str) 
     while True:
         names = {p: joint.join([*folders[p][len(folders[p]) - depth :], stems[p]]) for p, depth in depths.items()}
         alike = [path for same in groups(paths, key=lambda path: same_name(names[path])) for path in same]
+        alike += [path for path in paths if same_name(names[path]) == MEAN]
         deeper = [path for path in alike if depths[path] < len(folders[path])]
         if not deeper:
             return names

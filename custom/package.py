@@ -79,7 +79,7 @@ def package(
     name = path.resolve().name
     archive = Path(str(output)) / f"{name}.zip"
     if archive.exists() and not overwrite:
-        raise UserError(f"{archive}: is there already; remove it, or give --overwrite True.")
+        raise UserError(f"{archive}: is there already; remove it, or give --overwrite true.")
     files = {**_bundle_files(path), **_package_files(), **_weight_files(path, weights, weights_url)}
     _refuse(f"{path}: not packaged,", file_problems(files, limit_mb))
     write_archive(archive, name, files)

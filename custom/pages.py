@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from .drawing import new_figure
 from .files import FILE_NAMES, whole_file
-from .tables import ALL, MEAN
+from .names import ALL, MEAN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

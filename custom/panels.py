@@ -33,11 +33,13 @@ class ViewPanels:
     Args:
         writer: ``torch.utils.tensorboard.SummaryWriter``.
         interval: iterations between two figures; the first is drawn too.
+        photographs: whether patches are cut out of photographs, which are drawn as viewers show them, also grey ones.
     """
 
-    def __init__(self, writer: Any, interval: int) -> None:
+    def __init__(self, writer: Any, interval: int, photographs: bool = False) -> None:
         self.writer = writer
         self.interval = interval
+        self.photographs = photographs
 
     def attach(self, engine: Engine) -> None:
         """Draw while the step's views are at hand; where matplotlib is not installed, say so and draw nothing."""
@@ -68,6 +70,7 @@ class ViewPanels:
                     _panel("strong_2", views["strong_2"], None, z),
                 ]
             )
+        rows = [[panel._replace(is_photo=self.photographs) for panel in row] for row in rows]
         self.writer.add_figure("views", draw_panels(rows), iteration)
 
 

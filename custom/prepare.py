@@ -25,13 +25,14 @@ from .cli import run
 from .data import read_lists
 from .dicom import series_problems
 from .errors import UserError
-from .finding import own_scans
+from .finding import own_scans, tell_left_out
+from .folders import visible_files
 from .geometry import grid_problem
 from .mirroring import settle_mirroring
-from .names import case_names, file_stem, patient_name
+from .names import ALL, are_class_names, case_names, file_stem, patient_name
 from .photos import is_colored, is_photo
 from .sources import Files
-from .store import Scan, write_dataset
+from .store import Scan, refuse_other_data, write_dataset
 from .synthetic import write_dataset as write_volumes
 from .synthetic import write_hearts, write_photos
 
@@ -154,6 +155,8 @@ def isic(source: str, output: str, seed: int = 1337, allow_missing: bool = False
         parts[part] = sources.isic_official(Path(str(source)), part)
         if not parts[part] and not allow_missing:
             raise UserError(f"{source}: no {part.lower()} photographs; complete the download, or give --allow_missing.")
+    places = {name: [part for part in parts if name in parts[part]] for part in parts.values() for name in part}
+    sources.refuse_twice(source, places)
     train = list(parts["Training"])
     order = np.random.default_rng(int(seed)).permutation(train).tolist()
     rest = {"validation": list(parts["Validation"]), "test": list(parts["Test"])}
@@ -297,12 +300,13 @@ def _prepare(
         for file, content in lists.items()
     }
     names = [name for name in listed if name not in left_out]
+    refuse_other_data(output, record)
     files = files if settle is None else settle({name: files[name] for name in names})
     one_structure = len(about["labels"]) == 2
     scans = {name: _scan(name, files[name], process, one_structure) for name in names}
     datalists = {file: {**about, **_entries(content, scans)} for file, content in usable.items()}
     folder = write_dataset(output, list(scans.values()), datalists, record)
-    print(f"{len(scans)} scans in {folder}; data lists: {', '.join(datalists)}")
+    print(f"{len(scans)} scan(s) in {folder}; data lists: {', '.join(datalists)}")
 
 
 def _supervised(content: Lists) -> list[str]:
@@ -381,6 +385,7 @@ def _detect(source: str, **layouts: Callable[[Path], dict[str, Files]]) -> tuple
     folder = Path(str(source))
     if not folder.is_dir():
         raise UserError(f"{source}: no such folder; give --source the folder of the download.")
+    tell_left_out(visible_files(folder)[1])
     for name, find in layouts.items():
         files = find(folder)
         if files:
@@ -451,7 +456,7 @@ def _split_patients(
         raise UserError(f"{what} of {number} labeled patient(s) with --seed {seed}; give other fractions{hint}.")
     if wanted:
         sizes = ", ".join(f"{len(lists[key])} {key} ({fractions[key]:g})" for key in wanted)
-        print(f"{number} labeled patients: {len(lists['training'])} training, {sizes}")
+        print(f"{number} labeled patient(s): {len(lists['training'])} training, {sizes}")
     return {key: [name for name in names if patients[name] in members] for key, members in lists.items()}
 
 
@@ -463,10 +468,10 @@ def _list_of(patient: str, seed: int, validation: float, test: float) -> str:
 
 def _class_names(classes: str | Sequence[str]) -> list[str]:
     names = [name.strip() for name in (classes.split(",") if isinstance(classes, str) else map(str, classes))]
-    if not all(names) or len(set(names)) < len(names) or any(name.isnumeric() for name in names):
+    if not are_class_names(names):
         raise UserError(
-            "--classes must be the names of the structures labeled 1, 2, ..., all different, such as liver,tumor; got "
-            f"{','.join(names)}."
+            f"--classes must be the names of the structures labeled 1, 2, ..., all different, none called {ALL}, such "
+            f"as liver,tumor; got {','.join(names)}."
         )
     return names
 

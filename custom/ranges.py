@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
+from .names import ALL, are_class_names
 from .settings import is_expression, shown
 
 __all__ = ["RANGES", "range_problems"]
@@ -103,10 +104,10 @@ def _device_problems(parser: ConfigParser) -> Iterator[str]:
 def _name_problems(parser: ConfigParser) -> Iterator[str]:
     names = parser.get("class_names")
     known = isinstance(names, list) and not any(map(is_expression, names))
-    if known and (not names or len(set(names)) < len(names) or any(name.strip().isnumeric() for name in names)):
+    if known and not are_class_names(names):
         yield (
-            "--class_names: must be the names of the structures labeled 1, 2, ..., all different, such as "
-            f"--class_names liver,tumor; got {shown(names)}."
+            f"--class_names: must be the names of the structures labeled 1, 2, ..., all different, none called {ALL}, "
+            f"such as --class_names liver,tumor; got {shown(names)}."
         )
 
 

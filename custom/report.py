@@ -18,9 +18,9 @@ from monai.utils import optional_import
 from .cli import run
 from .drawing import COLORS
 from .errors import UserError
+from .names import ALL, MEAN
 from .pages import Curve, draw_curves, embedded, overall, read_curves, read_rows, saved, write_page
 from .run_record import read_run_record, training_seconds
-from .tables import ALL, MEAN
 
 __all__ = ["report"]
 

@@ -207,7 +207,7 @@ class Checkpoints:
         if lines:
             raise UserError(
                 f"{path} is of another configuration; give the settings it was made with, choose another --ckpt_dir, "
-                "or start anew with --resume False:",
+                "or start anew with --resume false:",
                 lines,
             )
 
@@ -216,12 +216,12 @@ class Checkpoints:
         if not self.finished and content["iteration"] >= self.max_iterations:
             raise UserError(
                 f"{path} is already past --max_iterations {self.max_iterations}; give a larger number to go on, or "
-                "start anew with --resume False."
+                "start anew with --resume false."
             )
         if self.finished:
             print(
                 f"{path.parent.parent}: this training is finished, after {content['iteration']} iterations; "
-                "nothing to do. Start anew with --resume False, or choose another --ckpt_dir."
+                "nothing to do. Start anew with --resume false, or choose another --ckpt_dir."
             )
             return
         for name, part in self.parts.items():

@@ -1,14 +1,18 @@
 """What the official downloads and the community's copies of the data sets look like, and how their scans are read.
 
 Each function here finds the scans of one layout below a folder and returns them by name, or an empty dictionary where
-the layout is another one. Files are read with MONAI's readers; geometry comes from the files.
+the layout is another one; it refuses a download that has a scan twice. Files are read with MONAI's readers; geometry
+comes from the files.
 """
 
 from __future__ import annotations
 
 import configparser
+import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +23,7 @@ from monai.data import MetaTensor
 
 from .dicom import check_series, series_folders
 from .errors import UserError
+from .folders import visible_files, walk
 from .labels import to_label
 from .readers import LoadLabel, LoadScan
 
@@ -32,6 +37,7 @@ __all__ = [
     "la_community",
     "pancreas",
     "pancreas_community",
+    "refuse_twice",
 ]
 
 
@@ -57,25 +63,25 @@ def scan_files(image: Path, label: Path | None, num_classes: int) -> Files:
 def la_challenge(folder: Path) -> dict[str, Files]:
     """2018 Left Atrial Segmentation Challenge: a folder per case, ``lgemri.nrrd`` and ``laendo.nrrd`` (label 255)."""
     found = {}
-    for image in sorted(folder.rglob("lgemri.nrrd")):
+    for case, image in _one_each(folder, ((path.parent.name, path) for path in _files(folder, "lgemri.nrrd"))).items():
         label = image.with_name("laendo.nrrd")
-        found[image.parent.name] = scan_files(image, label if label.is_file() else None, num_classes=2)
+        found[case] = scan_files(image, label if label.is_file() else None, num_classes=2)
     return found
 
 
 def la_community(folder: Path) -> dict[str, Files]:
     """The semi-supervised literature's copy: a folder per case with ``mri_norm2.h5``, normalized and cropped."""
+    cases = _one_each(folder, ((path.parent.name, path) for path in _files(folder, "mri_norm2.h5")))
     return {
-        path.parent.name: _h5_files(path, axes=(0, 1, 2), spacing=(0.625, 0.625, 0.625), num_classes=2)
-        for path in sorted(folder.rglob("mri_norm2.h5"))
+        case: _h5_files(path, axes=(0, 1, 2), spacing=(0.625, 0.625, 0.625), num_classes=2)
+        for case, path in cases.items()
     }
 
 
 def acdc_official(folder: Path) -> dict[str, Files]:
     """ACDC: a folder per patient with ``Info.cfg``, which tells the frames of end of diastole and of systole."""
     found = {}
-    for info in sorted(folder.rglob("Info.cfg")):
-        patient = info.parent.name
+    for patient, info in _one_each(folder, ((path.parent.name, path) for path in _files(folder, "Info.cfg"))).items():
         for phase, frame in _acdc_phases(info).items():
             stem = info.parent / f"{patient}_frame{frame:02d}"
             image, label = _nifti(stem), _nifti(stem.with_name(stem.name + "_gt"))
@@ -90,21 +96,20 @@ def acdc_community(folder: Path) -> dict[str, Files]:
 
     Headers say so: their codes, which declare a transform valid, are 0.
     """
-    found = {}
-    for path in sorted(folder.rglob("patient*_frame*.h5")):
-        match = re.fullmatch(r"(patient\d+)_frame0([12])", path.stem)
-        if match:
-            name = f"{match[1]}_{'ED' if match[2] == '1' else 'ES'}"
-            found[name] = _h5_files(path, axes=(2, 1, 0), spacing=(1.0, 1.0, 10.0), num_classes=4, declared=False)
-    return found
+    matches = _matches(folder, r"(patient\d+)_frame0([12])\.h5")
+    phases = ((f"{match[1]}_{'ED' if match[2] == '1' else 'ES'}", path) for path, match in matches)
+    return {
+        name: _h5_files(path, axes=(2, 1, 0), spacing=(1.0, 1.0, 10.0), num_classes=4, declared=False)
+        for name, path in _one_each(folder, phases).items()
+    }
 
 
 def pancreas(folder: Path) -> dict[str, Files]:
     """Pancreas-CT: DICOM series below ``PANCREAS_0001`` and so on, labels ``label0001.nii.gz``."""
-    labels = {path.name[5:9]: path for path in sorted(folder.rglob("label[0-9][0-9][0-9][0-9].nii*"))}
+    labels = _one_each(folder, ((match[1], path) for path, match in _matches(folder, r"label(\d{4})\.nii(?:\.gz)?")))
+    patients = sorted(path for path in walk(folder)[0] if re.fullmatch(r"PANCREAS_\d{4}", path.name))
     found, problems = {}, []
-    for patient in sorted(path for path in folder.rglob("PANCREAS_[0-9][0-9][0-9][0-9]") if path.is_dir()):
-        number = patient.name[-4:]
+    for number, patient in _one_each(folder, ((path.name[-4:], path) for path in patients)).items():
         try:
             series = dicom_series(patient)
         except UserError as error:
@@ -119,11 +124,10 @@ def pancreas(folder: Path) -> dict[str, Files]:
 def pancreas_community(folder: Path) -> dict[str, Files]:
     """The literature's copies: ``image0001_norm.h5`` or ``0001.h5``, at 1 mm, [-125, 275] HU scaled to [0, 1]."""
     found = {}
-    for path in sorted(folder.rglob("*.h5")):
-        match = re.fullmatch(r"(?:image)?(\d{4})(?:_norm)?", path.stem)
-        if match:
-            files = _h5_files(path, axes=(0, 1, 2), spacing=(1.0, 1.0, 1.0), num_classes=2)
-            found[match[1]] = files._replace(image=partial(_to_hounsfield, files.image))
+    matches = _matches(folder, r"(?:image)?(\d{4})(?:_norm)?\.h5")
+    for number, path in _one_each(folder, ((match[1], path) for path, match in matches)).items():
+        files = _h5_files(path, axes=(0, 1, 2), spacing=(1.0, 1.0, 1.0), num_classes=2)
+        found[number] = files._replace(image=partial(_to_hounsfield, files.image))
     return found
 
 
@@ -133,11 +137,17 @@ def _to_hounsfield(read: Callable[[], MetaTensor]) -> MetaTensor:
 
 def isic_official(folder: Path, part: str) -> dict[str, Files]:
     """ISIC-2018 task 1, ``part`` is Training, Validation or Test: JPG photographs and PNG masks (0 and 255)."""
-    found = {}
-    for image in sorted(folder.glob(f"**/ISIC2018_Task1-2_{part}_Input/ISIC_*.jpg")):
-        masks = folder.glob(f"**/ISIC2018_Task1_{part}_GroundTruth/{image.stem}_segmentation.png")
-        found[image.stem] = scan_files(image, next(iter(masks), None), num_classes=2)._replace(image=image)
-    return found
+    images, masks = (
+        _one_each(folder, ((path.stem, path) for path in _files(folder, name) if path.parent.name == parent))
+        for name, parent in (
+            ("ISIC_*.jpg", f"ISIC2018_Task1-2_{part}_Input"),
+            ("ISIC_*_segmentation.png", f"ISIC2018_Task1_{part}_GroundTruth"),
+        )
+    )
+    return {
+        name: scan_files(image, masks.get(f"{name}_segmentation"), num_classes=2)._replace(image=image)
+        for name, image in images.items()
+    }
 
 
 def isic_training(folder: Path) -> dict[str, Files]:
@@ -169,6 +179,42 @@ def dicom_series(folder: Path) -> Path:
     return folders[0]
 
 
+def refuse_twice(folder: Path | str, places: Mapping[str, Sequence[Path | str]]) -> None:
+    """Refuse a download in which a name is there more than once, since one of the scans would hide the other.
+
+    Args:
+        folder: of the download.
+        places: where each name is.
+
+    Raises:
+        UserError: names them with their places.
+    """
+    problems = [f"{name}: {' and '.join(map(str, found))}" for name, found in places.items() if len(found) > 1]
+    if problems:
+        hint = "nothing was written; keep one of each, and take the others away"
+        raise UserError(f"{folder}: the same name is there more than once, {hint}:", problems)
+
+
+def _one_each(folder: Path, named: Iterable[tuple[str, Path]]) -> dict[str, Path]:
+    """Give each name its file or folder, refusing a second one; links to the same one are no second."""
+    places: dict[str, dict[str, Path]] = defaultdict(dict)
+    for name, path in named:
+        places[name].setdefault(os.path.realpath(path), path)
+    refuse_twice(folder, {name: list(found.values()) for name, found in places.items()})
+    return {name: next(iter(found.values())) for name, found in places.items()}
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    """List the files below a folder whose names match a pattern as that of a shell."""
+    return [path for path in visible_files(folder)[0] if fnmatchcase(path.name, pattern)]
+
+
+def _matches(folder: Path, pattern: str) -> list[tuple[Path, re.Match[str]]]:
+    """List the files below a folder whose names match a regular expression."""
+    found = ((path, re.fullmatch(pattern, path.name)) for path in visible_files(folder)[0])
+    return [(path, match) for path, match in found if match]
+
+
 def _acdc_phases(info: Path) -> dict[str, int]:
     parser = configparser.ConfigParser()
     parser.read_string("[patient]\n" + info.read_text())
@@ -179,8 +225,8 @@ def _acdc_phases(info: Path) -> dict[str, int]:
 
 
 def _nifti(stem: Path) -> Path | None:
-    paths = (stem.with_name(stem.name + ending) for ending in (".nii.gz", ".nii"))
-    return next((path for path in paths if path.is_file()), None)
+    paths = [path for ending in (".nii.gz", ".nii") if (path := stem.with_name(stem.name + ending)).is_file()]
+    return _one_each(stem.parent, ((stem.name, path) for path in paths)).get(stem.name)
 
 
 def _h5_files(

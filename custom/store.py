@@ -30,7 +30,7 @@ from .labels import to_label
 from .nifti import NiftiWriter
 from .parallel import process_pool
 
-__all__ = ["Scan", "write_dataset", "write_json"]
+__all__ = ["Scan", "refuse_other_data", "write_dataset", "write_json"]
 
 RECORD = "prepare.json"
 PACKAGES = ("monai", "torch", "nibabel", "itk", "numpy")
@@ -109,6 +109,21 @@ def write_dataset(
     return output
 
 
+def refuse_other_data(output: str | Path, record: Mapping[str, Any]) -> None:
+    """Refuse a folder that was prepared with another record, before anything is computed for it or written.
+
+    Raises:
+        UserError: says what differs.
+    """
+    file = Path(output) / RECORD
+    earlier = json.loads(file.read_text()) if file.is_file() else None
+    record = json.loads(json.dumps(record))
+    changed = [key for key in record if earlier and key != "versions" and record[key] != earlier.get(key)]
+    if changed:
+        lines = [f"{key}: {earlier.get(key)} before, {record[key]} now" for key in changed]
+        raise UserError(f"{output}: holds data prepared otherwise; choose another --output, or remove it:", lines)
+
+
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one step."""
     with whole_file(path) as part:
@@ -117,13 +132,10 @@ def write_json(path: Path, content: Any) -> None:
 
 def _finished_files(output: Path, record: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """What an earlier run completed: checksums of files that have not changed since, and hashes of their sources."""
+    refuse_other_data(output, record)
     if not (output / RECORD).is_file():
         return {}, {}
     earlier = json.loads((output / RECORD).read_text())
-    changed = [key for key in record if key != "versions" and record[key] != earlier.get(key)]
-    if changed:
-        lines = [f"{key}: {earlier.get(key)} before, {record[key]} now" for key in changed]
-        raise UserError(f"{output}: holds data prepared otherwise; choose another --output, or remove it:", lines)
     files = {path: digest for path, digest in earlier["files"].items() if _checksum(output / path) == digest}
     return files, earlier.get("made_from", {})
 

@@ -19,13 +19,11 @@ from .errors import UserError
 from .files import FILE_NAMES, whole_file
 from .geometry import lacks_spacing
 from .metrics import case_metrics
-from .names import case_of
+from .names import ALL, MEAN, case_of
 
 __all__ = ["CaseTable", "VolumeTable"]
 
 Row = dict[str, str | float]
-#: Class of the rows over all classes, and case of those over all cases.
-ALL, MEAN = "all", "mean"
 logger = logging.getLogger(__name__)
 
 

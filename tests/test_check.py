@@ -83,6 +83,13 @@ def test_oddities_of_a_kind_are_one_line_and_duplicates_come_first(tmp_path, cap
     assert shown[2] == ""
 
 
+def test_a_single_oddity_is_called_one(own_dataset, capsys):
+    label = min((own_dataset.parent / "labels").iterdir())
+    nib.save(nib.Nifti1Image(np.zeros((16, 16, 16), np.uint8), nib.load(label).affine), label)
+    _check(own_dataset)
+    assert "\n1 oddity\n  - " in capsys.readouterr().out
+
+
 def test_a_patient_in_two_lists_is_wrong(tmp_path, edit):
     datalist = write_hearts(tmp_path, {"training": 1, "unlabeled": 1, "validation": 1}, size=(16, 16, 2))
     assert "error" not in _check(datalist, patient_pattern=r"patient\d+")

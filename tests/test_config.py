@@ -262,10 +262,69 @@ def test_all_settings_of_another_kind_are_listed_together(typed):
         ("--stride 18,18,96", "--stride: must not be larger than the patch, [112, 112, 80], on any axis"),
         ("--class_names 2", "--class_names: must be the names of the structures labeled 1, 2, ..., all different"),
         ("--class_names a,a", "--class_names: must be the names"),
+        ("--class_names liver,all", "--class_names: must be the names"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_before_anything_runs(line, message, typed):
     assert message in _problems(typed, *shlex.split(line))
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--max_iteration 5", "--max_iteration: did you mean --max_iterations?"),
+        (
+            "--train::dataset::cache_ratee 1",
+            "--train::dataset::cache_ratee: did you mean --train::dataset::cache_rate?",
+        ),
+        ("--train#dataset#cache_ratee 1", "did you mean --train::dataset::cache_rate?"),
+        ("--train::datasett 1", "--train::datasett: did you mean --train::dataset?"),
+        ("--train::epochs 5", "--train::epochs is not an entry of train: dataloader, dataset, handlers"),
+        ("--loss_weights::distilation 0", "--loss_weights::distilation: did you mean --loss_weights::distillation?"),
+        (
+            "--threshold::rampup_iteration 5",
+            "--threshold::rampup_iteration: did you mean --threshold::rampup_iterations?",
+        ),
+        ("--unsupervised_weight '{start: 0, stop: 1}'", "--unsupervised_weight::stop"),
+        ("--optimizer::momentum 0.9", "--optimizer::momentum is not an argument of torch.optim.AdamW."),
+        ("--optimizer::beta 0.9,0.99", "--optimizer::beta: did you mean --optimizer::betas?"),
+        ("--weak_view::0::probb 1", "--weak_view::0::probb: did you mean --weak_view::0::prob?"),
+        ("--train::trainer::max_epoch 1", "--train::trainer::max_epoch: did you mean --train::trainer::max_epochs?"),
+        ("--train::dataloader::prefetch_facto 2", "did you mean --train::dataloader::prefetch_factor?"),
+        (
+            "--network_def::_target_ custom.networks.PerturbedSegResNet --network_def::base_filter 8",
+            "--network_def::base_filter: did you mean --network_def::base_filters?",
+        ),
+    ],
+)
+def test_an_unknown_setting_within_another_is_refused_with_the_nearest_known_one(line, message, typed):
+    assert message in _problems(typed, *shlex.split(line))
+
+
+@pytest.mark.parametrize(
+    ("line", "key", "expected"),
+    [
+        ("--optimizer::betas 0.8,0.99", "optimizer::betas", "0.8,0.99"),
+        ("--train::dataloader::prefetch_factor 4", "train::dataloader::prefetch_factor", 4),
+        ("--train::trainer::accumulation_steps 2", "train::trainer::accumulation_steps", 2),
+        ("--threshold::delay 7", "threshold::delay", 7),
+        ("--phases '{ED: _ED}'", "phases", {"ED": "_ED"}),
+        ("--validate::inferer::padding_mode reflect", "validate::inferer::padding_mode", "reflect"),
+        ("--optimizer::_desc_ mine", "optimizer::_desc_", "mine"),
+    ],
+)
+def test_arguments_that_a_component_takes_pass_though_no_config_gives_them(line, key, expected, typed):
+    assert typed(*shlex.split(line)).parser[key] == expected
+
+
+def test_an_overlay_may_bring_components_and_helpers_within_others(typed):
+    overlay = """
+optimizer: {_target_: torch.optim.SGD, params: $@network.parameters(), lr: 0.1, momentum: "$@train::helper * 2"}
+train::helper: 0.45
+train::extra: {_target_: RandFlipd, keys: image, prob: 0.1}
+weak_view: [{_target_: LoadImaged, keys: image, reader: NibabelReader, as_closest_canonical: true}]
+"""
+    assert typed(overlay=overlay).parser.get_parsed_content("optimizer::momentum") == 0.9
 
 
 @pytest.mark.parametrize("name", BUNDLES)

@@ -41,3 +41,11 @@ def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
     return subprocess.run(
         [sys.executable, *command[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
+
+
+def test_flags_are_written_as_yaml_writes_them():
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md"), *ROOT.glob("bundles/*/docs/*.md")]
+    texts = {path: path.read_text() for path in [*pages, *(ROOT / "custom").glob("*.py")]}
+    # The benchmarks are read by Fire, which knows True and False only.
+    found = {path.name: re.findall(r"--(?!one_process)\w+[ =](?:True|False)\b", text) for path, text in texts.items()}
+    assert {name: flags for name, flags in found.items() if flags} == {}

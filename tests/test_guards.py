@@ -6,7 +6,7 @@ from conftest import LEFT_ATRIUM
 from ignite.engine import Engine, Events
 
 from custom.errors import UserError
-from custom.guards import CollapseWarning, MemoryAdvice, NonFiniteGuard
+from custom.guards import CollapseWarning, NonFiniteGuard, SizeAdvice
 
 IMPORTS = ["$import os", "$import sys", "$import math", "$import inspect"]
 
@@ -141,13 +141,13 @@ def test_supervised_training_has_nothing_to_collapse(caplog):
 )
 def test_out_of_memory_says_which_setting_to_lower(batches, advice, error):
     engine = _engine([{"loss": 0.0}, error])
-    MemoryAdvice([112, 112, 80], *batches).attach(engine)
+    SizeAdvice([112, 112, 80], *batches).attach(engine)
     with pytest.raises(UserError, match=f"iteration 2 ran out of memory on cpu; lower the .*{advice}"):
         _run(engine, 2)
 
 
 def test_other_errors_are_not_taken_for_a_lack_of_memory():
     engine = _engine([RuntimeError("shapes differ")])
-    MemoryAdvice([16, 16], 2, 2).attach(engine)
+    SizeAdvice([16, 16], 2, 2).attach(engine)
     with pytest.raises(RuntimeError, match="shapes differ"):
         _run(engine, 1)

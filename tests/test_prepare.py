@@ -177,6 +177,15 @@ def test_all_pancreas_labels_are_mirrored_alike_and_one_that_fits_otherwise_is_n
     _assert_holds(tmp_path / "out" / "labels" / "0001.nii.gz", _ct()[1], np.diag([-0.7, -0.8, 2.0, 1]))
 
 
+def test_a_folder_with_other_data_gets_no_measurements_of_labels(tmp_path):
+    _pancreas(tmp_path / "in", 1)
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "prepare.json").write_text('{"command": "la", "files": {}}')
+    with pytest.raises(UserError, match="holds data prepared otherwise"):
+        prepare.pancreas(str(tmp_path / "in"), str(tmp_path / "out"), allow_missing=True)
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["prepare.json"]
+
+
 def test_a_pancreas_in_fat_is_not_mirrored_into_the_liver(tmp_path):
     image, label = _ct()
     image[label > 0] = np.where(np.arange((label > 0).sum()) % 5 < 2, 40, -20)  # an unenhanced pancreas full of fat
@@ -273,6 +282,94 @@ def test_a_photograph_without_its_mask_is_named(isic_folder, tmp_path):
     next(isic_folder.rglob("ISIC_0000021_segmentation.png")).unlink()
     with pytest.raises(UserError, match=r"1 of 22 scans are incomplete.*\n.*ISIC_0000021: no label found"):
         prepare.isic(str(isic_folder), str(tmp_path / "out"))
+
+
+def _h5(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with h5py.File(path, "w") as file:
+        file["image"], file["label"] = np.zeros((4, 4, 4)), np.zeros((4, 4, 4), np.uint8)
+
+
+def _photo(folder: Path, part: str, number: int) -> None:
+    names = {f"-2_{part}_Input/ISIC_{number:07d}.jpg": 3, f"_{part}_GroundTruth/ISIC_{number:07d}_segmentation.png": 1}
+    for name, channels in names.items():
+        path = folder / f"ISIC2018_Task1{name}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.zeros((8, 8, 3) if channels == 3 else (8, 8), np.uint8)).save(path)
+
+
+def _write_challenge(folder: Path) -> None:
+    for name in ("lgemri", "laendo"):
+        write_itk(folder / "06SR5RBREL16DQ6M8LWS" / f"{name}.nrrd", _volumes(0)[1], OBLIQUE)
+
+
+def _write_patient(folder: Path) -> None:
+    (folder / "patient099").mkdir(parents=True)
+    (folder / "patient099" / "Info.cfg").write_text("ED: 1\nES: 9\n")
+    for name in ("01", "01_gt", "09", "09_gt"):
+        write_nifti(folder / "patient099" / f"patient099_frame{name}.nii.gz", _volumes(0)[1])
+
+
+#: How each layout's scan is written below a folder, what finds it there, and its names.
+LAYOUTS = {
+    "la_challenge": (_write_challenge, prepare.sources.la_challenge, ["06SR5RBREL16DQ6M8LWS"]),
+    "la_community": (lambda at: _h5(at / "case" / "mri_norm2.h5"), prepare.sources.la_community, ["case"]),
+    "acdc_official": (_write_patient, prepare.sources.acdc_official, ["patient099_ED", "patient099_ES"]),
+    "acdc_community": (
+        lambda at: _h5(at / "h5" / "patient099_frame01.h5"),
+        prepare.sources.acdc_community,
+        ["patient099_ED"],
+    ),
+    "pancreas": (lambda at: _pancreas(at / "ct", 1), prepare.sources.pancreas, ["0001"]),
+    "pancreas_community": (lambda at: _h5(at / "h5" / "0001.h5"), prepare.sources.pancreas_community, ["0001"]),
+    "isic": (lambda at: _photo(at, "Training", 1), prepare.sources.isic_training, ["ISIC_0000001"]),
+}
+
+
+@pytest.mark.parametrize(("write", "find", "names"), LAYOUTS.values(), ids=LAYOUTS)
+def test_every_layout_is_found_behind_links_and_once_and_not_in_hidden_folders(write, find, names, tmp_path):
+    write(tmp_path / "elsewhere")
+    top = tmp_path / "download"
+    top.mkdir()
+    for hidden in (".Trash-1000", "__MACOSX"):
+        write(top / hidden)
+    assert find(top) == {}
+    for folder in sorted((tmp_path / "elsewhere").iterdir()):
+        (top / folder.name).symlink_to(folder)
+    (top / "elsewhere").symlink_to(tmp_path / "elsewhere")
+    (top / "above").symlink_to(tmp_path)
+    found = find(top)
+    assert sorted(found) == names
+    assert all(files.label is not None for files in found.values())
+
+
+@pytest.mark.parametrize(("write", "find", "names"), LAYOUTS.values(), ids=LAYOUTS)
+def test_a_name_that_is_there_twice_is_refused_with_both_places(write, find, names, tmp_path):
+    for copy in ("first", "second"):
+        write(tmp_path / copy)
+    with pytest.raises(UserError, match=r"(?s)more than once, nothing was written; keep one of each.*first.*second"):
+        find(tmp_path)
+
+
+def test_two_files_of_one_frame_are_refused(acdc_folder):
+    path = next(acdc_folder.rglob("patient099_frame01.nii.gz"))
+    nib.save(nib.load(path), path.with_name("patient099_frame01.nii"))
+    with pytest.raises(UserError, match=r"patient099_frame01: .*frame01.nii.gz and .*frame01.nii$"):
+        prepare.acdc(str(acdc_folder), str(acdc_folder.parent / "out"), allow_missing=True)
+
+
+def test_a_photograph_in_two_parts_is_refused(isic_folder, tmp_path):
+    for part in ("Validation", "Test"):
+        _photo(isic_folder, part, 3)
+    with pytest.raises(UserError, match=r"ISIC_0000003: Training and Validation and Test$"):
+        prepare.isic(str(isic_folder), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_left_out_of_a_download_is_told(acdc_folder, tmp_path, capsys):
+    _write_patient(acdc_folder / ".Trash-1000")
+    prepare.acdc(str(acdc_folder), str(tmp_path / "out"), allow_missing=True)
+    assert "left out 1: .Trash-1000/ (hidden)" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("bundle", ["la", "acdc", "pancreas", "isic"])
@@ -504,6 +601,11 @@ def test_one_color_photograph_makes_three_channels(tmp_path):
     (tmp_path / "photos" / "b.png").unlink(), (tmp_path / "masks" / "b.png").unlink()
     prepare.own(str(tmp_path / "photos"), str(tmp_path / "grey"), labels=str(tmp_path / "masks"), modality="x-ray")
     assert _datalist(tmp_path / "grey", "datalist.json")["modality"] == {"0": "x-ray"}
+
+
+def test_a_class_called_as_the_row_over_all_is_refused(own_folders, tmp_path):
+    with pytest.raises(UserError, match="none called all, such as liver,tumor; got liver,All"):
+        prepare.own(str(own_folders[0]), str(tmp_path / "out"), str(own_folders[1]), classes="liver,All")
 
 
 def test_a_folder_prepared_with_other_options_is_refused(own_folders, tmp_path):

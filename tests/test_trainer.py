@@ -6,7 +6,8 @@ from conftest import COMPILES
 from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 
-from custom.guards import MemoryAdvice
+from custom.errors import UserError
+from custom.guards import SizeAdvice
 from custom.handlers import RampUp
 from custom.losses import TEACHERS, CrossMatchLoss, mix_teachers, pseudo_label
 from custom.networks import VNet
@@ -274,6 +275,12 @@ def test_compiled_training_gives_the_same_loss_and_keeps_the_names_of_the_weight
 def test_errors_end_a_training_whatever_its_handlers_do():
     batch = _batch()
     del batch["unlabeled"]["strong_1"]
-    trainer = _trainer([batch], train_handlers=[MemoryAdvice(SIZE, 2, 2)])
+    trainer = _trainer([batch], train_handlers=[SizeAdvice(SIZE, 2, 2)])
     with pytest.raises(KeyError, match="strong_1"):
+        trainer.run()
+
+
+def test_a_batch_too_small_for_batch_norm_is_told_with_what_to_change():
+    trainer = _trainer([{"labeled": _stream(1, "image", "label")}], train_handlers=[SizeAdvice(SIZE, 1, 1)])
+    with pytest.raises(UserError, match=r"iteration 1: batch norm needs more than one value.*give --batch_size 2,"):
         trainer.run()

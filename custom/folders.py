@@ -1,0 +1,53 @@
+"""Go through the folders below one: each once, links followed, hidden ones left out and told of."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from pathlib import Path
+
+__all__ = ["visible_files", "walk"]
+
+
+def walk(top: Path, skipped: Collection[str] = ()) -> tuple[list[Path], list[str]]:
+    """List a folder and those below it, linked ones last; each real folder once, since links may lead back.
+
+    Args:
+        top: the folder.
+        skipped: real paths of folders that are not entered, nor told of.
+
+    Returns:
+        The folders, and which were not entered and why, by their paths below ``top``.
+    """
+    waiting, linked, found, left_out = [top], [], {}, []
+    while waiting or linked:
+        here = waiting.pop(0) if waiting else linked.pop(0)
+        name, real = str(here.relative_to(top)), os.path.realpath(here)
+        if real in skipped:
+            continue
+        if here != top and (here.name.startswith(".") or here.name == "__MACOSX"):
+            left_out.append(f"{name}/ (hidden)")
+        elif here.is_symlink() and os.path.join(os.path.realpath(here.parent), "").startswith(os.path.join(real, "")):
+            left_out.append(f"{name}/ (link to a folder above it)")
+        elif real in found:
+            left_out.append(f"{name}/ (the same folder as {found[real].relative_to(top)}/)")
+        elif not os.access(here, os.R_OK | os.X_OK):
+            left_out.append(f"{name}/ (no permission to read it)")
+        else:
+            found[real] = here
+            for path in sorted(path for path in here.iterdir() if path.is_dir()):
+                (linked if path.is_symlink() else waiting).append(path)
+    return list(found.values()), left_out
+
+
+def visible_files(top: Path) -> tuple[list[Path], list[str]]:
+    """List the files in a folder and those below it, but for hidden ones, such as ``._a.nii`` from a Mac.
+
+    Returns:
+        The files, sorted, and what was left out and why, by paths below ``top``.
+    """
+    folders, left_out = walk(top)
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if not path.is_dir()]
+    left_out += [f"{path.relative_to(top)} (hidden)" for path in files if path.name.startswith(".")]
+    left_out += [f"{path.relative_to(top)} (link to nothing)" for path in files if not path.exists()]
+    return sorted(path for path in files if path.exists() and not path.name.startswith(".")), left_out

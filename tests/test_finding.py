@@ -1,0 +1,263 @@
+"""Which files below a folder are scans and labels, and which label belongs to which scan."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from custom.errors import UserError
+from custom.finding import list_scans, own_scans, pair_labels, refuse_channels, tell_left_out
+from custom.folders import visible_files, walk
+
+
+@pytest.fixture
+def touch(tmp_path):
+    """Write empty files below ``tmp_path``."""
+
+    def write(*names: str) -> Path:
+        for name in names:
+            path = tmp_path / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        return tmp_path
+
+    return write
+
+
+def _names(paths, root: Path) -> list[str]:
+    return [path.relative_to(root).as_posix() for path in paths]
+
+
+def _pairs(images: Path, labels: Path | None = None) -> dict[str, str | None]:
+    pairs = own_scans(images, labels, images.parent / "out")
+    root = images if labels is None else labels
+    return {
+        scan.relative_to(images).as_posix(): label and label.relative_to(root).as_posix()
+        for scan, label in pairs.items()
+    }
+
+
+def test_scans_of_any_ending_are_found_in_folders_of_any_depth(touch):
+    names = ["A.NII.GZ", "b.nii", "c/d.nrrd", "c/e/f.mha", "c/g.JPG", "h.PNG", "i.jpeg"]
+    found = list_scans(touch(*names))
+    assert sorted(_names(found.scans, touch())) == sorted(names)
+    assert found.labels == found.left_out == []
+
+
+def test_files_of_another_kind_are_left_out_by_name_and_voxels_of_headers_are_not_told_of(touch):
+    found = list_scans(touch("a.mhd", "a.raw", "b.nhdr", "b.RAW.GZ", "notes.txt", "c/lone.raw"), (".mhd", ".nhdr"))
+    assert _names(found.scans, touch()) == ["a.mhd", "b.nhdr"]
+    assert found.left_out == ["notes.txt (not an image of this kind)", "c/lone.raw (not an image of this kind)"]
+
+
+def test_hidden_files_and_folders_are_left_out_by_name(touch):
+    found = list_scans(touch("a.nii.gz", "._a.nii.gz", ".cache/b.nii.gz", "__MACOSX/a.nii.gz", "x/.c.nii"))
+    assert _names(found.scans, touch()) == ["a.nii.gz"]
+    hidden = [".cache/", "__MACOSX/", "._a.nii.gz", "x/.c.nii"]
+    assert found.left_out == [f"{name} (hidden)" for name in hidden]
+
+
+def test_a_folder_that_is_itself_hidden_is_searched(touch):
+    assert len(list_scans(touch(".data/a.nii") / ".data").scans) == 1
+
+
+def test_links_to_files_and_folders_are_followed_once(touch):
+    top = touch("data/a.nii", "elsewhere/p/b.nii", "elsewhere/c.nii") / "data"
+    (top / "0_link.nii").symlink_to(top / "a.nii")
+    (top / "c.nii").symlink_to(top.parent / "elsewhere" / "c.nii")
+    (top / "p").symlink_to(top.parent / "elsewhere" / "p")
+    (top / "q").symlink_to(top.parent / "elsewhere" / "p")
+    (top / "gone.nii").symlink_to(top / "nothing.nii")
+    found = list_scans(top)
+    assert _names(found.scans, top) == ["a.nii", "c.nii", "p/b.nii"]
+    assert sorted(found.left_out) == [
+        "0_link.nii (the same file as a.nii)",
+        "gone.nii (link to nothing)",
+        "q/ (the same folder as p/)",
+    ]
+
+
+def test_links_that_lead_back_end(touch):
+    top = touch("data/a/b.nii", "data/c.nii", "beside/d.nii") / "data"
+    (top / "a" / "up").symlink_to(top)
+    (top / "itself").symlink_to(top / "itself")
+    (top / "beside").symlink_to(top.parent / "beside")
+    (top.parent / "beside" / "back").symlink_to(top)
+    found = list_scans(top)
+    assert _names(found.scans, top) == ["a/b.nii", "beside/d.nii", "c.nii"]
+    assert sorted(found.left_out) == [
+        "a/up/ (link to a folder above it)",
+        "beside/back/ (the same folder as ./)",
+        "itself (link to nothing)",
+    ]
+
+
+def test_a_folder_is_entered_by_its_own_name_before_a_link_to_it(touch):
+    top = touch("z/a.nii")
+    (top / "a_link").symlink_to(top / "z")
+    assert _names(walk(top)[0], top) == [".", "z"]
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_folder_that_cannot_be_read_is_told(touch):
+    top = touch("a.nii", "b/c.nii")
+    (top / "b").chmod(0)
+    try:
+        assert walk(top) == ([top], ["b/ (no permission to read it)"])
+    finally:
+        (top / "b").chmod(0o700)
+
+
+def test_visible_files_are_those_that_exist_and_are_not_hidden(touch):
+    top = touch("a.h5", "b/c.h5", "b/._c.h5")
+    (top / "gone.h5").symlink_to(top / "nothing")
+    files, left_out = visible_files(top)
+    assert _names(files, top) == ["a.h5", "b/c.h5"]
+    assert left_out == ["b/._c.h5 (hidden)", "gone.h5 (link to nothing)"]
+
+
+def test_files_and_folders_to_skip_are_not_taken_under_any_name(touch):
+    top = touch("a.nii", "out/b.nii", "c.nii")
+    (top / "link").symlink_to(top / "out")
+    (top / "d.nii").symlink_to(top / "c.nii")
+    assert list_scans(top, skip=[top / "out", top / "c.nii"]) == ([top / "a.nii"], [], [])
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        *("a_seg.nii.gz", "a-mask.nii.gz", "a.label.nii.gz", "a_GT.nii.gz", "a_segmentation.nii.gz"),
+        *(
+            "seg_a.nii.gz",
+            "Label-a.nii.gz",
+            "mask a.nii.gz",
+            "labels/a.nii.gz",
+            "labelsTr/a.NII.GZ",
+            "GroundTruth/A.nii",
+        ),
+        *("masks/a_mask.nii.gz", "masks/amask.nii.gz", "GroundTruth/A.nii"),
+    ],
+)
+def test_a_label_is_told_from_scans_by_its_name_or_folder_and_finds_its_scan(label, touch):
+    images = touch("in/a.nii.gz", "in/b.nii.gz", f"in/{label}") / "in"
+    assert _pairs(images) == {"a.nii.gz": label, "b.nii.gz": None}
+
+
+@pytest.mark.parametrize(
+    ("scans", "labels"),
+    [
+        (["p0/scan.nii", "p1/scan.nii"], ["p0/seg.nii", "p1/seg.nii"]),
+        (["p0/scan.nii", "p1/scan.nii"], ["p0/scan_seg.nii", "p1/scan_seg.nii"]),
+        (["p0/images/scan.nii", "p1/images/scan.nii"], ["p0/labels/scan.nii", "p1/labels/scan.nii"]),
+        (["images/p0/scan.nii", "images/p1/scan.nii"], ["labels/p0/scan.nii", "labels/p1/scan.nii"]),
+        (["p0/scan.nii", "p1/scan.nii"], ["labels/p0_scan.nii", "labels/p1_scan.nii"]),
+        (["p0/scan.nii", "p1/scan.nii"], ["labels/p0.nii", "labels/p1_seg.nii"]),
+        (["imagesTr/a_0000.nii", "imagesTr/b_0000.nii"], ["labelsTr/a.nii", "labelsTr/b.nii"]),
+        (["image_1.nii", "image_2.nii"], ["label_1.nii", "label_2.nii"]),
+        (["img01.nii", "img02.nii"], ["label01.nii", "label02.nii"]),
+        (["p0_scan.nii", "p1_scan.nii"], ["p0_seg.nii", "p1_seg.nii"]),
+        (["A.nii", "B.nii"], ["a_seg.nii", "b_SEG.nii"]),
+    ],
+)
+def test_each_label_finds_its_own_scan(scans, labels, touch):
+    assert _pairs(touch(*(f"in/{name}" for name in (*scans, *labels))) / "in") == dict(zip(scans, labels, strict=True))
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_the_folder_of_scans_may_be_given_as_that_of_labels(link, touch):
+    images = touch("in/a.nii", "in/a_seg.nii", "in/b.nii") / "in"
+    (images.parent / "link").symlink_to(images)
+    pairs = own_scans(images, images.parent / "link" if link else images, images.parent / "out")
+    assert pairs == {images / "a.nii": images / "a_seg.nii", images / "b.nii": None}
+
+
+@pytest.mark.parametrize("labels", ["labels", "in/labels", "in/manual", "."])
+def test_a_folder_of_labels_may_be_beside_in_or_around_that_of_scans(labels, touch, capsys):
+    top = touch("in/a.nii", "in/b.nii", f"{labels}/a.nii" if labels != "." else "a.nii")
+    assert _pairs(top / "in", top / labels) == {"a.nii": "a.nii", "b.nii": None}
+    assert capsys.readouterr().out == ""
+
+
+def test_labels_beside_scans_are_told_of_where_another_folder_of_labels_is_given(touch, capsys):
+    top = touch("in/a.nii", "in/a_seg.nii", "labels/a.nii")
+    assert _pairs(top / "in", top / "labels") == {"a.nii": "a.nii"}
+    assert f"left out 1: a_seg.nii (a label, not in {top / 'labels'})" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("names", "problem"),
+    [
+        (["a.nii", "c_seg.nii"], "c_seg.nii: no image of that name"),
+        (["a.nii", "a_seg.nii", "a_mask.nii"], r"a_seg.nii: so is a_mask.nii, of .*a.nii"),
+        (["p/a.nii", "p/b.nii", "p/seg.nii"], r"seg.nii: may be of .*a.nii or .*b.nii"),
+        (["p/a.nii", "q/a.nii", "labels/a.nii"], r"labels/a.nii: may be of .*p/a.nii or .*q/a.nii"),
+    ],
+)
+def test_a_label_without_a_scan_of_its_own_is_refused_by_name(names, problem, touch):
+    images = touch(*(f"in/{name}" for name in names)) / "in"
+    with pytest.raises(UserError, match=rf"(?s)1 label.* an image of their own, nothing was written.*{problem}"):
+        own_scans(images, None, images.parent / "out")
+
+
+def test_a_label_of_the_same_folder_comes_before_one_of_the_same_name(touch):
+    top = touch("p/a.nii", "q/a.nii")
+    labels = [top / "p" / "a_seg.nii", top / "q" / "a_seg.nii"]
+    assert pair_labels([top / "p" / "a.nii", top / "q" / "a.nii"], labels, top, top) == (
+        {top / "p" / "a.nii": labels[0], top / "q" / "a.nii": labels[1]},
+        [],
+    )
+
+
+def test_an_empty_label_may_be_linked_to_for_many_scans(touch):
+    top = touch("in/a.nii", "in/b.nii", "labels/a.nii")
+    (top / "labels" / "b.nii").symlink_to(top / "labels" / "a.nii")
+    assert _pairs(top / "in", top / "labels") == {"a.nii": "a.nii", "b.nii": "b.nii"}
+
+
+def test_earlier_predictions_are_no_scans_and_no_labels(touch):
+    names = ["a.nii", "a_probs.nii", "predictions/a_seg.nii", "out/volumes.csv", "out/a_seg.nii"]
+    found = list_scans(touch(*names), endings=(".nii",))
+    assert _names(found.scans, touch()) == ["a.nii"]
+    assert found.labels == []
+    earlier = [text for text in found.left_out if "earlier prediction" in text]
+    assert earlier == [
+        f"{name} (earlier prediction)" for name in ("a_probs.nii", "out/a_seg.nii", "predictions/a_seg.nii")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "message"),
+    [
+        ("nowhere", None, "nowhere: no such folder."),
+        ("in", "nowhere", "nowhere: no such folder."),
+        ("empty", None, r"empty: no scans; expected files ending in \.nii\.gz"),
+        ("out/images", None, "files written to --output .* would lie among these"),
+        ("out", None, "files written to --output .* would lie among these"),
+    ],
+)
+def test_folders_that_cannot_be_taken_are_refused(images, labels, message, touch):
+    top = touch("in/a.nii", "empty/notes.txt", "out/images/a.nii")
+    with pytest.raises(UserError, match=message):
+        own_scans(top / images, labels and top / labels, top / "out")
+
+
+def test_channels_of_one_case_are_refused_unless_labels_say_that_they_are_cases(touch):
+    top = touch("a_0000.nii", "a_0001.nii", "b_0000.nii")
+    scans = sorted(top.iterdir())
+    with pytest.raises(UserError, match=r"several channels of one case.*\n  - .*a: _0000, _0001$"):
+        refuse_channels(scans)
+    refuse_channels(scans, [Path("labels/a_0001.nii")])
+    refuse_channels([top / "a_0000.nii", top / "b_0000.nii"])
+
+
+def test_numbers_that_are_too_many_or_do_not_begin_at_0_are_of_cases(touch):
+    refuse_channels(sorted(touch(*(f"a_{number:04d}.nii" for number in range(9))).iterdir()))
+    refuse_channels([Path("b_0001.nii"), Path("b_0002.nii")])
+
+
+def test_what_is_left_out_is_counted_and_the_first_are_named(capsys):
+    tell_left_out([])
+    tell_left_out([f"{number}.txt" for number in range(25)])
+    out = capsys.readouterr().out
+    assert out.startswith("left out 25: 0.txt, 1.txt, ")
+    assert out.endswith("19.txt, and 5 more\n")
