@@ -393,7 +393,8 @@ def _gallery(by_group: Mapping[tuple[str, str], Sequence[_Run]], output: Path) -
 
 def _columns(paths: Mapping[str, Path], dice: Mapping[str, float]) -> Any:
     """Image and truth once, then the last third of each picture of :class:`custom.panels.CasePanels`."""
-    figure = new_figure(2.6 * (2 + len(paths)), 3.2)
+    title_lines = 1 + max(label.count("\n") for label in paths)
+    figure = new_figure(2.6 * (2 + len(paths)), 3.1 + 0.16 * title_lines)
     axes = figure.subplots(1, 1 + len(paths), width_ratios=[2] + [1] * len(paths))
     for axis in axes:
         axis.axis("off")
