@@ -10,7 +10,7 @@ help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## /  make \1\t/'
 
 demo: $(VENV)/ready  ## train, evaluate and infer on synthetic volumes, in about five minutes on two cores
-	$(BIN)/python -m custom.demo
+	$(BIN)/python -m tools.demo
 
 test: $(VENV)/ready  ## run the test suite on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
@@ -22,7 +22,7 @@ bench: $(VENV)/ready  ## time the training step against the order of the origina
 	for bundle in la acdc; do $(BIN)/python -m benchmarks.training_step --bundle $$bundle || exit 1; done
 
 package: $(VENV)/ready  ## make an archive of each bundle in dist/
-	for bundle in bundles/*/; do $(BIN)/python -m custom.package $$bundle --output dist --overwrite true || exit 1; done
+	for bundle in bundles/*/; do $(BIN)/python -m tools.package $$bundle --output dist --overwrite true || exit 1; done
 
 lint: $(VENV)/ready  ## check style
 	$(BIN)/ruff check .

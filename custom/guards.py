@@ -65,7 +65,7 @@ class NonFiniteGuard:
                 terms = [f"{name}: {value.item():g}" for name, value in step.terms.items()]
                 raise UserError(
                     f"the loss of iteration {step.iteration} is not a finite number; training stopped, the checkpoints "
-                    "from before are kept. Look at these cases with `python -m custom.prepare check`, lower "
+                    "from before are kept. Look at these cases, lower "
                     "--learning_rate, or compute in float32 with --amp false. "
                     f"Cases in the batch: {', '.join(step.cases) or 'unknown'}. Terms:",
                     terms,

@@ -16,8 +16,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # each process of the suite has one cor
 import pytest
 from monai.bundle import ConfigWorkflow
 
-from custom.package import package
-from custom.synthetic import write_dataset, write_hearts, write_photos
+from tools.package import package
+from tools.synthetic import write_dataset, write_hearts, write_photos
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -33,8 +33,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from custom.networks import VNet  # noqa: E402
-from custom.package import package  # noqa: E402
-from custom.synthetic import write_dataset  # noqa: E402
+from tools.package import package  # noqa: E402
+from tools.synthetic import write_dataset  # noqa: E402
 
 NAME = "crossmatch_la"
 #: MONAI Label's pydicom-seg imports what pydicom 3 no longer has.

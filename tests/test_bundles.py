@@ -16,7 +16,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 
 from custom.names import case_name
-from custom.synthetic import make_heart, make_photo
+from tools.synthetic import make_heart, make_photo
 
 INTERFACE = [
     "bundle_root",

@@ -7,9 +7,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from custom.check import check_folder
 from custom.errors import UserError
-from custom.synthetic import write_dataset, write_hearts, write_photos
+from tools.prepare.check import check_folder
+from tools.synthetic import write_dataset, write_hearts, write_photos
 
 
 def _check(datalist, **settings) -> dict:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from conftest import ROOT
 
-from custom.checkpoints import FAMILIES, _original_name, convert, convert_file, describe
 from custom.errors import UserError
 from custom.networks import PerturbedNetwork, UNet, VNet
+from tools.convert_weights import FAMILIES, _original_name, convert, convert_file, describe
 
 NETWORKS = {
     "vnet": lambda: VNet(in_channels=1, out_channels=2, base_filters=4),
@@ -204,7 +204,7 @@ def test_wrong_flags_are_refused(flags, message, source, tmp_path):
 @pytest.mark.parametrize("there", [True, False])
 def test_command_line_converts_or_says_why_not(there, source, tmp_path):
     given = source if there else tmp_path / "absent.pth"
-    command = [sys.executable, "-m", "custom.checkpoints", "--source", given, "--output", tmp_path / "model.pt"]
+    command = [sys.executable, "-m", "tools.convert_weights", "--source", given, "--output", tmp_path / "model.pt"]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == (0 if there else 1)
     assert "Traceback" not in done.stderr

@@ -14,10 +14,10 @@ from PIL import Image
 from test_report import CHROMIUM, _look
 from torch.utils.tensorboard import SummaryWriter
 
-from custom.compare import compare
 from custom.drawing import new_figure
 from custom.errors import UserError
 from custom.run_record import data_list_record
+from tools.compare import compare
 
 CASES = ("a", "b", "c")
 
@@ -93,7 +93,7 @@ def test_lists_with_more_labels_give_a_curve_for_each_arm(tmp_path, monkeypatch)
             dice = 0.1 * count + 0.02 * seed
             runs += [_run(tmp_path / f"x{count}{seed}", seed, [dice] * 3, datalist=datalist)]
             runs += [_run(tmp_path / f"y{count}{seed}", seed, [dice + 0.2] * 3, datalist=datalist, eta=0.0)]
-    monkeypatch.setattr("custom.compare.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    monkeypatch.setattr("tools.compare.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
     compare(*runs, output=str(tmp_path / "out"))
     axis = next(axis for figure in figures for axis in figure.axes if axis.get_xlabel() == "labeled cases")
     curves = {container.get_label(): container.lines[0].get_xydata().tolist() for container in axis.containers}

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from conftest import BUNDLES, ROOT
 
-from custom.synthetic import write_dataset
+from tools.synthetic import write_dataset
 
 
 def _commands(page: str) -> list[list[str]]:

@@ -29,7 +29,7 @@ from custom import __version__
 from custom.config import refuse_newer_bundle
 from custom.errors import UserError
 from custom.inferer import SlidingWindowProbabilities
-from custom.package import check_archive, package, write_archive
+from tools.package import check_archive, package, write_archive
 
 SCHEMA = Path(__file__).parent / "data" / "schema" / "meta_schema_20240725.json"
 #: Installed for development, and not in the metadata of any bundle.
@@ -334,7 +334,7 @@ def test_a_bundle_newer_than_the_code_is_refused():
 @LEFT_ATRIUM
 def test_command_line_names_a_damaged_archive_in_one_line(archive):
     archive.write_bytes(archive.read_bytes()[:1000])
-    command = [sys.executable, "-m", "custom.package", str(archive)]
+    command = [sys.executable, "-m", "tools.package", str(archive)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr

@@ -11,7 +11,7 @@ from custom.errors import UserError
 from custom.labels import to_label
 from custom.photos import is_colored
 from custom.readers import LoadLabel, LoadScan, LoadScand
-from custom.synthetic import make_photo
+from tools.synthetic import make_photo
 
 PHOTO, MOLE = make_photo(np.random.default_rng(0), (18, 25))
 GREY = PHOTO[..., 0]

@@ -15,13 +15,14 @@ from conftest import ROOT
 from PIL import Image
 from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 
-from custom import prepare, store
-from custom.check import check_folder
 from custom.data import load_datalist
 from custom.errors import UserError
 from custom.finding import own_scans
 from custom.names import case_name
-from custom.synthetic import make_photo
+from tools.prepare import commands as prepare
+from tools.prepare import writer as store
+from tools.prepare.check import check_folder
+from tools.synthetic import make_photo
 
 
 def _volumes(seed: int, shape=(12, 10, 6)) -> tuple[np.ndarray, np.ndarray]:
@@ -641,7 +642,7 @@ def test_a_file_that_is_cut_short_never_counts(tmp_path, monkeypatch):
 def test_command_line_says_what_is_wrong_and_writes_nothing(arguments, message, tmp_path):
     (tmp_path / "empty").mkdir()
     places = {"empty": str(tmp_path / "empty"), "out": str(tmp_path / "out")}
-    command = [sys.executable, "-m", "custom.prepare", *(text.format(**places) for text in arguments)]
+    command = [sys.executable, "-m", "tools.prepare", *(text.format(**places) for text in arguments)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert message in done.stderr

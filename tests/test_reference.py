@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from benchmarks.original_order import OriginalStep
-from custom.checkpoints import convert
 from custom.losses import PAIRS, CrossMatchLoss, mix_teachers, pseudo_label
 from custom.networks import UNet, VNet
+from tools.convert_weights import convert
 
 GOLDEN = Path(os.environ.get("CROSSMATCH_GOLDEN") or Path(__file__).parent / "data" / "golden")
 

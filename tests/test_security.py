@@ -14,8 +14,8 @@ from monai.networks.nets import BasicUNet
 
 from custom.data import cached_dataset
 from custom.errors import UserError
-from custom.package import package
 from custom.weights import read_weights
+from tools.package import package
 
 
 @pytest.fixture

@@ -11,8 +11,8 @@ from PIL import Image
 
 from custom.geometry import lacks_spacing
 from custom.readers import LoadScan
-from custom.synthetic import HEART_SPACING, make_heart
 from custom.tables import CaseTable, VolumeTable
+from tools.synthetic import HEART_SPACING, make_heart
 
 VENTRICLES = {"right_ventricle": 1, "left_ventricle": 3}
 

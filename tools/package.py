@@ -1,8 +1,8 @@
 """Make a bundle that works on a machine which never saw this repository, or check one.
 
-``python -m custom.package bundles/crossmatch_la --output dist`` writes ``dist/crossmatch_la.zip``: the bundle with a
+``python -m tools.package bundles/crossmatch_la --output dist`` writes ``dist/crossmatch_la.zip``: the bundle with a
 copy of this package, its configs as YAML and as JSON (some of MONAI's clients read only the one, some only the other),
-and its weights. The same input gives the same bytes. ``python -m custom.package dist/crossmatch_la.zip`` checks an
+and its weights. The same input gives the same bytes. ``python -m tools.package dist/crossmatch_la.zip`` checks an
 archive against what the MONAI model zoo asks of a bundle.
 """
 
@@ -19,11 +19,12 @@ from typing import Any
 import yaml
 from monai.bundle import ConfigParser
 
-from .cli import run
-from .config import refuse_newer_bundle
-from .errors import UserError
-from .files import whole_file
-from .weights import read_weights
+import custom
+from custom.cli import run
+from custom.config import refuse_newer_bundle
+from custom.errors import UserError
+from custom.files import whole_file
+from custom.weights import read_weights
 
 __all__ = ["check_archive", "package", "write_archive"]
 
@@ -102,8 +103,8 @@ def _bundle_files(folder: Path) -> dict[str, bytes]:
 
 
 def _package_files() -> dict[str, bytes]:
-    folder = Path(__file__).parent
-    paths = sorted(path for pattern in ("*.py", "splits/*.json", "templates/*.html") for path in folder.glob(pattern))
+    folder = Path(custom.__file__).parent
+    paths = sorted(path for pattern in ("*.py", "*.html") for path in folder.rglob(pattern))
     return {f"custom/{path.relative_to(folder).as_posix()}": path.read_bytes() for path in paths}
 
 

@@ -24,11 +24,12 @@ import numpy as np
 from monai.data import MetaTensor, PILWriter
 from tqdm import tqdm
 
-from .errors import UserError
-from .files import fingerprint, whole_file
-from .labels import to_label
-from .nifti import NiftiWriter
-from .parallel import process_pool
+from custom.errors import UserError
+from custom.files import fingerprint, whole_file
+from custom.labels import to_label
+from custom.nifti import NiftiWriter
+
+from .pool import process_pool
 
 __all__ = ["Scan", "refuse_other_data", "write_dataset", "write_json"]
 

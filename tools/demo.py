@@ -1,4 +1,4 @@
-"""Show CrossMatch at work in a few minutes: ``python -m custom.demo``, or ``make demo``.
+"""Show CrossMatch at work in a few minutes: ``python -m tools.demo``, or ``make demo``.
 
 Writes synthetic volumes of which four are labeled, trains the left-atrium bundle on them, scores it on eight unseen
 volumes, segments those to NIfTI and draws them. Each step is the command that a user would type; it is printed first.
@@ -18,10 +18,11 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from .cli import run
-from .drawing import Panel, case_panels, draw_panels
-from .errors import UserError
-from .names import case_name
+from custom.cli import run
+from custom.drawing import Panel, case_panels, draw_panels
+from custom.errors import UserError
+from custom.names import case_name
+
 from .synthetic import write_dataset
 
 __all__ = ["demo"]

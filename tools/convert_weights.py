@@ -1,6 +1,6 @@
 """Turn weights that were trained with the original CrossMatch code into a bundle's flat ``model.pt``.
 
-``python -m custom.checkpoints --source original.pth --output model.pt``
+``python -m tools.convert_weights --source original.pth --output model.pt``
 
 The original (github.com/AiEson/CrossMatch; doi:10.1109/JBHI.2024.3463711) trains a V-Net on the left atrium
 and a U-Net on ACDC. Its V-Net has the names that the literature has used since UA-MT (Yu et al., MICCAI 2019,
@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from .cli import run
-from .errors import UserError
-from .files import whole_file
-from .networks import PerturbedNetwork, UNet, VNet
-from .weights import weight_problems
+from custom.cli import run
+from custom.errors import UserError
+from custom.files import whole_file
+from custom.networks import PerturbedNetwork, UNet, VNet
+from custom.weights import weight_problems
 
 __all__ = ["convert", "convert_file"]
 

@@ -1,4 +1,4 @@
-"""Compare finished runs on one page: ``python -m custom.compare RUN... --output DIR``, also at the end of a study.
+"""Compare finished runs on one page: ``python -m tools.compare RUN... --output DIR``, also at the end of a study.
 
 RUN is a run's ``output_dir``. Runs whose settings are the same but for the seed are one arm; runs of a study have the
 name of its arm.
@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from . import cli
-from .data import read_lists
-from .drawing import new_figure
-from .errors import UserError
-from .names import MEAN, groups, patient_name
-from .pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
-from .resume import RUNTIME_KEYS
-from .run_record import data_list_record, read_run_record, training_seconds
-from .tables import write_csv
+from custom import cli
+from custom.data import read_lists
+from custom.drawing import new_figure
+from custom.errors import UserError
+from custom.names import MEAN, groups, patient_name
+from custom.pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
+from custom.resume import RUNTIME_KEYS
+from custom.run_record import data_list_record, read_run_record, training_seconds
+from custom.tables import write_csv
 
 __all__ = ["compare", "compare_arms"]
 
@@ -90,7 +90,7 @@ def compare(*runs: str, output: str, baseline: str | None = None, **unknown: Any
         UserError: for an unknown flag, or runs that cannot be compared.
     """
     if unknown:
-        raise UserError(f"unknown flag --{', --'.join(unknown)}; python -m custom.compare RUN... --output DIR.")
+        raise UserError(f"unknown flag --{', --'.join(unknown)}; python -m tools.compare RUN... --output DIR.")
     folder = Path(str(output))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already; choose another --output.")

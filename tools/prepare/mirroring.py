@@ -21,12 +21,13 @@ from monai.transforms.utils import generate_spatial_bounding_box
 from scipy.ndimage import binary_dilation
 from tqdm import tqdm
 
-from .errors import UserError
-from .files import fingerprint
-from .parallel import process_pool
-from .readers import LoadLabel, LoadScan
-from .sources import Files
-from .store import write_json
+from custom.errors import UserError
+from custom.files import fingerprint
+from custom.readers import LoadLabel, LoadScan
+
+from .layouts import Files
+from .pool import process_pool
+from .writer import write_json
 
 __all__ = ["settle_mirroring"]
 
@@ -44,7 +45,7 @@ def settle_mirroring(files: Mapping[str, Files], kept: Path) -> dict[str, Files]
     """Choose the mirroring of all labels, print it, and refuse scans that contradict it.
 
     Args:
-        files: scans, as :func:`custom.sources.pancreas` finds them.
+        files: scans, as :func:`tools.prepare.layouts.pancreas` finds them.
         kept: JSON file in which a repeated run finds what was measured, also where this one refuses some labels.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Train and score several settings side by side: ``python -m custom.study FILE.yaml --output runs/NAME``.
+"""Train and score several settings side by side: ``python -m tools.study FILE.yaml --output runs/NAME``.
 
 FILE names a bundle, a data list, seeds, and arms, which are settings by name. Each arm, data list and seed is a run
 folder with ``models/``, ``eval/`` and ``log.txt``, made by MONAI's own commands, which are printed before they run.
@@ -27,14 +27,15 @@ from typing import Any, NamedTuple, TextIO
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from . import cli
+from custom import cli
+from custom.data import default_evaluation_list, read_lists
+from custom.errors import UserError
+from custom.files import whole_file
+from custom.names import groups
+from custom.resume import EXIT_STOPPED, RUNTIME_KEYS
+from custom.settings import guess
+
 from .compare import compare_arms
-from .data import default_evaluation_list, read_lists
-from .errors import UserError
-from .files import whole_file
-from .names import groups
-from .resume import EXIT_STOPPED, RUNTIME_KEYS
-from .settings import guess
 
 __all__ = ["Run", "study"]
 

@@ -19,5 +19,5 @@ def process_pool() -> ProcessPoolExecutor:
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:
-        context.set_forkserver_preload(["custom.prepare"])  # imported once, not once per process
+        context.set_forkserver_preload(["tools.prepare.commands"])  # imported once, not once per process
     return ProcessPoolExecutor(os.cpu_count(), context, initializer=torch.set_num_threads, initargs=(1,))

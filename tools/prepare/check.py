@@ -1,4 +1,4 @@
-"""Read every voxel of a dataset folder and tell what is wrong or odd: ``python -m custom.prepare check DIR``."""
+"""Read every voxel of a dataset folder and tell what is wrong or odd: ``python -m tools.prepare check DIR``."""
 
 from __future__ import annotations
 
@@ -16,21 +16,14 @@ from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from tqdm import tqdm
 
-from .data import (
-    LISTS,
-    CaseRule,
-    image_problems,
-    overlap_problems,
-    read_image,
-    read_label,
-    read_lists,
-)
-from .errors import UserError
-from .files import read_json
-from .names import case_names, groups
-from .parallel import process_pool
-from .store import write_json
-from .tables import format_table
+from custom.data import LISTS, CaseRule, image_problems, overlap_problems, read_image, read_label, read_lists
+from custom.errors import UserError
+from custom.files import read_json
+from custom.names import case_names, groups
+from custom.tables import format_table
+
+from .pool import process_pool
+from .writer import write_json
 
 __all__ = ["check_folder"]
 

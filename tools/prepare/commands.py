@@ -1,7 +1,7 @@
-"""Prepare data sets: ``python -m custom.prepare COMMAND --help``.
+"""Prepare data sets: ``python -m tools.prepare COMMAND --help``.
 
 From an official download, a community copy, or a user's own folders to ``images/``, ``labels/`` and data lists. Every
-command can be interrupted and repeated; see :mod:`custom.store`.
+command can be interrupted and repeated; see :mod:`tools.prepare.writer`.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, Spacingd, SpatialPadd
 
-from . import sources
+from custom.data import read_lists
+from custom.dicom import series_problems
+from custom.errors import UserError
+from custom.finding import own_scans, tell_left_out
+from custom.folders import visible_files
+from custom.geometry import grid_problem
+from custom.names import ALL, are_class_names, case_names, file_stem, patient_name
+from custom.photos import is_colored, is_photo
+
+from ..synthetic import write_dataset as write_volumes
+from ..synthetic import write_hearts, write_photos
+from . import layouts as sources
 from .check import check_folder
-from .cli import run
-from .data import read_lists
-from .dicom import series_problems
-from .errors import UserError
-from .finding import own_scans, tell_left_out
-from .folders import visible_files
-from .geometry import grid_problem
+from .layouts import Files
 from .mirroring import settle_mirroring
-from .names import ALL, are_class_names, case_names, file_stem, patient_name
-from .photos import is_colored, is_photo
-from .sources import Files
-from .store import Scan, refuse_other_data, write_dataset
-from .synthetic import write_dataset as write_volumes
-from .synthetic import write_hearts, write_photos
+from .writer import Scan, refuse_other_data, write_dataset
 
 __all__ = ["acdc", "check", "demo", "isic", "la", "own", "pancreas"]
 
@@ -484,7 +484,3 @@ def _check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
 def _refuse(unknown: Mapping[str, Any]) -> None:
     if unknown:
         raise UserError(f"unknown flag --{', --'.join(unknown)}; see --help.")
-
-
-if __name__ == "__main__":
-    run({"la": la, "acdc": acdc, "pancreas": pancreas, "isic": isic, "own": own, "demo": demo, "check": check})

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from .dicom import check_series, series_folders
-from .errors import UserError
-from .folders import visible_files, walk
-from .labels import to_label
-from .readers import LoadLabel, LoadScan
+from custom.dicom import check_series, series_folders
+from custom.errors import UserError
+from custom.folders import visible_files, walk
+from custom.labels import to_label
+from custom.readers import LoadLabel, LoadScan
 
 __all__ = [
     "Files",

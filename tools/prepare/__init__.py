@@ -1,0 +1,1 @@
+"""Prepare data sets: ``python -m tools.prepare COMMAND --help``."""
