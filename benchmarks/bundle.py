@@ -8,7 +8,7 @@ from typing import Any
 
 from monai.bundle import ConfigParser
 
-from custom.errors import UserError
+from custom.utils.errors import UserError
 
 __all__ = ["bundle_config", "refuse_unknown"]
 

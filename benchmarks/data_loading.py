@@ -15,8 +15,8 @@ from typing import Any
 import fire
 import torch
 
-from custom.errors import show_user_errors_plainly
 from custom.trainer import CrossMatchTrainer
+from custom.utils.errors import show_user_errors_plainly
 
 from .bundle import bundle_config, refuse_unknown
 from .timing import machine, seconds

@@ -14,8 +14,8 @@ import fire
 import numpy as np
 import torch
 
-from custom.errors import show_user_errors_plainly
-from custom.weights import read_weights
+from custom.utils.errors import show_user_errors_plainly
+from custom.utils.weights import read_weights
 
 from .bundle import bundle_config, refuse_unknown
 from .timing import machine, measure, print_table

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from custom.errors import UserError
+from custom.utils.errors import UserError
 
 __all__ = ["Measurement", "machine", "measure", "print_table", "resident_memory", "seconds"]
 

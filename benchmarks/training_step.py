@@ -16,9 +16,9 @@ import monai
 import torch
 from monai.bundle import ConfigParser
 
-from custom.errors import show_user_errors_plainly
-from custom.mixed_precision import MixedPrecision
 from custom.trainer import CrossMatchTrainer
+from custom.utils.device import MixedPrecision
+from custom.utils.errors import show_user_errors_plainly
 
 from .bundle import bundle_config, refuse_unknown
 from .original_order import OriginalStep

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from .distributed import mean_over_ranks, sum_over_ranks
-from .errors import UserError
 from .perturbations import paste
+from .utils.distributed import mean_over_ranks, sum_over_ranks
+from .utils.errors import UserError
 
 __all__ = [
     "IGNORE_INDEX",

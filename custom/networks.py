@@ -20,8 +20,8 @@ from monai.networks.nets import SegResNet
 from torch import nn
 from torch.nn.functional import conv_transpose3d, linear
 
-from .errors import UserError
 from .perturbations import FeatureDropout
+from .utils.errors import UserError
 
 __all__ = ["DoublingConvolution", "PerturbedNetwork", "PerturbedSegResNet", "UNet", "VNet"]
 

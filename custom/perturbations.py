@@ -17,7 +17,7 @@ from monai.config import KeysCollection
 from monai.transforms import Compose, MapTransform, RandAdjustContrast, Randomizable, RandomizableTransform
 from torch import nn
 
-from .errors import UserError
+from .utils.errors import UserError
 
 __all__ = ["CutMix", "FeatureDropout", "RandLogGamma", "StrongViewsd", "paste"]
 

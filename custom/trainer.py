@@ -10,12 +10,12 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 
-from .distributed import without_exchange
+from .data.streams import StreamLoader
 from .losses import STUDENTS, TEACHERS, CrossMatchLoss, add_terms, mix_teachers, pseudo_label
-from .mixed_precision import MixedPrecision
 from .perturbations import CutMix, paste
-from .randomness import derived_seed
-from .streams import StreamLoader
+from .utils.device import MixedPrecision
+from .utils.distributed import without_exchange
+from .utils.randomness import derived_seed
 
 __all__ = ["CLEAN", "STRONG", "CrossMatchTrainer"]
 
@@ -31,7 +31,7 @@ _STEP = 99
 class CrossMatchTrainer(SupervisedTrainer):
     """Train a network on labeled and unlabeled patches.
 
-    A batch is a dictionary of streams, see :class:`custom.streams.StreamLoader`: ``labeled`` with ``image`` BCH[WD] and
+    A batch is a dictionary of streams, see :class:`custom.data.StreamLoader`: ``labeled`` with ``image`` BCH[WD] and
     ``label`` B1H[WD], and optionally ``unlabeled`` with ``image`` (the weak view), ``strong_1`` and ``strong_2``. The
     streams may differ in batch size. Without unlabeled patches, or while ``unsupervised_weight`` is 0, the step is the
     supervised one.

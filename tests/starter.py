@@ -13,7 +13,9 @@ from typing import Any
 import torch
 
 _CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(["starter", "custom.trainer", "custom.panels", "monai.bundle", "monai.handlers"])
+_CONTEXT.set_forkserver_preload(
+    ["starter", "custom.trainer", "custom.handlers.panels", "monai.bundle", "monai.handlers"]
+)
 
 
 def start(target: Callable[..., Any], *arguments: Any, log: Path) -> BaseProcess:

@@ -15,8 +15,8 @@ from benchmarks.data_loading import data_loading
 from benchmarks.inference import inference
 from benchmarks.timing import measure
 from benchmarks.training_step import training_step
-from custom.errors import UserError
-from custom.weights import save_weights
+from custom.utils.errors import UserError
+from custom.utils.weights import save_weights
 
 
 @pytest.mark.parametrize(("bundle", "size"), [("la", [16, 16, 16]), ("acdc", [16, 16])])

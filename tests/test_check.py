@@ -7,7 +7,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from custom.errors import UserError
+from custom.utils.errors import UserError
 from tools.prepare.check import check_folder
 from tools.synthetic import write_dataset, write_hearts, write_photos
 

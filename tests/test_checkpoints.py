@@ -9,8 +9,8 @@ import pytest
 import torch
 from conftest import ROOT
 
-from custom.errors import UserError
 from custom.networks import PerturbedNetwork, UNet, VNet
+from custom.utils.errors import UserError
 from tools.convert_weights import FAMILIES, _original_name, convert, convert_file, describe
 
 NETWORKS = {

@@ -14,9 +14,9 @@ from PIL import Image
 from test_report import CHROMIUM, _look
 from torch.utils.tensorboard import SummaryWriter
 
-from custom.drawing import new_figure
-from custom.errors import UserError
-from custom.run_record import data_list_record
+from custom.report.drawing import new_figure
+from custom.report.record import data_list_record
+from custom.utils.errors import UserError
 from tools.compare import compare
 
 CASES = ("a", "b", "c")
@@ -112,7 +112,9 @@ def test_an_arm_has_one_color_in_every_picture(tmp_path, monkeypatch):
         writer.add_scalar("confident_share", 0.5, 10)
         writer.add_scalar("confident_share", 0.6, 20)
     figures = []
-    monkeypatch.setattr("custom.pages.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    monkeypatch.setattr(
+        "custom.report.pages.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1]
+    )
     compare(*runs, output=str(tmp_path / "out"))
     colors = {(line.get_label(), line.get_color()) for axis in figures[0].axes for line in axis.lines}
     assert len(figures[0].axes[2].lines) == 1

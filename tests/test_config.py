@@ -7,8 +7,8 @@ from conftest import BUNDLES, TINY_3D
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigWorkflow
 
-from custom.errors import UserError
-from custom.settings import typed_settings
+from custom.utils.errors import UserError
+from custom.utils.settings import typed_settings
 
 
 def _workflow(tmp_path, text: str = "", **overrides):
@@ -18,7 +18,7 @@ def _workflow(tmp_path, text: str = "", **overrides):
         "eta: 0.3\n"
         "initialize: ['$@checks']\n"
         "run: ['$print(@eta)']\n"
-        "checks: {_target_: custom.config.check_config}\n" + text
+        "checks: {_target_: custom.utils.config.check_config}\n" + text
     )
     return ConfigWorkflow(str(tmp_path / "configs" / "run.yaml"), **overrides)
 

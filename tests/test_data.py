@@ -10,9 +10,10 @@ import nibabel as nib
 import numpy as np
 import pytest
 
-from custom.data import cached_dataset, default_evaluation_list, load_datalist
-from custom.errors import UserError
-from custom.readers import LoadScand
+from custom.data.caching import cached_dataset
+from custom.data.datalist import default_evaluation_list, load_datalist
+from custom.data.readers import LoadScand
+from custom.utils.errors import UserError
 
 
 def _load(datalist: Path, **changes):

@@ -12,10 +12,11 @@ from PIL import Image
 from pydicom.encaps import encapsulate
 from scan_files import write_dicom, write_multiframe, write_nifti
 
-from custom.data import load_datalist, read_image
-from custom.dicom import dicom_files, series_folders
-from custom.errors import UserError
-from custom.scans import find_scans
+from custom.data.checks import read_image
+from custom.data.datalist import load_datalist
+from custom.data.dicom import dicom_files, series_folders
+from custom.data.scans import find_scans
+from custom.utils.errors import UserError
 from tools.prepare import commands as prepare
 
 GRID = np.diag([-0.7, -0.8, 2.0, 1])  # DICOM's x and y point the other way

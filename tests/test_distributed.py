@@ -17,13 +17,13 @@ from starter import finish, start
 from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from custom.distributed import CPUSyncBatchNorm, any_rank, gather_in_turn, synchronize_batch_norm, wrap
-from custom.distributed import start as start_processes
-from custom.errors import UserError
 from custom.losses import CrossMatchLoss
 from custom.networks import UNet, VNet
 from custom.perturbations import CutMix
 from custom.trainer import CrossMatchTrainer
+from custom.utils.distributed import CPUSyncBatchNorm, any_rank, gather_in_turn, synchronize_batch_norm, wrap
+from custom.utils.distributed import start as start_processes
+from custom.utils.errors import UserError
 
 WEIGHTS = {"supervised": 0.5, "image_perturbation": 0.25, "distillation": 0.5}
 NETWORKS = {"3D": (VNet, (16, 16, 16)), "2D": (UNet, (32, 32))}

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from custom.errors import UserError, _print_user_error
-from custom.files import refuse_unwritable
+from custom.utils.errors import UserError, _print_user_error
+from custom.utils.files import refuse_unwritable
 
 
 def test_places_that_can_be_made_pass_and_are_not_made(tmp_path):

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from custom.errors import UserError
-from custom.finding import list_scans, own_scans, pair_labels, refuse_channels, tell_left_out
-from custom.folders import visible_files, walk
+from custom.data.finding import list_scans, own_scans, pair_labels, refuse_channels, tell_left_out
+from custom.data.folders import visible_files, walk
+from custom.utils.errors import UserError
 
 
 @pytest.fixture

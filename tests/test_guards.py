@@ -5,8 +5,8 @@ import torch
 from conftest import LEFT_ATRIUM
 from ignite.engine import Engine, Events
 
-from custom.errors import UserError
-from custom.guards import CollapseWarning, NonFiniteGuard, SizeAdvice
+from custom.handlers.guards import CollapseWarning, NonFiniteGuard, SizeAdvice
+from custom.utils.errors import UserError
 
 IMPORTS = ["$import os", "$import sys", "$import math", "$import inspect"]
 

@@ -5,9 +5,12 @@ import torch
 from ignite.engine import Engine, Events
 from monai.networks.nets import BasicUNet
 
-from custom.errors import UserError
-from custom.handlers import BatchNormRecalibration, ProgressBar, RampUp, WeightsCheckpointLoader
+from custom.handlers.batch_norm import BatchNormRecalibration
+from custom.handlers.best_weights import WeightsCheckpointLoader
+from custom.handlers.progress import ProgressBar
+from custom.handlers.schedule import RampUp
 from custom.networks import VNet
+from custom.utils.errors import UserError
 
 ORIGINAL = {"start": 0.75 * math.log(2), "end": math.log(2), "rampup_iterations": 17000}
 

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from custom.inferer import SlidingWindowProbabilities, disagreement
+from custom.inference import SlidingWindowProbabilities, disagreement
 from custom.networks import UNet
 
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from custom.errors import UserError
-from custom.labels import to_label
+from custom.data.labels import to_label
+from custom.utils.errors import UserError
 
 
 def _label(*values: float, channels: int = 1) -> MetaTensor:

@@ -8,8 +8,8 @@ import signal
 
 import pytest
 
-from custom.errors import UserError
-from custom.lock import LOCK, TrainingLock
+from custom.utils.errors import UserError
+from custom.utils.lock import LOCK, TrainingLock
 
 
 def _hold(folders, connection):

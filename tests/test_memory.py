@@ -5,13 +5,13 @@ import sys
 import pytest
 import torch
 
-from custom.memory import keep_freed_memory
+from custom.utils.device import keep_freed_memory
 
 #: Page faults of taking and returning 64 MiB five times, by default and with blocks kept, which find their places after
 #: some times.
 COUNT = """
 import json, resource, torch
-from custom.memory import keep_freed_memory
+from custom.utils.device import keep_freed_memory
 
 def faults():
     for _ in range(20):

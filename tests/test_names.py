@@ -5,8 +5,17 @@ from pathlib import Path
 
 import pytest
 
-from custom.errors import UserError
-from custom.names import are_class_names, case_name, case_names, case_of, file_stem, groups, patient_name, same_name
+from custom.data.names import (
+    are_class_names,
+    case_name,
+    case_names,
+    case_of,
+    file_stem,
+    groups,
+    patient_name,
+    same_name,
+)
+from custom.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import torch
 from conftest import COMPILES
 from torch import nn
 
-from custom.errors import UserError
 from custom.networks import DoublingConvolution, PerturbedNetwork, PerturbedSegResNet, UNet, VNet
+from custom.utils.errors import UserError
 
 #: Every backbone, small, with its number of spatial axes.
 BACKBONES = {

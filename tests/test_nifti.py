@@ -5,8 +5,8 @@ import torch
 from monai.data import ITKReader, MetaTensor
 from monai.transforms import Compose, Invertd, LoadImage, Orientationd, SaveImage
 
-from custom.nifti import NiftiWriter, SeriesWriter
-from custom.readers import LoadScan, LoadScand
+from custom.data.nifti import NiftiWriter, SeriesWriter
+from custom.data.readers import LoadScan, LoadScand
 
 SHEARED = np.array([[1.0, 0.2, 0.1, 5], [0, 1.5, 0.3, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
 

@@ -26,9 +26,9 @@ from monai.bundle import ConfigParser
 from monai.transforms import LoadImage, NormalizeIntensity, Orientation
 
 from custom import __version__
-from custom.config import refuse_newer_bundle
-from custom.errors import UserError
-from custom.inferer import SlidingWindowProbabilities
+from custom.inference import SlidingWindowProbabilities
+from custom.utils.config import refuse_newer_bundle
+from custom.utils.errors import UserError
 from tools.package import check_archive, package, write_archive
 
 SCHEMA = Path(__file__).parent / "data" / "schema" / "meta_schema_20240725.json"

@@ -7,7 +7,7 @@ from ignite.engine import Engine
 from monai.bundle import ConfigParser
 from monai.engines.utils import IterationEvents
 
-from custom.panels import ViewPanels
+from custom.handlers.panels import ViewPanels
 
 
 class _Writer:
@@ -44,5 +44,5 @@ def test_slices_of_volumes_go_upwards():
 def test_bundles_say_which_patches_are_of_photographs(name):
     parser = ConfigParser()
     parser.read_config(BUNDLES[name].configs / "train.yaml")
-    (place,) = [i for i, h in enumerate(parser["train::handlers"]) if h["_target_"] == "custom.panels.ViewPanels"]
+    (place,) = [i for i, h in enumerate(parser["train::handlers"]) if h["_target_"] == "custom.handlers.ViewPanels"]
     assert parser.get_parsed_content(f"train::handlers::{place}::photographs") == (name == "crossmatch_isic")

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from custom.data import CaseRule, check_cases
-from custom.errors import UserError
-from custom.labels import to_label
-from custom.photos import is_colored
-from custom.readers import LoadLabel, LoadScan, LoadScand
+from custom.data.checks import CaseRule, check_cases
+from custom.data.labels import to_label
+from custom.data.photos import is_colored
+from custom.data.readers import LoadLabel, LoadScan, LoadScand
+from custom.utils.errors import UserError
 from tools.synthetic import make_photo
 
 PHOTO, MOLE = make_photo(np.random.default_rng(0), (18, 25))

@@ -5,8 +5,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from custom.errors import UserError
-from custom.predictions import LabelMapd, SavePredictiond
+from custom.inference import LabelMapd, SavePredictiond
+from custom.utils.errors import UserError
 
 
 def test_label_map_takes_the_most_probable_class_of_every_frame():
@@ -23,7 +23,7 @@ def test_a_prediction_is_written_whole_or_not_at_all(ending, tmp_path, monkeypat
     meta = {"filename_or_obj": "somewhere/scan" + ending, "original_affine": np.eye(4)}
     shape = (1, 6, 5, 4) if ending == ".nii.gz" else (1, 6, 5)
     pred = MetaTensor(torch.ones(shape, dtype=torch.uint8), affine=torch.eye(4), meta=meta)
-    writer = "custom.nifti.NiftiWriter" if ending == ".nii.gz" else "PILWriter"
+    writer = "custom.data.nifti.NiftiWriter" if ending == ".nii.gz" else "PILWriter"
     save = SavePredictiond("pred", str(tmp_path), "seg", output_dtype=np.uint8, output_ext=ending, writer=writer)
     save({"pred": pred})
     path = tmp_path / f"scan_seg{ending}"
@@ -43,4 +43,4 @@ def test_a_prediction_that_the_writer_cannot_write_is_named(tmp_path):
     (tmp_path / "file").touch()
     pred = MetaTensor(torch.ones(1, 6, 5, 4), affine=torch.eye(4), meta={"filename_or_obj": "somewhere/scan.nii.gz"})
     with pytest.raises(UserError, match=r"scan_seg\.nii\.gz: cannot be written"):
-        SavePredictiond("pred", str(tmp_path / "file"), "seg", writer="custom.nifti.NiftiWriter")({"pred": pred})
+        SavePredictiond("pred", str(tmp_path / "file"), "seg", writer="custom.data.nifti.NiftiWriter")({"pred": pred})

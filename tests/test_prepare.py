@@ -15,10 +15,10 @@ from conftest import ROOT
 from PIL import Image
 from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 
-from custom.data import load_datalist
-from custom.errors import UserError
-from custom.finding import own_scans
-from custom.names import case_name
+from custom.data.datalist import load_datalist
+from custom.data.finding import own_scans
+from custom.data.names import case_name
+from custom.utils.errors import UserError
 from tools.prepare import commands as prepare
 from tools.prepare import writer as store
 from tools.prepare.check import check_folder

@@ -12,10 +12,10 @@ from conftest import ROOT, SHORT_AXIS
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
-from custom.drawing import COLORS, case_panels, draw_panels, new_figure
-from custom.errors import UserError
-from custom.report import report
-from custom.run_record import read_run_record
+from custom.report.drawing import COLORS, case_panels, draw_panels, new_figure
+from custom.report.page import report
+from custom.report.record import read_run_record
+from custom.utils.errors import UserError
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 #: Counts the pictures that the browser could show, when the page is complete.
@@ -98,7 +98,7 @@ def test_the_curves_show_a_class_that_is_lost_at_zero(tmp_path, monkeypatch):
             for name, value in {**shares, "threshold": 0.95, "loss": 0.5}.items():
                 writer.add_scalar(name, value, step)
     figures = []
-    monkeypatch.setattr("custom.pages.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[0])
+    monkeypatch.setattr("custom.report.pages.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[0])
     report(str(tmp_path))
     axes = {axis.get_title(): axis for axis in figures[0].axes}
     lines = {line.get_label(): line for line in axes["Pseudo-labels"].lines}

@@ -17,9 +17,9 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from starter import finish, start
 
-from custom.errors import UserError
-from custom.resume import EXIT_STOPPED, Checkpoints
-from custom.run_record import training_seconds
+from custom.handlers.checkpoints import EXIT_STOPPED, Checkpoints
+from custom.report.record import training_seconds
+from custom.utils.errors import UserError
 
 #: What a checkpoint has to bring back: momentum, schedules, averaged weights, re-estimated batch norm, the best metric.
 SETTINGS = {

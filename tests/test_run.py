@@ -13,7 +13,7 @@ from monai.bundle import ConfigWorkflow
 from starter import finish, start
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from custom.run_record import read_run_record
+from custom.report.record import read_run_record
 
 SETTINGS = {"max_iterations": 30, "val_interval": 15, "panel_interval": 30, "ckpt_interval": 1000}
 

@@ -12,9 +12,9 @@ from conftest import LEFT_ATRIUM
 from monai.bundle import ConfigParser
 from monai.networks.nets import BasicUNet
 
-from custom.data import cached_dataset
-from custom.errors import UserError
-from custom.weights import read_weights
+from custom.data.caching import cached_dataset
+from custom.utils.errors import UserError
+from custom.utils.weights import read_weights
 from tools.package import package
 
 

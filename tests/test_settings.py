@@ -2,7 +2,7 @@
 
 import pytest
 
-from custom.settings import UnfitError, guess, read_as, typed_settings
+from custom.utils.settings import UnfitError, guess, read_as, typed_settings
 
 RAMP = {"start": 0.0, "end": 1.0, "rampup_iterations": 1}
 

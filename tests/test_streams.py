@@ -6,8 +6,8 @@ import torch
 from monai.data import DataLoader
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 
-from custom.randomness import derived_seed, private_generators
-from custom.streams import Draw, SampleDataset, StreamLoader, StreamSampler, default_num_workers, start_worker
+from custom.data.streams import Draw, SampleDataset, StreamLoader, StreamSampler, default_num_workers, start_worker
+from custom.utils.randomness import derived_seed, private_generators
 
 
 def test_streams_are_drawn_side_by_side():

@@ -28,12 +28,12 @@ from PIL import Image
 from starter import start
 from torch import nn
 
-from custom.errors import UserError
-from custom.handlers import RampUp
-from custom.randomness import private_generators
-from custom.resume import EXIT_STOPPED
-from custom.run_record import read_run_record
+from custom.handlers.checkpoints import EXIT_STOPPED
+from custom.handlers.schedule import RampUp
+from custom.report.record import read_run_record
 from custom.trainer import CrossMatchTrainer
+from custom.utils.errors import UserError
+from custom.utils.randomness import private_generators
 from tools.study import Run, study
 from tools.synthetic import write_hearts
 

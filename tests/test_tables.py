@@ -9,9 +9,9 @@ from ignite.engine import Engine
 from monai.data import MetaTensor
 from PIL import Image
 
-from custom.geometry import lacks_spacing
-from custom.readers import LoadScan
-from custom.tables import CaseTable, VolumeTable
+from custom.data.geometry import lacks_spacing
+from custom.data.readers import LoadScan
+from custom.handlers.tables import CaseTable, VolumeTable
 from tools.synthetic import HEART_SPACING, make_heart
 
 VENTRICLES = {"right_ventricle": 1, "left_ventricle": 3}

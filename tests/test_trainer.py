@@ -6,14 +6,14 @@ from conftest import COMPILES
 from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 
-from custom.errors import UserError
-from custom.guards import SizeAdvice
-from custom.handlers import RampUp
+from custom.handlers.guards import SizeAdvice
+from custom.handlers.schedule import RampUp
 from custom.losses import TEACHERS, CrossMatchLoss, mix_teachers, pseudo_label
 from custom.networks import VNet
 from custom.perturbations import CutMix, paste
-from custom.randomness import derived_seed
 from custom.trainer import CLEAN, STRONG, CrossMatchTrainer
+from custom.utils.errors import UserError
+from custom.utils.randomness import derived_seed
 
 WEIGHTS = {"supervised": 0.5, "image_perturbation": 0.25, "distillation": 0.5}
 SIZE = (16, 16, 16)

@@ -20,15 +20,15 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from custom import cli
-from custom.data import read_lists
-from custom.drawing import new_figure
-from custom.errors import UserError
-from custom.names import MEAN, groups, patient_name
-from custom.pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
-from custom.resume import RUNTIME_KEYS
-from custom.run_record import data_list_record, read_run_record, training_seconds
-from custom.tables import write_csv
+from custom.data.datalist import read_lists
+from custom.data.names import MEAN, groups, patient_name
+from custom.handlers.checkpoints import RUNTIME_KEYS
+from custom.report.drawing import new_figure
+from custom.report.pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
+from custom.report.record import data_list_record, read_run_record, training_seconds
+from custom.utils import cli
+from custom.utils.errors import UserError
+from custom.utils.tables import write_csv
 
 __all__ = ["compare", "compare_arms"]
 
@@ -392,7 +392,7 @@ def _gallery(by_group: Mapping[tuple[str, str], Sequence[_Run]], output: Path) -
 
 
 def _columns(paths: Mapping[str, Path], dice: Mapping[str, float]) -> Any:
-    """Image and truth once, then the last third of each picture of :class:`custom.panels.CasePanels`."""
+    """Image and truth once, then the last third of each picture of :class:`custom.handlers.CasePanels`."""
     title_lines = 1 + max(label.count("\n") for label in paths)
     figure = new_figure(2.6 * (2 + len(paths)), 3.1 + 0.16 * title_lines)
     axes = figure.subplots(1, 1 + len(paths), width_ratios=[2] + [1] * len(paths))

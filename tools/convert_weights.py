@@ -16,11 +16,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from custom.cli import run
-from custom.errors import UserError
-from custom.files import whole_file
 from custom.networks import PerturbedNetwork, UNet, VNet
-from custom.weights import weight_problems
+from custom.utils.cli import run
+from custom.utils.errors import UserError
+from custom.utils.files import whole_file
+from custom.utils.weights import weight_problems
 
 __all__ = ["convert", "convert_file"]
 

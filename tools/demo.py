@@ -18,10 +18,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 
-from custom.cli import run
-from custom.drawing import Panel, case_panels, draw_panels
-from custom.errors import UserError
-from custom.names import case_name
+from custom.data.names import case_name
+from custom.report.drawing import Panel, case_panels, draw_panels
+from custom.utils.cli import run
+from custom.utils.errors import UserError
 
 from .synthetic import write_dataset
 

@@ -20,11 +20,11 @@ import yaml
 from monai.bundle import ConfigParser
 
 import custom
-from custom.cli import run
-from custom.config import refuse_newer_bundle
-from custom.errors import UserError
-from custom.files import whole_file
-from custom.weights import read_weights
+from custom.utils.cli import run
+from custom.utils.config import refuse_newer_bundle
+from custom.utils.errors import UserError
+from custom.utils.files import whole_file
+from custom.utils.weights import read_weights
 
 __all__ = ["check_archive", "package", "write_archive"]
 

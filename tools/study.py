@@ -27,13 +27,13 @@ from typing import Any, NamedTuple, TextIO
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
-from custom import cli
-from custom.data import default_evaluation_list, read_lists
-from custom.errors import UserError
-from custom.files import whole_file
-from custom.names import groups
-from custom.resume import EXIT_STOPPED, RUNTIME_KEYS
-from custom.settings import guess
+from custom.data.datalist import default_evaluation_list, read_lists
+from custom.data.names import groups
+from custom.handlers.checkpoints import EXIT_STOPPED, RUNTIME_KEYS
+from custom.utils import cli
+from custom.utils.errors import UserError
+from custom.utils.files import whole_file
+from custom.utils.settings import guess
 
 from .compare import compare_arms
 

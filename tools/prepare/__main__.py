@@ -1,6 +1,6 @@
 """The command line of :mod:`tools.prepare`."""
 
-from custom.cli import run
+from custom.utils.cli import run
 
 from .commands import acdc, check, demo, isic, la, own, pancreas
 

@@ -16,11 +16,12 @@ from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from tqdm import tqdm
 
-from custom.data import LISTS, CaseRule, image_problems, overlap_problems, read_image, read_label, read_lists
-from custom.errors import UserError
-from custom.files import read_json
-from custom.names import case_names, groups
-from custom.tables import format_table
+from custom.data.checks import CaseRule, image_problems, read_image, read_label
+from custom.data.datalist import LISTS, overlap_problems, read_lists
+from custom.data.names import case_names, groups
+from custom.utils.errors import UserError
+from custom.utils.files import read_json
+from custom.utils.tables import format_table
 
 from .pool import process_pool
 from .writer import write_json

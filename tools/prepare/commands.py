@@ -19,14 +19,14 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, Spacingd, SpatialPadd
 
-from custom.data import read_lists
-from custom.dicom import series_problems
-from custom.errors import UserError
-from custom.finding import own_scans, tell_left_out
-from custom.folders import visible_files
-from custom.geometry import grid_problem
-from custom.names import ALL, are_class_names, case_names, file_stem, patient_name
-from custom.photos import is_colored, is_photo
+from custom.data.datalist import read_lists
+from custom.data.dicom import series_problems
+from custom.data.finding import own_scans, tell_left_out
+from custom.data.folders import visible_files
+from custom.data.geometry import grid_problem
+from custom.data.names import ALL, are_class_names, case_names, file_stem, patient_name
+from custom.data.photos import is_colored, is_photo
+from custom.utils.errors import UserError
 
 from ..synthetic import write_dataset as write_volumes
 from ..synthetic import write_hearts, write_photos

@@ -21,11 +21,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from custom.dicom import check_series, series_folders
-from custom.errors import UserError
-from custom.folders import visible_files, walk
-from custom.labels import to_label
-from custom.readers import LoadLabel, LoadScan
+from custom.data.dicom import check_series, series_folders
+from custom.data.folders import visible_files, walk
+from custom.data.labels import to_label
+from custom.data.readers import LoadLabel, LoadScan
+from custom.utils.errors import UserError
 
 __all__ = [
     "Files",

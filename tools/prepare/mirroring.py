@@ -21,9 +21,9 @@ from monai.transforms.utils import generate_spatial_bounding_box
 from scipy.ndimage import binary_dilation
 from tqdm import tqdm
 
-from custom.errors import UserError
-from custom.files import fingerprint
-from custom.readers import LoadLabel, LoadScan
+from custom.data.readers import LoadLabel, LoadScan
+from custom.utils.errors import UserError
+from custom.utils.files import fingerprint
 
 from .layouts import Files
 from .pool import process_pool

@@ -24,10 +24,10 @@ import numpy as np
 from monai.data import MetaTensor, PILWriter
 from tqdm import tqdm
 
-from custom.errors import UserError
-from custom.files import fingerprint, whole_file
-from custom.labels import to_label
-from custom.nifti import NiftiWriter
+from custom.data.labels import to_label
+from custom.data.nifti import NiftiWriter
+from custom.utils.errors import UserError
+from custom.utils.files import fingerprint, whole_file
 
 from .pool import process_pool
 
@@ -50,7 +50,7 @@ class Scan:
         ending: of the image's file.
         label_ending: of the label's file.
         made_from: files and folders that ``read`` reads, and what else its result hangs on, see
-            :func:`custom.files.fingerprint`.
+            :func:`custom.utils.files.fingerprint`.
         one_structure: whether the label has one; a PNG, which people look at, then marks it 255.
     """
 

@@ -1,7 +1,7 @@
 """Checkpoints of a training, from which it goes on as if it had never stopped.
 
 A checkpoint holds what training has changed: weights, optimizer, schedule, averaged weights, the best metric. What is
-drawn at random follows from the seed and the number of the iteration (:mod:`custom.randomness`), and is not kept.
+drawn at random follows from the seed and the number of the iteration (:mod:`custom.utils.randomness`), and is not kept.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from typing import Any, Protocol
 import torch
 from ignite.engine import Engine, Events
 
-from .distributed import any_rank, gather_in_turn
-from .errors import UserError
-from .files import whole_file
-from .weights import save_weights
+from ..utils.distributed import any_rank, gather_in_turn
+from ..utils.errors import UserError
+from ..utils.files import whole_file
+from ..utils.weights import save_weights
 
 __all__ = ["EXIT_STOPPED", "Checkpoints", "Stateful"]
 

@@ -2,7 +2,7 @@
 
 MONAI's ``run`` accepts any ``--name value`` and stores it as a new top-level key, so ``--etaa 0.9`` would train with
 the default ``eta`` and say nothing; and what Fire makes of a value is not always what was typed, see
-:mod:`custom.settings`.
+:mod:`custom.utils.settings`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import version_leq
 
-from . import __version__
+from .. import __version__
 from .arguments import contains_target, did_you_mean, unknown_arguments
 from .errors import UserError, show_user_errors_plainly
 from .ranges import range_problems
@@ -70,7 +70,7 @@ def check_config() -> None:
     """Check the config that is being run, and give its settings their kinds; call it first, from ``initialize``.
 
     A top-level key is known when one of the bundle's own config files has it, or when something in the config refers to
-    it (so that a user's overlay may bring helpers of its own); for what is within see :mod:`custom.arguments`. A
+    it (so that a user's overlay may bring helpers of its own); for what is within see :mod:`custom.utils.arguments`. A
     setting is of the kind of its default; what was typed is taken from the command line itself. Also lets user errors
     end the program plainly from here on.
 

@@ -12,11 +12,11 @@ from monai.data.utils import affine_to_spacing
 from monai.engines.utils import IterationEvents
 from monai.utils import optional_import
 
-from .data import read_image
-from .drawing import Panel, case_panels, draw_panels, largest_slice
-from .files import whole_file
-from .losses import IGNORE_INDEX
-from .names import case_of
+from ..data.checks import read_image
+from ..data.names import case_of
+from ..losses import IGNORE_INDEX
+from ..report.drawing import Panel, case_panels, draw_panels, largest_slice
+from ..utils.files import whole_file
 
 __all__ = ["CasePanels", "TensorBoardSession", "ViewPanels"]
 

@@ -1,6 +1,6 @@
 """Several processes that train one network together, started by ``torchrun``; see ``multi_gpu_train.yaml``.
 
-Each process (rank) draws its share of both streams (:mod:`custom.streams`). The loss is that of all shares put
+Each process (rank) draws its share of both streams (:mod:`custom.data.streams`). The loss is that of all shares put
 together, so two ranks with a batch of B learn as one with a batch of 2 B does. With one process nothing is exchanged.
 """
 

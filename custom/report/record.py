@@ -17,8 +17,8 @@ from typing import Any
 
 import torch
 
-from . import __version__
-from .files import whole_file
+from .. import __version__
+from ..utils.files import whole_file
 
 __all__ = ["RECORD", "data_list_record", "read_run_record", "training_seconds", "write_run_record"]
 
@@ -44,7 +44,7 @@ def write_run_record(
         config: the resolved configuration.
         seed: the run's.
         datalist: path of the data list, whose checksum is kept.
-        checkpoints: :class:`custom.resume.Checkpoints` after it is attached: a finished training writes nothing.
+        checkpoints: :class:`custom.handlers.Checkpoints` after it is attached: a finished training writes nothing.
         rank: number of this process; only 0 writes.
         num_ranks: how many processes train together.
     """

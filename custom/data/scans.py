@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .data import Case, CaseRule, check_cases, read_lists
-from .errors import UserError
+from ..utils.errors import UserError
+from .checks import Case, CaseRule, check_cases
+from .datalist import read_lists
 from .finding import VOLUME_ENDINGS, list_scans, refuse_channels, tell_left_out
 from .names import case_names
 from .photos import PHOTO_ENDINGS
@@ -38,7 +39,7 @@ def find_scans(
 
     Args:
         source: a folder (its subfolder ``images`` if there is one) with files, or folders with a DICOM series each, in
-            it and in folders below, see :func:`custom.finding.list_scans`; a file; or a list of these.
+            it and in folders below, see :func:`custom.data.list_scans`; a file; or a list of these.
         in_channels: channels that every image must have.
         dimensions: spatial axes that every image must have.
         pad_to: ``size`` in voxels per axis, and ``spacing`` in mm to which volumes are resampled before, or None for

@@ -31,7 +31,7 @@ class LoadScan(LoadImage):
     """MONAI's ``LoadImage``, channels first, with readers of photographs and of DICOM folders that lose nothing.
 
     Args:
-        in_channels: photographs get as many where that loses nothing, see :class:`custom.photos.PhotoReader`.
+        in_channels: photographs get as many where that loses nothing, see :class:`custom.data.PhotoReader`.
         as_label: read masks instead of photographs.
     """
 
@@ -49,7 +49,7 @@ class LoadScan(LoadImage):
 
 
 class LoadLabel(LoadScan):
-    """Reads a label through the gate, :func:`custom.labels.to_label`.
+    """Reads a label through the gate, :func:`custom.data.to_label`.
 
     Args:
         num_classes: values must lie in 0 .. num_classes - 1; None when it is not known.

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import torch
 from ignite.engine import Engine, Events
 
-from .errors import UserError
+from ..utils.errors import UserError
 
 __all__ = ["CollapseWarning", "NonFiniteGuard", "SizeAdvice"]
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from ..data.names import ALL, MEAN
+from ..utils.files import FILE_NAMES, whole_file
 from .drawing import new_figure
-from .files import FILE_NAMES, whole_file
-from .names import ALL, MEAN
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from monai.data import MetaTensor
 
-from .errors import UserError
+from ..utils.errors import UserError
 
 __all__ = ["to_label"]
 

@@ -12,8 +12,8 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from ..utils.errors import UserError
 from .dicom import dicom_files
-from .errors import UserError
 from .folders import walk
 from .names import CHANNEL, case_name, file_stem, same_name
 from .photos import PHOTO_ENDINGS

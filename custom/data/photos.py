@@ -11,7 +11,7 @@ from monai.config import PathLike
 from monai.data import PILReader
 from monai.utils import ensure_tuple, optional_import
 
-from .errors import UserError
+from ..utils.errors import UserError
 
 __all__ = ["PHOTO_ENDINGS", "PhotoReader", "is_colored", "is_photo"]
 

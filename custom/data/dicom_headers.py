@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .errors import UserError
+from ..utils.errors import UserError
 
 __all__ = ["Series", "Slice", "read_series"]
 

@@ -1,7 +1,7 @@
 """One page about a finished run: ``python -m custom.report RUN_DIR``, also written at the end of ``evaluating``.
 
 It is put together from what the run left in its folder: ``metrics.csv``, TensorBoard's events, the pictures of
-:class:`custom.panels.CasePanels` and ``run.json``. What is missing is left out.
+:class:`custom.handlers.CasePanels` and ``run.json``. What is missing is left out.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from typing import Any
 
 from monai.utils import optional_import
 
-from .cli import run
+from ..data.names import ALL, MEAN
+from ..utils.errors import UserError
 from .drawing import COLORS
-from .errors import UserError
-from .names import ALL, MEAN
 from .pages import Curve, draw_curves, embedded, overall, read_curves, read_rows, saved, write_page
-from .run_record import read_run_record, training_seconds
+from .record import read_run_record, training_seconds
 
 __all__ = ["report"]
 
@@ -109,7 +108,3 @@ def _setting(value: Any) -> str | None:
     """Write a setting as JSON; None for components and expressions, which are not numbers to read."""
     text = json.dumps(value)
     return None if (isinstance(value, Mapping) and "_target_" in text) or '"$' in text or '"@' in text else text
-
-
-if __name__ == "__main__":
-    run(report)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -14,16 +13,16 @@ from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 
-from .distributed import gather_in_turn
-from .errors import UserError
-from .files import FILE_NAMES, whole_file
-from .geometry import lacks_spacing
-from .metrics import case_metrics
-from .names import ALL, MEAN, case_of
+from ..data.geometry import lacks_spacing
+from ..data.names import ALL, MEAN, case_of
+from ..metrics import case_metrics
+from ..utils.distributed import gather_in_turn
+from ..utils.errors import UserError
+from ..utils.tables import Row, _columns, format_table, write_csv
 
 __all__ = ["CaseTable", "VolumeTable"]
 
-Row = dict[str, str | float]
+
 logger = logging.getLogger(__name__)
 
 
@@ -197,37 +196,6 @@ def ejection_fraction(frames: Sequence[Row], name: str) -> Row:
         "stroke_ml": stroke,
         "ejection_fraction_percent": 100 * stroke / diastole[column] if diastole[column] else float("nan"),
     }
-
-
-def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows, whose columns may differ, with four decimals; the file is replaced when all are written."""
-    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8", errors=FILE_NAMES) as file:
-        writer = csv.DictWriter(file, _columns(rows))
-        writer.writeheader()
-        writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)
-
-
-def format_table(rows: Sequence[Row]) -> str:
-    """Align rows, whose columns may differ, for a terminal."""
-    columns = _columns(rows)
-    cells = [[_format(row.get(column, "")) for column in columns] for row in rows]
-    widths = [max(map(len, column)) for column in zip(columns, *cells, strict=True)]
-    lines = [
-        "  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in [columns, *cells]
-    ]
-    return "\n".join([lines[0], "  ".join("-" * width for width in widths), *lines[1:]])
-
-
-def _rounded(value: str | float) -> str | float:
-    return round(value, 4) if isinstance(value, float) else value
-
-
-def _format(value: str | float) -> str:
-    return f"{value:.3f}" if isinstance(value, float) else str(value)
-
-
-def _columns(rows: Sequence[Row]) -> list[str]:
-    return list(dict.fromkeys(column for row in rows for column in row))
 
 
 def _names(row: Row) -> Row:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .errors import UserError
+from ..utils.errors import UserError
 
 __all__ = [
     "ALL",

@@ -13,8 +13,8 @@ from monai.config import PathLike
 from monai.data import ITKReader
 from monai.utils import ensure_tuple
 
+from ..utils.errors import UserError
 from .dicom_headers import Series, read_series
-from .errors import UserError
 from .folders import walk
 
 __all__ = ["SeriesReader", "check_series", "dicom_files", "series_folders", "series_problems"]

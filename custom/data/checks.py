@@ -1,0 +1,132 @@
+"""What is wrong with a case: read every voxel before the first iteration."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.data import MetaTensor
+from monai.data.utils import affine_to_spacing
+from tqdm import tqdm
+
+from ..utils.errors import UserError
+from .geometry import grid_problem, has_volume, lacks_spacing
+from .labels import to_label
+from .photos import is_photo
+from .readers import LoadScan
+
+__all__ = ["CaseRule", "check_cases", "image_problems", "read_image", "read_label"]
+
+
+Case = dict[str, str]
+
+
+logger = logging.getLogger(__name__)
+
+
+class CaseRule(NamedTuple):
+    """What a case must be like."""
+
+    in_channels: int
+    num_classes: int
+    dimensions: int
+    pad_to: Mapping[str, Any] | None = None
+    series: bool = False
+
+
+class _Finding(NamedTuple):
+    """What is wrong with a case, and whether patches will have to be padded."""
+
+    problems: list[str]
+    is_small: bool
+
+
+def check_cases(cases: Sequence[Case], rule: CaseRule) -> list[list[str]]:
+    """Read every file, and say what is wrong, case by case."""
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # unzipping, the slow part, runs outside Python's lock
+        results = tqdm(pool.map(lambda case: _check_case(case, rule), cases), "Checking", len(cases), unit="case")
+        findings = list(results)
+    small = [case["image"] for case, finding in zip(cases, findings, strict=True) if finding.is_small]
+    if small:
+        logger.warning(
+            "%d of %d volumes are smaller than the patch, %s voxels, and will be padded: %s",
+            *(len(small), len(cases), list(rule.pad_to["size"]), ", ".join(map(os.path.basename, small))),
+        )
+    return [finding.problems for finding in findings]
+
+
+def _check_case(case: Case, rule: CaseRule) -> _Finding:
+    image, problems = read_image(case["image"], rule.in_channels)
+    if image is None:
+        return _Finding(problems, False)
+    problems += image_problems(case["image"], image, rule)
+    if "label" in case:
+        problems += read_label(case["label"], image, rule.num_classes)[1]
+    return _Finding(problems, not problems and _is_small(image, rule))
+
+
+def read_image(
+    path: str, in_channels: int | None = None, as_label: bool = False
+) -> tuple[MetaTensor | None, list[str]]:
+    """Read a file, CH[WD], see :class:`custom.data.LoadScan`; None and the reason where that fails."""
+    if not os.path.exists(path):
+        return None, [f"{path}: no such file."]
+    try:
+        return LoadScan(in_channels, as_label)(path), []
+    except UserError as error:
+        return None, [str(error)]
+    except Exception as error:  # every reader fails in its own way; the cause is quoted
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        return None, [f"{path}: cannot be read, probably truncated or not an image ({reason})."]
+
+
+def image_problems(path: str, image: MetaTensor, rule: CaseRule) -> list[str]:
+    """Say why training would refuse an image, CH[WD]."""
+    problems = []
+    if image.ndim - 1 != rule.dimensions:
+        return [f"{path}: expected {rule.dimensions} dimensions, found shape {_shape(image)}."]
+    if image.shape[0] != rule.in_channels and not rule.series:
+        hint = "; save the frames of a series as files of their own" if rule.in_channels == 1 else ""
+        hint = "; it has colors: make it grey, or set in_channels: 3" if hint and is_photo(path) else hint
+        found = f"found {image.shape[0]} (shape {_shape(image)})"
+        problems.append(f"{path}: expected {rule.in_channels} channel(s), {found}{hint}.")
+    if not has_volume(image.affine):
+        problems.append(f"{path}: its header has no spacing, or axes that do not span a volume; mend the header.")
+    elif rule.pad_to is not None and rule.pad_to["spacing"] is not None and lacks_spacing(image.meta):
+        hint = "write it into the header, or take the voxels as they are with --spacing '$None'"
+        problems.append(f"{path}: its header has no spacing, which resampling needs; {hint}.")
+    bad = int((~torch.isfinite(image.as_tensor())).sum())
+    if bad:
+        problems.append(f"{path}: {bad} voxel(s) are NaN or infinite.")
+    return problems
+
+
+def read_label(path: str, image: MetaTensor, num_classes: int) -> tuple[MetaTensor | None, list[str]]:
+    """Read the label of an image, 1H[WD]; None where it is none, and why training would refuse it."""
+    label, problems = read_image(path, as_label=True)
+    if label is None:
+        return None, problems
+    difference = grid_problem(label, image)
+    problems = [] if difference is None else [f"{path}: {difference}."]
+    try:
+        return to_label(label, path, num_classes), problems
+    except UserError as error:
+        return None, [*problems, str(error)]
+
+
+def _shape(image: MetaTensor) -> tuple[int, ...]:
+    return tuple(image.shape[1:] if image.shape[0] == 1 else (*image.shape[1:], image.shape[0]))
+
+
+def _is_small(image: MetaTensor, rule: CaseRule) -> bool:
+    if rule.pad_to is None:
+        return False
+    size = np.asarray(image.shape[1:], dtype=float)
+    if rule.pad_to["spacing"] is not None:
+        size = np.round(size * affine_to_spacing(image.affine, len(size)).numpy() / np.asarray(rule.pad_to["spacing"]))
+    return bool((size < np.asarray(rule.pad_to["size"])).any())

@@ -1,0 +1,164 @@
+"""Data lists: reading them, checking them, keeping what was read.
+
+A data list is a JSON file in Decathlon form with two more lists::
+
+    {"name": ..., "modality": {...}, "labels": {"0": "background", ...},
+     "training": [{"image": path, "label": path}], "unlabeled": [{"image": path}],
+     "validation": [{"image": path, "label": path}], "test": [{"image": path, "label": path}]}
+
+Paths are relative to the JSON file. Everything is read and checked before the first iteration, so that a broken file
+does not end a run hours later.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..utils.errors import UserError
+from ..utils.files import read_json
+from .checks import Case, CaseRule, check_cases
+from .names import case_names, groups, patient_name
+
+__all__ = ["LISTS", "default_evaluation_list", "load_datalist", "overlap_problems", "read_lists"]
+
+
+LISTS = ("training", "unlabeled", "validation", "test")
+
+
+def load_datalist(
+    path: str,
+    lists: Sequence[str],
+    in_channels: int,
+    num_classes: int,
+    dimensions: int,
+    pad_to: Mapping[str, Any] | None = None,
+    patient_pattern: str | None = None,
+    optional: bool = False,
+) -> dict[str, list[Case]]:
+    """Read a data list, and every voxel of the named lists, and check them.
+
+    Unlabeled cases keep their image only: a label that a list gives them is never opened.
+
+    Args:
+        path: the JSON file.
+        lists: names out of :data:`LISTS` whose files are read; the others are checked for overlap by name alone.
+        in_channels: channels that every image must have.
+        num_classes: labels must lie in 0 .. num_classes - 1.
+        dimensions: spatial axes that every file must have.
+        pad_to: ``size`` in voxels per axis, and ``spacing`` in mm to which volumes are resampled before, or None for
+            their own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
+        patient_pattern: regular expression that finds the patient, see :func:`custom.data.patient_name`; a patient may
+            be in one list only. None when every file is a patient of its own.
+        optional: the labeled cases come from elsewhere, so that the file or its labeled cases may be missing.
+
+    Returns:
+        Cases by list, see :func:`read_lists`.
+
+    Raises:
+        UserError: lists everything that is wrong with the file and the cases.
+    """
+    if optional and not Path(path).is_file():
+        return {name: [] for name in LISTS}
+    cases = read_lists(Path(path))
+    problems = overlap_problems(cases, patient_pattern, Path(path).parent)
+    problems += [problem for name in lists if name != "unlabeled" for problem in _without_labels(cases, name)]
+    if "training" in lists and not cases["training"] and not optional:
+        problems.append("the list 'training' is empty; at least one labeled case is needed.")
+    if "training" not in lists and not any(cases[name] for name in lists):
+        problems.append(f"nothing to read: the list {' or '.join(map(repr, lists))} is empty.")
+    rule = CaseRule(in_channels, num_classes, dimensions, pad_to)
+    for found in check_cases([case for name in lists for case in cases[name]], rule):
+        problems += found
+    if problems:
+        raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)
+    return cases
+
+
+def default_evaluation_list(path: str) -> str:
+    """Name the list to evaluate: ``test`` where the data list has one, else ``validation``."""
+    return "test" if read_lists(Path(path))["test"] else "validation"
+
+
+def read_lists(path: Path) -> dict[str, list[Case]]:
+    """Read a data list, without its files.
+
+    Returns:
+        Cases by list: ``image`` and, where it is used, ``label``, as absolute paths; and ``case``, a name that no other
+        case of the file has. A list that is missing or null is empty. Entries of ``test`` may lack a label.
+
+    Raises:
+        UserError: lists every entry that is not as it must be.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such data list; set --dataset_dir or --datalist.")
+    try:
+        content = read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file ({error}).") from error
+    if not isinstance(content, dict) or not any(name in content for name in LISTS):
+        raise UserError(f"{path}: expected a JSON object with the lists {', '.join(LISTS)}.")
+    problems: list[str] = []
+    lists = {name: _read_list(path, name, content.get(name), problems) for name in LISTS}
+    if problems:
+        raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)
+    names = case_names(case["image"] for cases in lists.values() for case in cases)
+    return {name: [{**case, "case": names[case["image"]]} for case in cases] for name, cases in lists.items()}
+
+
+def _read_list(path: Path, name: str, entries: Any, problems: list[str]) -> list[Case]:
+    """Take the entries of one list; what is wrong with them is added to the problems."""
+    if not isinstance(entries or [], list):
+        problems.append(f"'{name}' must be a list, found {json.dumps(entries)[:80]}.")
+        return []
+    needs_label = name in ("training", "validation")
+    keys = ("image", "label") if needs_label else ("image",)
+    cases = []
+    for index, entry in enumerate(entries or []):
+        # Decathlon's own lists of scans without labels hold paths alone.
+        case = {"image": entry} if isinstance(entry, str) and not needs_label else entry
+        texts = {key: case.get(key) for key in ("image", "label")} if isinstance(case, dict) else {}
+        if not all(isinstance(texts.get(key), str) and texts[key] for key in keys):
+            problems.append(f"{name}[{index}] must be an object with {' and '.join(keys)}, found {json.dumps(entry)}.")
+            continue
+        wanted = ("image",) if name == "unlabeled" or not isinstance(texts["label"], str) else ("image", "label")
+        cases.append({key: _absolute_path(path, texts[key]) for key in wanted})
+    return cases
+
+
+def _absolute_path(datalist: Path, file: str) -> str:
+    """Resolve a path relative to its data list; one that was written on Windows too."""
+    place = os.path.abspath(datalist.parent / os.path.expanduser(file))
+    slashed = os.path.abspath(datalist.parent / file.replace("\\", "/"))
+    return slashed if os.path.exists(slashed) and not os.path.exists(place) else place
+
+
+def _without_labels(lists: Mapping[str, Sequence[Case]], name: str) -> list[str]:
+    """Say that a list cannot be scored or learned from, if some of its cases have no label."""
+    lacking = [case["case"] for case in lists[name] if "label" not in case]
+    if not lacking:
+        return []
+    hint = "; or score --evaluation_list validation" if name == "test" and lists["validation"] else ""
+    names = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
+    return [f"{len(lacking)} of {len(lists[name])} cases of '{name}' have no label ({names}); give them one{hint}."]
+
+
+def overlap_problems(cases: Mapping[str, Sequence[Case]], patient_pattern: str | None, folder: Path) -> list[str]:
+    """Say which image or patient stands in more than one place; patients are sought in paths below the folder."""
+    entries = [(name, case["image"]) for name in LISTS for case in cases[name]]
+    problems = []
+    for same in groups(entries, key=lambda entry: os.path.realpath(entry[1])):
+        problems.append(f"{same[0][1]} stands in {_places(same)}; a case may be listed once only.")
+    if patient_pattern is not None:
+        places = {(patient_name(os.path.relpath(image, folder), patient_pattern), name) for name, image in entries}
+        for same in groups(sorted(places), key=lambda place: place[0]):
+            lists = " and ".join(repr(name) for _, name in same)
+            problems.append(f"{same[0][0]} is in {lists}; all scans of a patient must be in one list.")
+    return problems
+
+
+def _places(entries: Sequence[tuple[str, str]]) -> str:
+    return " and ".join(repr(name) for name, _ in entries)

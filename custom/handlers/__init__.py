@@ -1,0 +1,31 @@
+"""Ignite handlers, one idea a file."""
+
+from .average import WeightAverage
+from .batch_norm import BatchNormRecalibration
+from .best_weights import BestWeights, WeightsCheckpointLoader
+from .checkpoints import EXIT_STOPPED, Checkpoints, Stateful
+from .guards import CollapseWarning, NonFiniteGuard, SizeAdvice
+from .panels import CasePanels, TensorBoardSession, ViewPanels
+from .progress import ProgressBar
+from .schedule import RampUp
+from .tables import CaseTable, VolumeTable
+
+__all__ = [
+    "EXIT_STOPPED",
+    "BatchNormRecalibration",
+    "BestWeights",
+    "CasePanels",
+    "CaseTable",
+    "Checkpoints",
+    "CollapseWarning",
+    "NonFiniteGuard",
+    "ProgressBar",
+    "RampUp",
+    "SizeAdvice",
+    "Stateful",
+    "TensorBoardSession",
+    "ViewPanels",
+    "VolumeTable",
+    "WeightAverage",
+    "WeightsCheckpointLoader",
+]

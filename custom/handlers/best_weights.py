@@ -1,0 +1,74 @@
+"""The weights with the best validation, and loading of weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ignite.engine import Engine, Events
+from monai.handlers import CheckpointLoader
+from torch import nn
+
+from ..utils.weights import read_weights, save_weights
+
+__all__ = ["BestWeights", "WeightsCheckpointLoader"]
+
+
+class BestWeights:
+    """Keep the weights with the best validation metric, exactly as they were validated.
+
+    The state that goes into checkpoints is the best metric so far and its iteration, so that a training that goes on
+    does not take a worse network for the best one.
+
+    Args:
+        network: whose weights are written.
+        validator: engine that validates during training; its key metric is compared, larger is better. None when there
+            is no validation list: nothing is written then.
+        path: the weights' file.
+        rank: number of this process among those that train together; only 0 writes.
+    """
+
+    def __init__(self, network: nn.Module, validator: Engine | None, path: str, rank: int = 0) -> None:
+        self.network = network
+        self.validator = validator
+        self.path = Path(path)
+        self.rank = rank
+        self.best: dict[str, Any] = {"metric": None, "iteration": 0}
+
+    def attach(self, trainer: Engine) -> None:
+        """Compare after each validation of ``trainer``, before batch norm goes back to the statistics of training."""
+        if self.validator is not None:
+            self.validator.add_event_handler(Events.EPOCH_COMPLETED, self._compare, trainer)
+
+    def _compare(self, validator: Engine, trainer: Engine) -> None:
+        metric = float(validator.state.metrics[validator.state.key_metric_name])
+        if self.best["metric"] is None or metric > self.best["metric"]:
+            self.best = {"metric": metric, "iteration": trainer.state.iteration}
+            if self.rank == 0:
+                save_weights(self.network, self.path)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Best metric so far and its iteration."""
+        return dict(self.best)
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from there."""
+        self.best = dict(state)
+
+
+class WeightsCheckpointLoader(CheckpointLoader):
+    """MONAI's ``CheckpointLoader`` that says what to do when there are no weights yet.
+
+    Its name ends as MONAI's does, because clients of bundles recognize checkpoint loaders by it.
+    """
+
+    def __call__(self, engine: Engine) -> None:
+        """Load the weights.
+
+        Raises:
+            UserError: when the file does not exist, cannot be read, or belongs to another network.
+        """
+        (network,) = self.load_dict.values()
+        read_weights(self.load_path, network)
+        super().__call__(engine)

@@ -1,0 +1,50 @@
+"""One progress bar for a whole training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ignite.engine import Engine, Events
+from tqdm import tqdm
+
+__all__ = ["ProgressBar"]
+
+
+class ProgressBar:
+    """One bar for the whole run of an engine, with scalars of its output.
+
+    Args:
+        title: what the engine does.
+        names: entries of ``engine.state.output`` to show.
+        total: number of iterations of the run; None takes it from the engine's epochs.
+        every: iterations between two readings of the scalars; each reading waits for the device.
+    """
+
+    def __init__(self, title: str, names: Sequence[str] = (), total: int | None = None, every: int = 10) -> None:
+        self.title = title
+        self.names = tuple(names)
+        self.total = total
+        self.every = every
+
+    def attach(self, engine: Engine) -> None:
+        """Open the bar at the start of the run, close it at its end."""
+        engine.add_event_handler(Events.STARTED, self._open)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
+        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
+
+    def _open(self, engine: Engine) -> None:
+        planned = engine.state.max_epochs * engine.state.epoch_length
+        total = planned if self.total is None else min(self.total, planned)
+        done = engine.state.iteration
+        self.bar = tqdm(total=total, initial=done, desc=self.title, unit="it", dynamic_ncols=True)
+
+    def _advance(self, engine: Engine) -> None:
+        self.bar.update()
+        if self.names and (engine.state.iteration % self.every == 0 or engine.state.iteration == 1):
+            output = engine.state.output
+            self.bar.set_postfix({name: f"{output[name].item():.3f}" for name in self.names if name in output})
+
+    def _close(self, engine: Engine, error: BaseException | None = None) -> None:
+        self.bar.close()
+        if error is not None:
+            raise error  # Ignite hands an exception to its handlers instead of raising it
