@@ -65,15 +65,21 @@ def write_hearts(
     size: Sequence[int] = (64, 56, 6),
     seed: int = 0,
     name: str = "synthetic.json",
+    variety: float = 0.0,
+    labeled_variety: float = 0.0,
 ) -> Path:
     """Write a dataset folder as :func:`write_dataset`, with short-axis hearts; ``counts`` are patients.
 
     A patient has two volumes, named as in ACDC: ``patient001_frame01`` at the end of diastole, ``patient001_frame02``
-    at the end of systole.
+    at the end of systole. ``variety``, see :func:`make_heart`, is drawn for each between 0 and the number given, those
+    in ``training`` between 0 and ``labeled_variety``.
     """
+    labeled = range(counts["training"])  # the first list
 
     def cases(number: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
-        image, label, _ = make_heart(np.random.default_rng([seed, number]), size, frames=2)
+        rng = np.random.default_rng([seed, number])
+        most = labeled_variety if number in labeled else variety
+        image, label, _ = make_heart(rng, size, frames=2, variety=rng.uniform(0, most))
         for frame in range(2):
             yield f"patient{number + 1:03d}_frame{frame + 1:02d}", image[..., frame], label[..., frame]
 
@@ -108,44 +114,65 @@ def make_photo(rng: np.random.Generator, size: Sequence[int]) -> tuple[np.ndarra
 
 
 def make_heart(
-    rng: np.random.Generator, size: Sequence[int], frames: int
+    rng: np.random.Generator, size: Sequence[int], frames: int, variety: float = 0.0
 ) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
     """Draw a beating heart in short axis, from the end of diastole to the end of systole and back.
 
     The ventricles are ellipsoids that contract in plane, so a cavity's volume goes with its radius squared; the
-    myocardium around the left one keeps its volume.
+    myocardium around the left one keeps its volume. Vessels around the heart are as bright as blood.
 
     Args:
         rng: draws place, size, contraction and noise.
         size: voxels per axis, HWD.
         frames: T, at least 2.
+        variety: in [0, 1], how far place, direction, size, contrast and shading may be from those of a typical heart.
 
     Returns:
         Image, HWDT, float32; label, HWDT, uint8: 1 right ventricle, 2 myocardium, 3 left ventricle; and the ejection
         fraction of each ventricle in [0, 1], by class name.
     """
+
+    def spread(share: float) -> float:
+        return variety * share * rng.uniform(-1, 1)
+
     scale = min(size[:2])
-    center = np.array([0.42 * size[0], 0.5 * size[1]]) + rng.uniform(-0.04, 0.04, 2) * scale
-    left, right = rng.uniform(0.13, 0.16) * scale, rng.uniform(0.11, 0.13) * scale
-    wall = 1.5 * left
+    center = [(0.42 + spread(0.1)) * size[0], (0.5 + spread(0.1)) * size[1]] + rng.uniform(-0.02, 0.02, 2) * scale
+    angle = np.radians(spread(70))
+    left, right = (0.14 + spread(0.045)) * scale, (0.12 + spread(0.035)) * scale
+    wall = left * (1.5 + spread(0.3))
+    apart = np.array([np.cos(angle), np.sin(angle)]) * (wall + 0.8 * right)
+    brightness = np.array([0.25 + spread(0.2), 1 + spread(0.2), 0.45 + spread(0.25), 1.0])
+    shade = np.exp(spread(0.3) * _smooth_noise(rng, [*size[:2], 1], sigma=scale / 3))
     contraction = {"left_ventricle": rng.uniform(0.2, 0.35), "right_ventricle": rng.uniform(0.15, 0.3)}
-    images, labels = [], []
+    vessels = _vessels(rng, size, center)
     texture = 0.15 * _smooth_noise(rng, size, sigma=3)
+    images, labels = [], []
     for frame in range(frames):
         beat = np.sin(np.pi * frame / frames) if frames > 2 else frame  # 0 at the end of diastole, 1 of systole
         inner = left * (1 - contraction["left_ventricle"] * beat)
         outer = np.sqrt(wall**2 - left**2 + inner**2)
         label = np.zeros(size, np.uint8)
-        free = right * (1 - contraction["right_ventricle"] * beat)
-        label[_ellipsoid(size, center + np.array([wall + right, 0]), free)] = 1
+        label[_ellipsoid(size, center + apart, right * (1 - contraction["right_ventricle"] * beat))] = 1
         label[_ellipsoid(size, center, outer)] = 2
         label[_ellipsoid(size, center, inner)] = 3
-        brightness = np.array([0.25, 1.0, 0.4, 1.0])[label]
-        image = ndimage.gaussian_filter(brightness + texture, [0.7, 0.7, 0]) + rng.normal(0, 0.08, size)
+        image = brightness[np.where(vessels & (label == 0), 3, label)]
+        image = ndimage.gaussian_filter(image + texture, [0.7, 0.7, 0]) * shade + rng.normal(0, 0.08, size)
         images.append(100 * image + 200)
         labels.append(label)
     fractions = {name: 1 - (1 - share) ** 2 for name, share in contraction.items()}
     return np.stack(images, -1).astype(np.float32), np.stack(labels, -1), fractions
+
+
+def _vessels(rng: np.random.Generator, size: Sequence[int], center: Sequence[float]) -> np.ndarray:
+    """Four tubes across the slices, around the heart."""
+    x, y, _ = _grid(size)
+    vessels = np.zeros(size, bool)
+    for angle, distance, radius in zip(
+        rng.uniform(0, 2 * np.pi, 4), rng.uniform(0.42, 0.5, 4), rng.uniform(0.04, 0.09, 4), strict=True
+    ):
+        shift = distance * min(size[:2]) * np.array([np.cos(angle), np.sin(angle)])
+        vessels |= np.hypot(x - center[0] - shift[0], y - center[1] - shift[1]) < radius * min(size[:2])
+    return vessels
 
 
 def _ellipsoid(size: Sequence[int], center: Sequence[float], radius: float) -> np.ndarray:
