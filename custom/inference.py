@@ -18,11 +18,11 @@ from monai.inferers import SlidingWindowInferer
 from monai.transforms import KeepLargestConnectedComponent, MapTransform, SaveImaged
 from torch import nn
 
-from .data.names import case_of
 from .perturbations import FeatureDropout
 from .utils.device import MixedPrecision
 from .utils.errors import UserError
 from .utils.files import whole_file
+from .utils.names import case_of
 
 __all__ = [
     "KeepLargestComponentd",

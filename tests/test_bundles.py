@@ -15,7 +15,7 @@ from conftest import BUNDLES, LEFT_ATRIUM, ROOT, SHORT_AXIS, Bundle
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 
-from custom.data.names import case_name
+from custom.utils.names import case_name
 from tools.synthetic import make_heart, make_photo
 
 INTERFACE = [

@@ -193,12 +193,9 @@ def test_an_output_that_cannot_be_written_is_named(source, tmp_path):
         convert_file(str(source), str(source / "model.pt"))
 
 
-@pytest.mark.parametrize(
-    ("flags", "message"), [({"overwrite": "no"}, "--overwrite must be true or false"), ({"ouput": 1}, "unknown flag")]
-)
-def test_wrong_flags_are_refused(flags, message, source, tmp_path):
-    with pytest.raises(UserError, match=message):
-        convert_file(str(source), str(tmp_path / "model.pt"), **flags)
+def test_wrong_flags_are_refused(source, tmp_path):
+    with pytest.raises(UserError, match="--overwrite must be true or false"):
+        convert_file(str(source), str(tmp_path / "model.pt"), overwrite="no")
 
 
 @pytest.mark.parametrize("there", [True, False])

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from custom.data.names import (
+from custom.utils.errors import UserError
+from custom.utils.names import (
     are_class_names,
     case_name,
     case_names,
@@ -15,7 +16,6 @@ from custom.data.names import (
     patient_name,
     same_name,
 )
-from custom.utils.errors import UserError
 
 
 @pytest.mark.parametrize(

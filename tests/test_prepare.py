@@ -17,8 +17,8 @@ from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 
 from custom.data.datalist import load_datalist
 from custom.data.finding import own_scans
-from custom.data.names import case_name
 from custom.utils.errors import UserError
+from custom.utils.names import case_name
 from tools.prepare import commands as prepare
 from tools.prepare import writer as store
 from tools.prepare.check import check_folder

@@ -10,9 +10,9 @@ import pydicom
 import pytest
 from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 
-from custom.data.names import case_name
 from custom.data.scans import find_scans, refuse_left_out
 from custom.utils.errors import UserError
+from custom.utils.names import case_name
 
 GRID = {"size": [8, 8, 8], "spacing": [1.0, 1.0, 1.0]}
 

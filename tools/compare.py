@@ -21,13 +21,13 @@ import numpy as np
 from PIL import Image
 
 from custom.data.datalist import read_lists
-from custom.data.names import MEAN, groups, patient_name
 from custom.handlers.checkpoints import RUNTIME_KEYS
 from custom.report.drawing import new_figure
 from custom.report.pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
 from custom.report.record import data_list_record, read_run_record, training_seconds
 from custom.utils import cli
 from custom.utils.errors import UserError
+from custom.utils.names import MEAN, groups, patient_name
 from custom.utils.tables import write_csv
 
 __all__ = ["compare", "compare_arms"]
@@ -77,20 +77,17 @@ class _Run(NamedTuple):
         return self.arm, self.record["data_list"]["sha256"] or self.record["data_list"]["path"]
 
 
-def compare(*runs: str, output: str, baseline: str | None = None, **unknown: Any) -> None:
+def compare(*runs: str, output: str, baseline: str | None = None) -> None:
     """Compare runs.
 
     Args:
         runs: their output folders.
         output: a new folder for the page, tables and pictures.
         baseline: the arm from which differences are taken; the first by default.
-        unknown: refused.
 
     Raises:
-        UserError: for an unknown flag, or runs that cannot be compared.
+        UserError: for runs that cannot be compared.
     """
-    if unknown:
-        raise UserError(f"unknown flag --{', --'.join(unknown)}; python -m tools.compare RUN... --output DIR.")
     folder = Path(str(output))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already; choose another --output.")

@@ -56,7 +56,7 @@ def _unet_prefixes() -> dict[str, str]:
 FAMILIES = (_Family("V-Net", VNet, _vnet_prefixes()), _Family("U-Net", UNet, _unet_prefixes()))
 
 
-def convert_file(source: str, output: str, overwrite: bool = False, **unknown: Any) -> None:
+def convert_file(source: str, output: str, overwrite: bool = False) -> None:
     """Convert a file of the original's weights; nothing in it is executed.
 
     Args:
@@ -64,13 +64,10 @@ def convert_file(source: str, output: str, overwrite: bool = False, **unknown: A
             start with "module.".
         output: where to write the flat weights, such as bundles/crossmatch_la/models/model.pt.
         overwrite: replace an output that is there already.
-        unknown: refused.
 
     Raises:
         UserError: when the source is anything else; nothing is written then.
     """
-    if unknown:
-        raise UserError(f"unknown flag --{', --'.join(unknown)}; see --help.")
     if not isinstance(overwrite, bool):
         raise UserError(f"--overwrite must be true or false, got {overwrite}.")
     origin, target = Path(str(source)), Path(str(output))

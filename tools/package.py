@@ -14,7 +14,6 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 import yaml
 from monai.bundle import ConfigParser
@@ -51,7 +50,6 @@ def package(
     weights_url: str | None = None,
     limit_mb: float = LIMIT_MB,
     overwrite: bool = False,
-    **unknown: Any,
 ) -> None:
     """Write a bundle's folder as a self-contained archive; or, given an archive, check it.
 
@@ -63,13 +61,10 @@ def package(
         weights_url: where the weights will be downloaded from; they are listed in large_files.yml instead of packed.
         limit_mb: largest file in MB; the model zoo takes 25.
         overwrite: replace an archive that is there already.
-        unknown: refused.
 
     Raises:
         UserError: when something that others need is missing or wrong; nothing is written then.
     """
-    if unknown:
-        raise UserError(f"unknown flag --{', --'.join(unknown)}; see --help.")
     path = Path(str(bundle))
     if path.is_file():
         check_archive(path, limit_mb)

@@ -28,11 +28,11 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from custom.data.datalist import default_evaluation_list, read_lists
-from custom.data.names import groups
 from custom.handlers.checkpoints import EXIT_STOPPED, RUNTIME_KEYS
 from custom.utils import cli
 from custom.utils.errors import UserError
 from custom.utils.files import whole_file
+from custom.utils.names import groups
 from custom.utils.settings import guess
 
 from .compare import compare_arms

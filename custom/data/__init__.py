@@ -9,18 +9,6 @@ from .finding import VOLUME_ENDINGS, Listing, list_scans, own_scans, pair_labels
 from .folders import visible_files, walk
 from .geometry import grid_problem, has_volume, lacks_spacing
 from .labels import to_label
-from .names import (
-    ALL,
-    MEAN,
-    are_class_names,
-    case_name,
-    case_names,
-    case_of,
-    file_stem,
-    groups,
-    patient_name,
-    same_name,
-)
 from .nifti import NiftiWriter, SeriesWriter
 from .photos import PHOTO_ENDINGS, PhotoReader, is_colored, is_photo
 from .readers import LoadLabel, LoadScan, LoadScand
@@ -28,9 +16,7 @@ from .scans import Scans, find_scans, refuse_left_out
 from .streams import Draw, SampleDataset, StreamLoader, StreamSampler, default_num_workers, start_worker
 
 __all__ = [
-    "ALL",
     "LISTS",
-    "MEAN",
     "PHOTO_ENDINGS",
     "VOLUME_ENDINGS",
     "CaseRule",
@@ -49,20 +35,14 @@ __all__ = [
     "Slice",
     "StreamLoader",
     "StreamSampler",
-    "are_class_names",
     "cached_dataset",
-    "case_name",
-    "case_names",
-    "case_of",
     "check_cases",
     "check_series",
     "default_evaluation_list",
     "default_num_workers",
     "dicom_files",
-    "file_stem",
     "find_scans",
     "grid_problem",
-    "groups",
     "has_volume",
     "image_problems",
     "is_colored",
@@ -73,14 +53,12 @@ __all__ = [
     "overlap_problems",
     "own_scans",
     "pair_labels",
-    "patient_name",
     "read_image",
     "read_label",
     "read_lists",
     "read_series",
     "refuse_channels",
     "refuse_left_out",
-    "same_name",
     "series_folders",
     "series_problems",
     "start_worker",

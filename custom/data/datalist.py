@@ -20,8 +20,8 @@ from typing import Any
 
 from ..utils.errors import UserError
 from ..utils.files import read_json
+from ..utils.names import case_names, groups, patient_name
 from .checks import Case, CaseRule, check_cases
-from .names import case_names, groups, patient_name
 
 __all__ = ["LISTS", "default_evaluation_list", "load_datalist", "overlap_problems", "read_lists"]
 

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..utils.errors import UserError
+from ..utils.names import CHANNEL, case_name, file_stem, same_name
 from .dicom import dicom_files
 from .folders import walk
-from .names import CHANNEL, case_name, file_stem, same_name
 from .photos import PHOTO_ENDINGS
 
 __all__ = ["VOLUME_ENDINGS", "Listing", "list_scans", "own_scans", "pair_labels", "refuse_channels", "tell_left_out"]

@@ -10,10 +10,10 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor, NibabelReader
 from monai.transforms import LoadImage, MapTransform
 
+from ..utils.names import case_name
 from .dicom import SeriesReader
 from .geometry import grid_problem
 from .labels import to_label
-from .names import case_name
 from .photos import PhotoReader
 
 __all__ = ["LoadLabel", "LoadScan", "LoadScand"]

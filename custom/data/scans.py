@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..utils.errors import UserError
+from ..utils.names import case_names
 from .checks import Case, CaseRule, check_cases
 from .datalist import read_lists
 from .finding import VOLUME_ENDINGS, list_scans, refuse_channels, tell_left_out
-from .names import case_names
 from .photos import PHOTO_ENDINGS
 
 __all__ = ["Scans", "find_scans", "refuse_left_out"]

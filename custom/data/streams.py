@@ -21,8 +21,8 @@ from monai.data import get_track_meta, set_track_meta
 from monai.transforms import Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..utils.names import case_name
 from ..utils.randomness import derived_seed, private_generators
-from .names import case_name
 
 __all__ = ["Draw", "SampleDataset", "StreamLoader", "StreamSampler", "default_num_workers", "start_worker"]
 

@@ -13,10 +13,10 @@ from monai.engines.utils import IterationEvents
 from monai.utils import optional_import
 
 from ..data.checks import read_image
-from ..data.names import case_of
 from ..losses import IGNORE_INDEX
 from ..report.drawing import Panel, case_panels, draw_panels, largest_slice
 from ..utils.files import whole_file
+from ..utils.names import case_of
 
 __all__ = ["CasePanels", "TensorBoardSession", "ViewPanels"]
 

@@ -14,10 +14,10 @@ from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 
 from ..data.geometry import lacks_spacing
-from ..data.names import ALL, MEAN, case_of
 from ..metrics import case_metrics
 from ..utils.distributed import gather_in_turn
 from ..utils.errors import UserError
+from ..utils.names import ALL, MEAN, case_of
 from ..utils.tables import Row, _columns, format_table, write_csv
 
 __all__ = ["CaseTable", "VolumeTable"]

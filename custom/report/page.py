@@ -15,8 +15,8 @@ from typing import Any
 
 from monai.utils import optional_import
 
-from ..data.names import ALL, MEAN
 from ..utils.errors import UserError
+from ..utils.names import ALL, MEAN
 from .drawing import COLORS
 from .pages import Curve, draw_curves, embedded, overall, read_curves, read_rows, saved, write_page
 from .record import read_run_record, training_seconds
@@ -36,19 +36,16 @@ LOGARITHMIC = {"Pseudo-labels"}
 SHOWN = 4
 
 
-def report(run_dir: str, metrics: str | None = None, **unknown: Any) -> None:
+def report(run_dir: str, metrics: str | None = None) -> None:
     """Write ``report.html``, which needs no other file, and ``curves.png``.
 
     Args:
         run_dir: a run's ``output_dir``.
         metrics: the table of an evaluation; ``metrics.csv`` in the run's folder by default.
-        unknown: refused.
 
     Raises:
-        UserError: for an unknown flag, or a folder that no training and no evaluation has written to.
+        UserError: for a folder that no training and no evaluation has written to.
     """
-    if unknown:
-        raise UserError(f"unknown flag --{', --'.join(unknown)}; python -m custom.report RUN_DIR [--metrics FILE].")
     folder = Path(str(run_dir))
     record, curves = read_run_record(folder), read_curves(folder)
     rows = read_rows(Path(str(metrics)) if metrics else folder / "metrics.csv")

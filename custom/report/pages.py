@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..data.names import ALL, MEAN
 from ..utils.files import FILE_NAMES, whole_file
+from ..utils.names import ALL, MEAN
 from .drawing import new_figure
 
 if TYPE_CHECKING:

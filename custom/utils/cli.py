@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 import functools
 import inspect
 import sys
 import types
 import typing
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +32,13 @@ def run(commands: Command | Mapping[str, Command]) -> None:
         commands: a function, or several by name.
     """
     show_user_errors_plainly()
-    fire.Fire({k: _typed(c) for k, c in commands.items()} if isinstance(commands, Mapping) else _typed(commands))
+    typed = sys.argv[1:]
+    if typed[-1:] in (["--help"], ["-h"]):
+        typed = [*typed[:-1], "--", "--help"]  # else a command that takes any flag takes this one too
+    fire.Fire(
+        {k: _typed(c) for k, c in commands.items()} if isinstance(commands, Mapping) else _typed(commands),
+        command=typed,
+    )
 
 
 def _typed(command: Command) -> Command:
@@ -41,7 +49,7 @@ def _typed(command: Command) -> Command:
     @functools.wraps(command)
     def read_and_call(*args: Any, **kwargs: Any) -> Any:
         given, typed = signature.bind(*args, **kwargs), typed_settings(sys.argv[1:])
-        problems = []
+        problems = _unknown(typed, signature)
         for name, value in given.arguments.items():
             examples = _examples(kinds.get(name))
             if isinstance(value, str) and examples:
@@ -52,10 +60,21 @@ def _typed(command: Command) -> Command:
                     example, got = shown(examples[0]), "no value" if value is True else value
                     problems.append(f"--{name}: expected {describe(examples)}, such as {example}; got {got}.")
         if problems:
-            raise UserError("argument of another kind, nothing was done:", problems)
+            raise UserError("the command cannot be understood, nothing was done:", problems)
         return command(*given.args, **given.kwargs)
 
     return read_and_call
+
+
+def _unknown(typed: Mapping[str, Any], signature: inspect.Signature) -> list[str]:
+    """Say which flags a command does not have, which Fire would say too late; ``-o`` is ``--output``."""
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
+        return []
+    letters = Counter(name[0] for name in signature.parameters)
+    known = {*signature.parameters, *(letter for letter, count in letters.items() if count == 1)}
+    nearest = {name: difflib.get_close_matches(name, signature.parameters, n=1) for name in typed if name not in known}
+    hints = {name: f"did you mean --{near[0]}?" if near else "see --help" for name, near in nearest.items()}
+    return [f"unknown flag --{name}; {hint}" for name, hint in hints.items()]
 
 
 def _examples(kind: Any) -> list[Any]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from ..data.names import ALL, are_class_names
+from ..utils.names import ALL, are_class_names
 from .settings import is_expression, shown
 
 __all__ = ["RANGES", "range_problems"]

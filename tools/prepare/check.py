@@ -18,9 +18,9 @@ from tqdm import tqdm
 
 from custom.data.checks import CaseRule, image_problems, read_image, read_label
 from custom.data.datalist import LISTS, overlap_problems, read_lists
-from custom.data.names import case_names, groups
 from custom.utils.errors import UserError
 from custom.utils.files import read_json
+from custom.utils.names import case_names, groups
 from custom.utils.tables import format_table
 
 from .pool import process_pool

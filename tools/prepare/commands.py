@@ -24,9 +24,9 @@ from custom.data.dicom import series_problems
 from custom.data.finding import own_scans, tell_left_out
 from custom.data.folders import visible_files
 from custom.data.geometry import grid_problem
-from custom.data.names import ALL, are_class_names, case_names, file_stem, patient_name
 from custom.data.photos import is_colored, is_photo
 from custom.utils.errors import UserError
+from custom.utils.names import ALL, are_class_names, case_names, file_stem, patient_name
 
 from ..synthetic import write_dataset as write_volumes
 from ..synthetic import write_hearts, write_photos
@@ -43,7 +43,7 @@ CROPS = ("benchmark", "none")
 Lists = Mapping[str, Sequence[str]]
 
 
-def la(source: str, output: str, crop: str = "benchmark", allow_missing: bool = False, **unknown: Any) -> None:
+def la(source: str, output: str, crop: str = "benchmark", allow_missing: bool = False) -> None:
     """Prepare the 2018 Left Atrial Segmentation Challenge for the lists with 4, 8 and 16 labels.
 
     Args:
@@ -52,9 +52,7 @@ def la(source: str, output: str, crop: str = "benchmark", allow_missing: bool = 
         crop: benchmark (the literature's: around the labeled atrium, which needs ground truth) or none. The h5 files
             are cropped already.
         allow_missing: prepare what is there, and leave the rest out of the lists.
-        unknown: refused.
     """
-    _refuse(unknown)
     _check_choice("crop", crop, CROPS)
     split = _split("la")
     files, layout = _detect(source, challenge=sources.la_challenge, community=sources.la_community)
@@ -71,16 +69,14 @@ def la(source: str, output: str, crop: str = "benchmark", allow_missing: bool = 
     _prepare(output, files, lists, about, record, process, allow_missing, crop)
 
 
-def acdc(source: str, output: str, allow_missing: bool = False, **unknown: Any) -> None:
+def acdc(source: str, output: str, allow_missing: bool = False) -> None:
     """Prepare ACDC for the lists with 1, 3 and 7 labeled patients, end of diastole (ED) and of systole (ES) of each.
 
     Args:
         source: folder of the official download (patient001/Info.cfg and so on), or of patient001_frame01.h5 files.
         output: dataset folder.
         allow_missing: prepare what is there, and leave the rest out of the lists.
-        unknown: refused.
     """
-    _refuse(unknown)
     split = _split("acdc")
     files, _ = _detect(source, official=sources.acdc_official, community=sources.acdc_community)
     lists = _label_budgets(_both_phases(split))
@@ -101,7 +97,6 @@ def pancreas(
     protocol: str = "coranet",
     crop: str = "benchmark",
     allow_missing: bool = False,
-    **unknown: Any,
 ) -> None:
     """Prepare Pancreas-CT (NIH) for the lists with 6 and 12 labels.
 
@@ -112,9 +107,7 @@ def pancreas(
         crop: benchmark (the literature's: 1 mm, 25 voxels around the labeled pancreas, which needs ground truth; mcnet
             crops in plane only) or none (the scanner's grid). The h5 files are cropped already. Images stay in HU.
         allow_missing: prepare what is there, and leave the rest out of the lists.
-        unknown: refused.
     """
-    _refuse(unknown)
     _check_choice("crop", crop, CROPS)
     protocols = _split("pancreas")["protocols"]
     _check_choice("protocol", protocol, tuple(protocols))
@@ -139,7 +132,7 @@ def pancreas(
     _prepare(output, files, lists, about, record, process, allow_missing, crop, settle)
 
 
-def isic(source: str, output: str, seed: int = 1337, allow_missing: bool = False, **unknown: Any) -> None:
+def isic(source: str, output: str, seed: int = 1337, allow_missing: bool = False) -> None:
     """Prepare ISIC-2018 task 1 with 5, 10 and 20 % of the training photographs labeled.
 
     Args:
@@ -147,9 +140,7 @@ def isic(source: str, output: str, seed: int = 1337, allow_missing: bool = False
         output: dataset folder. Photographs are copied, masks become PNG files of 0 and 255.
         seed: of the labeled ones; smaller lists are within larger ones.
         allow_missing: prepare what is there, and leave the rest out of the lists.
-        unknown: refused.
     """
-    _refuse(unknown)
     parts = {"Training": _detect(source, official=sources.isic_training)[0]}
     for part in ("Validation", "Test"):
         parts[part] = sources.isic_official(Path(str(source)), part)
@@ -174,7 +165,7 @@ def isic(source: str, output: str, seed: int = 1337, allow_missing: bool = False
     _prepare(output, files, lists, about, record, None, allow_missing)
 
 
-def demo(output: str, bundle: str = "la", training: int = 4, unlabeled: int = 12, **unknown: Any) -> None:
+def demo(output: str, bundle: str = "la", training: int = 4, unlabeled: int = 12) -> None:
     """Write synthetic scans for a bundle, with 4 validation and 8 test cases.
 
     Args:
@@ -182,25 +173,21 @@ def demo(output: str, bundle: str = "la", training: int = 4, unlabeled: int = 12
         bundle: la, acdc, pancreas or isic.
         training: labeled cases.
         unlabeled: unlabeled cases.
-        unknown: refused.
     """
-    _refuse(unknown)
     writers = {"la": write_volumes, "pancreas": write_volumes, "acdc": write_hearts, "isic": write_photos}
     _check_choice("bundle", bundle, tuple(writers))
     counts = {"training": int(training), "unlabeled": int(unlabeled), "validation": 4, "test": 8}
     print(f"Synthetic scans: {writers[bundle](str(output), counts)}")
 
 
-def check(folder: str, output: str | None = None, patient_pattern: str | None = None, **unknown: Any) -> None:
+def check(folder: str, output: str | None = None, patient_pattern: str | None = None) -> None:
     r"""Read every voxel of a dataset folder and report what is wrong or odd; exit code 1 when training would refuse it.
 
     Args:
         folder: dataset folder with data lists.
         output: JSON file for the report; check/report.json in the folder by default.
         patient_pattern: regular expression that finds the patient in a file name, such as 'patient\d+'.
-        unknown: refused.
     """
-    _refuse(unknown)
     report = Path(str(folder)) / "check" / "report.json" if output is None else Path(str(output))
     check_folder(Path(str(folder)), report, patient_pattern)
 
@@ -215,7 +202,6 @@ def own(
     patient_pattern: str | None = None,
     modality: str = "unknown",
     seed: int = 1337,
-    **unknown: Any,
 ) -> None:
     r"""Prepare your own scans: those with a label become labeled, the rest unlabeled. Nothing is cropped or resampled.
 
@@ -235,9 +221,7 @@ def own(
             as 'patient\d+'; without it every scan is a patient of its own.
         modality: MRI, CT and so on, for the data list.
         seed: of the split.
-        unknown: refused.
     """
-    _refuse(unknown)
     names = _class_names(classes)
     source, folder = Path(images).expanduser(), Path(output).expanduser()
     pairs = own_scans(source, None if labels is None else Path(labels).expanduser(), folder)
@@ -479,8 +463,3 @@ def _class_names(classes: str | Sequence[str]) -> list[str]:
 def _check_choice(flag: str, value: str, choices: Sequence[str]) -> None:
     if value not in choices:
         raise UserError(f"--{flag} must be one of {', '.join(choices)}, got {value}.")
-
-
-def _refuse(unknown: Mapping[str, Any]) -> None:
-    if unknown:
-        raise UserError(f"unknown flag --{', --'.join(unknown)}; see --help.")

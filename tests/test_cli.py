@@ -1,0 +1,62 @@
+"""Our own commands refuse what they do not know before they do anything."""
+
+import re
+import sys
+
+import pytest
+
+from custom.utils.cli import run
+from custom.utils.errors import UserError
+from tools.__main__ import COMMANDS, main
+
+DONE = []
+
+
+def segment(*files: str, output: str = "out", overwrite: bool = False):
+    """Do it."""
+    DONE.append((files, output, overwrite))
+
+
+@pytest.fixture(autouse=True)
+def nothing_done():
+    DONE.clear()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--outptu", "x"], "unknown flag --outptu; did you mean --output?"),
+        (["--zzz"], "unknown flag --zzz; see --help"),
+        (["--overwrite", "maybe"], "--overwrite: expected true or false"),
+    ],
+)
+def test_unknown_flags_are_refused_before_anything_is_done(flags, message, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["segment", "a", *flags])
+    with pytest.raises(UserError, match=re.escape(message)):
+        run(segment)
+    assert not DONE
+
+
+def test_known_flags_are_read(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["segment", "a", "b", "--output", "1e3", "--overwrite"])
+    run(segment)
+    assert DONE == [(("a", "b"), "1e3", True)]
+
+
+def test_all_commands_have_one_name(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["crossmatch"])
+    main()
+    printed = capsys.readouterr().out
+    assert all(command in printed for command in COMMANDS)
+    monkeypatch.setattr(sys, "argv", ["crossmatch", "prepar"])
+    with pytest.raises(SystemExit, match=r"unknown command prepar; did you mean prepare\?"):
+        main()
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_is_there(command, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["crossmatch", command, "--help"])
+    with pytest.raises(SystemExit) as done:
+        main()
+    assert done.value.code == 0
+    assert "refused" not in "".join(capsys.readouterr())
