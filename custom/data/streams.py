@@ -48,6 +48,8 @@ class Draw(NamedTuple):
 class SampleDataset(Dataset):
     """Samples drawn from volumes that are read once: whole volumes, or their slices.
 
+    Unlike MONAI's ``PatchDataset``, a sample's random transforms follow from a seed that comes with its index.
+
     Args:
         volumes: dictionaries of arrays, CH[WD], such as a ``CacheDataset``, in which a volume lies as it was read.
         transform: random views of a sample.
@@ -110,6 +112,9 @@ def _no_metadata() -> Iterator[None]:
 
 class StreamSampler(Sampler[Draw]):
     """Go through all samples again and again, in a new order each time.
+
+    Unlike PyTorch's ``RandomSampler``, what it draws follows from the seed and the position, so that a training resumes
+    exactly.
 
     Args:
         data_source: the samples.

@@ -20,6 +20,8 @@ __all__ = ["BatchNormRecalibration"]
 class BatchNormRecalibration:
     """Estimate batch-norm statistics anew on clean images, with dropout off, for validation and for the final weights.
 
+    Unlike PyTorch's ``swa_utils.update_bn``, it switches dropout off and can go back to the statistics of training.
+
     The running averages of training mix dropout, perturbed features and strong views, none of which is there at
     inference. Validation runs with the new statistics and training goes on with the old ones; the end of training
     keeps the new ones. Of processes that train together all validate with the same statistics.

@@ -18,6 +18,8 @@ __all__ = ["BestWeights", "WeightsCheckpointLoader"]
 class BestWeights:
     """Keep the weights with the best validation metric, exactly as they were validated.
 
+    Unlike MONAI's ``CheckpointSaver(save_key_metric=True)``, it remembers the best metric when a training resumes.
+
     The state that goes into checkpoints is the best metric so far and its iteration, so that a training that goes on
     does not take a worse network for the best one.
 

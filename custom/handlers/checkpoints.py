@@ -92,6 +92,9 @@ class Stateful(Protocol):
 class Checkpoints:
     """Write the state of a training at regular intervals, and start it from the newest one.
 
+    Unlike Ignite's ``Checkpoint`` and MONAI's ``CheckpointSaver``, it refuses to resume with other settings, falls back
+    from a damaged file to the one before, and writes one when the program is asked to stop.
+
     Attach it last. On SIGTERM, with which clusters announce that they will stop a job, and on Ctrl-C, the iteration is
     finished, a checkpoint written, and the program ends with exit code 75. A second Ctrl-C ends it at once.
 

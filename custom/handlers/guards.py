@@ -26,6 +26,9 @@ class _Step(NamedTuple):
 class NonFiniteGuard:
     """Stop when the loss is not a finite number, and name the iteration, the cases and the terms.
 
+    Unlike Ignite's ``TerminateOnNan``, which ends the run with exit code 0, it fails, says where, and does not wait for
+    a GPU at every iteration.
+
     Attach it before whatever writes checkpoints or validates.
 
     Args:

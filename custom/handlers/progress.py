@@ -13,6 +13,9 @@ __all__ = ["ProgressBar"]
 class ProgressBar:
     """One bar for the whole run of an engine, with scalars of its output.
 
+    Unlike Ignite's ``ProgressBar``, which counts within an epoch, it starts at the iteration that a training resumes
+    from, and reads scalars from the device only as often as it draws.
+
     Args:
         title: what the engine does.
         names: entries of ``engine.state.output`` to show.

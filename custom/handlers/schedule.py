@@ -15,6 +15,9 @@ __all__ = ["RampUp"]
 class RampUp:
     """Write a scheduled number into ``engine.state`` before each iteration.
 
+    Unlike Ignite's ``LambdaStateScheduler``, which acts when an iteration is completed, its first value is there at the
+    first one.
+
     ``start + (end - start) * exp(-5 (1 - t / rampup_iterations)^2)``, the sigmoid ramp of Laine & Aila, ICLR 2017
     (arXiv:1610.02242), where t counts iterations after a delay; ``start`` during the delay, ``end`` after the ramp.
 

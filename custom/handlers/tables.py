@@ -29,6 +29,9 @@ logger = logging.getLogger(__name__)
 class CaseTable:
     """Score every case and class, and average per class and over all.
 
+    Unlike MONAI's ``MetricsSaver``, it puts all metrics into one table, knows heart phases, and counts empty
+    predictions.
+
     A mean says in ``cases`` over how many cases it is, and in ``cases_mm`` over how many in millimetres it is, where
     those are fewer because some headers have no spacing.
 
