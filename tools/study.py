@@ -49,6 +49,8 @@ KEYS = ("bundle", "overlays", "datalist", "datalists", "seeds", "settings", "bas
 OWN = ("seed", "datalist", "ckpt_dir", "output_dir", "metrics_file", "ckpt_path", "resume")
 #: Seconds between two looks at the runs.
 PAUSE = 0.2
+#: Seconds between two lines that say how far they are.
+PROGRESS = 30
 _PR_SET_PDEATHSIG = 1  # Linux's prctl.h
 
 
@@ -358,6 +360,12 @@ def _take(lock: TextIO, folder: Path) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
 
 
+def _tail(path: Path, size: int = 1000) -> str:
+    with open(path, "rb") as file:
+        file.seek(max(0, path.stat().st_size - size))
+        return file.read().decode(errors="replace")
+
+
 class _Runner:
     """Work through the runs.
 
@@ -374,6 +382,7 @@ class _Runner:
         self.active: dict[str, tuple[Run, str, subprocess.Popen, float]] = {}
         self.failed: list[str] = []
         self.stop = False
+        self.next_progress = time.monotonic() + PROGRESS
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}
         self.libc = ctypes.CDLL(None) if sys.platform == "linux" else None
@@ -396,6 +405,7 @@ class _Runner:
                 while waiting and len(self.active) < self.jobs and not self.stop:
                     self._start(waiting.pop(0), "training")
                 time.sleep(PAUSE)
+                self._print_progress()
                 for name in list(self.active):
                     self._look(name)
         finally:
@@ -425,6 +435,17 @@ class _Runner:
     def _die_with_parent(self) -> None:
         """Let a training write its checkpoint and end when the study is killed, so that the next start finds it."""
         self.libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+    def _print_progress(self) -> None:
+        """Say from time to time how far the runs are, as the bars in their logs do."""
+        if time.monotonic() < self.next_progress:
+            return
+        self.next_progress = time.monotonic() + PROGRESS
+        bars = {
+            name: re.findall(r"\d+%(?=\|)", _tail(run.folder / "log.txt")) for name, (run, *_) in self.active.items()
+        }
+        if any(bars.values()):
+            print("  " + ", ".join(f"{name} {bar[-1]}" for name, bar in bars.items() if bar), flush=True)
 
     def _look(self, name: str) -> None:
         run, run_id, process, start = self.active[name]
