@@ -49,3 +49,12 @@ def test_flags_are_written_as_yaml_writes_them():
     # The benchmarks are read by Fire, which knows True and False only.
     found = {path.name: re.findall(r"--(?!one_process)\w+[ =](?:True|False)\b", text) for path, text in texts.items()}
     assert {name: flags for name, flags in found.items() if flags} == {}
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "bundles").glob("*/configs/*.yaml")), ids=lambda path: f"{path.parts[-3]}-{path.stem}"
+)
+def test_configs_fit_a_screen_and_find_the_package_once(path):
+    lines = path.read_text().splitlines()
+    assert [line for line in lines if len(line) > 120] == []
+    assert sum("_requires_" in line for line in lines) <= 1
