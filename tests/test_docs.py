@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from conftest import BUNDLES, ROOT
 
 from tools.synthetic import write_dataset
