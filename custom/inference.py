@@ -168,18 +168,25 @@ def _with_single_slice(values: Sequence[int], axis: int) -> list[int]:
     return [*values[:axis], 1, *values[axis:]]
 
 
-class SplitUncertaintyd(MapTransform):
-    """Take the disagreement out of a prediction, into ``uncertainty``.
+class _Framesd(MapTransform):
+    """Base of transforms of predictions whose channels hold one frame after the other.
 
     Args:
-        keys: a prediction, (T*(N+1))H[WD], as :class:`custom.inference.SlidingWindowProbabilities` gives it with
-            ``uncertainty``; becomes the probabilities, (T*N)H[WD].
-        num_classes: N. T, the number of frames, is 1 for a single image.
+        keys: predictions, channels first.
+        num_classes: N. The number of frames, T, is 1 for a single image.
     """
 
     def __init__(self, keys: KeysCollection, num_classes: int) -> None:
         super().__init__(keys)
         self.num_classes = num_classes
+
+
+class SplitUncertaintyd(_Framesd):
+    """Take the disagreement out of a prediction, into ``uncertainty``.
+
+    The prediction, (T*(N+1))H[WD], as :class:`SlidingWindowProbabilities` gives it with ``uncertainty``, becomes the
+    probabilities, (T*N)H[WD].
+    """
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the sample with ``uncertainty``, TH[WD], in [0, 1]."""
@@ -188,6 +195,18 @@ class SplitUncertaintyd(MapTransform):
             frames = sample[key].split(self.num_classes + 1)
             sample["uncertainty"] = torch.cat([frame[-1:] for frame in frames])
             sample[key] = torch.cat([frame[:-1] for frame in frames])
+        return sample
+
+
+class LabelMapd(_Framesd):
+    """Turn probabilities, (T*N)H[WD], into class indices, frame by frame."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the sample with class indices, TH[WD], uint8, instead of probabilities."""
+        sample = dict(data)
+        for key in self.keys:
+            frames = sample[key].split(self.num_classes)
+            sample[key] = torch.cat([probs.argmax(0, keepdim=True).to(torch.uint8) for probs in frames])
         return sample
 
 
@@ -208,27 +227,6 @@ class KeepLargestComponentd(MapTransform):
         sample = dict(data)
         for key in self.keys:
             sample[key] = torch.cat([self.keep(frame) for frame in sample[key].split(1)])
-        return sample
-
-
-class LabelMapd(MapTransform):
-    """Turn probabilities into class indices, frame by frame.
-
-    Args:
-        keys: probabilities, (T*N)H[WD], as :class:`custom.inference.SlidingWindowProbabilities` gives them.
-        num_classes: N. T, the number of frames, is 1 for a single image.
-    """
-
-    def __init__(self, keys: KeysCollection, num_classes: int) -> None:
-        super().__init__(keys)
-        self.num_classes = num_classes
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the sample with class indices, TH[WD], uint8, instead of probabilities."""
-        sample = dict(data)
-        for key in self.keys:
-            frames = sample[key].split(self.num_classes)
-            sample[key] = torch.cat([probs.argmax(0, keepdim=True).to(torch.uint8) for probs in frames])
         return sample
 
 
