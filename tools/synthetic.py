@@ -53,7 +53,7 @@ def write_dataset(
         Path of the data list.
     """
 
-    def cases(number: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    def cases(number: int, _: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         yield f"case_{number:03d}", *make_case(np.random.default_rng([seed, number]), size)
 
     return _write(Path(folder) / name, ["background", "organ"], counts, cases, SPACING)
@@ -74,11 +74,10 @@ def write_hearts(
     at the end of systole. ``variety``, see :func:`make_heart`, is drawn for each between 0 and the number given, those
     in ``training`` between 0 and ``labeled_variety``.
     """
-    labeled = range(counts["training"])  # the first list
 
-    def cases(number: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    def cases(number: int, list_name: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         rng = np.random.default_rng([seed, number])
-        most = labeled_variety if number in labeled else variety
+        most = labeled_variety if list_name == "training" else variety
         image, label, _ = make_heart(rng, size, frames=2, variety=rng.uniform(0, most))
         for frame in range(2):
             yield f"patient{number + 1:03d}_frame{frame + 1:02d}", image[..., frame], label[..., frame]
@@ -96,7 +95,7 @@ def write_photos(
 ) -> Path:
     """Write a dataset folder as :func:`write_dataset`, with JPG photographs of moles and PNG masks (0 and 255)."""
 
-    def cases(number: int) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
+    def cases(number: int, _: str) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         yield f"photo_{number:03d}", *make_photo(np.random.default_rng([seed, number]), size)
 
     return _write(Path(folder) / name, ["background", "lesion"], counts, cases, None)
@@ -233,10 +232,10 @@ def _write(
     path: Path,
     labels: Sequence[str],
     counts: dict[str, int],
-    cases: Callable[[int], Iterable[tuple[str, np.ndarray, np.ndarray]]],
+    cases: Callable[[int, str], Iterable[tuple[str, np.ndarray, np.ndarray]]],
     spacing: Sequence[float] | None,
 ) -> Path:
-    """Write a data list and its files; ``cases`` gives name, image and label of each scan of a numbered patient."""
+    """Write a data list and its files; ``cases`` gives name, image and label of each scan of a patient in a list."""
     content: dict = {
         "name": "Synthetic",
         "modality": {"0": "synthetic"},
@@ -246,7 +245,7 @@ def _write(
     for list_name, count in counts.items():
         content[list_name] = []
         for number in (next(numbers) for _ in range(count)):
-            for name, image, label in cases(number):
+            for name, image, label in cases(number, list_name):
                 case = {"image": _save(path.parent / "images" / name, image, spacing)}
                 if list_name != "unlabeled":
                     case["label"] = _save(path.parent / "labels" / name, label, spacing)
