@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import COMPILES, SHORT_AXIS
+from monai.bundle import ConfigParser
 from starter import finish, start
+from sync_batch_norm import synchronize_batch_norm
 from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -21,7 +23,7 @@ from custom.losses import CrossMatchLoss
 from custom.networks import UNet, VNet
 from custom.perturbations import CutMix
 from custom.trainer import CrossMatchTrainer
-from custom.utils.distributed import CPUSyncBatchNorm, any_rank, gather_in_turn, synchronize_batch_norm, wrap
+from custom.utils.distributed import any_rank, gather_in_turn, wrap
 from custom.utils.distributed import start as start_processes
 from custom.utils.errors import UserError
 
@@ -140,13 +142,19 @@ def test_one_process_exchanges_nothing():
     assert (any_rank(True), any_rank(False), gather_in_turn([1, 2])) == (True, False, [1, 2])
 
 
-def test_batch_norm_in_sync_keeps_names_and_parameters():
-    network = VNet(base_filters=2)
-    parameters, names = list(network.parameters()), list(network.state_dict())
-    synchronized = synchronize_batch_norm(network)
-    assert sum(isinstance(module, CPUSyncBatchNorm) for module in synchronized.modules()) > 10
-    assert [id(p) for p in synchronized.parameters()] == [id(p) for p in parameters]
-    assert list(synchronized.state_dict()) == names
+@pytest.mark.parametrize("bundle", ["crossmatch_la"], indirect=True)
+def test_batch_norm_in_sync_is_pytorch_s_and_keeps_names_and_number_of_parameters(bundle):
+    def read(sync_batch_norm: bool) -> nn.Module:
+        parser = ConfigParser()
+        parser.read_config([bundle.configs / "train.yaml", bundle.configs / "multi_gpu_train.yaml"])
+        changes = {"bundle_root": str(bundle.folder), "device": "cpu", "base_filters": 2}
+        parser.update(changes | {"sync_batch_norm": sync_batch_norm})
+        return parser.get_parsed_content("network")
+
+    own, synchronized = read(False), read(True)
+    assert sum(isinstance(module, nn.SyncBatchNorm) for module in synchronized.modules()) > 10
+    assert not any(isinstance(module, nn.SyncBatchNorm) for module in own.modules())
+    assert list(synchronized.state_dict()) == list(own.state_dict())
 
 
 def _torchrun(
@@ -207,7 +215,7 @@ def test_a_rank_that_dies_ends_the_job_or_restarts_it_from_the_last_checkpoint(
 @SHORT_AXIS
 def test_several_processes_train_and_score_every_case_once(bundle, tiny_dataset, tmp_path):
     for run_id, configs in (("training", ["train"]), ("evaluating", ["train", "evaluate"])):
-        command = _torchrun(bundle, tiny_dataset, tmp_path, run_id, configs, sync_batch_norm=True)
+        command = _torchrun(bundle, tiny_dataset, tmp_path, run_id, configs)
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
         assert done.stderr.count("Checking:   0%") == 1  # one process shows bars

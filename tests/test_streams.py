@@ -3,10 +3,9 @@ import logging
 import numpy as np
 import pytest
 import torch
-from monai.data import DataLoader
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 
-from custom.data.streams import Draw, SampleDataset, StreamLoader, StreamSampler, default_num_workers, start_worker
+from custom.data.streams import Draw, SampleDataset, StreamDataLoader, StreamLoader, StreamSampler, default_num_workers
 from custom.utils.randomness import derived_seed, private_generators
 
 
@@ -105,12 +104,11 @@ def test_ranks_share_what_one_process_with_a_larger_batch_draws(num_ranks):
         assert drawn == together[2 * num_ranks * iteration : 2 * num_ranks * (iteration + 1)]
 
 
-def _noisy_loader(num_workers: int) -> DataLoader:
+def _noisy_loader(num_workers: int) -> StreamDataLoader:
     torch.manual_seed(0)
     views = Compose([RandFlipd("image", prob=0.5), RandGaussianNoised("image", prob=0.5), _draw_globally])
     samples = SampleDataset([{"image": torch.randn(1, 8, 8)} for _ in range(5)], views)
-    settings = {"num_workers": num_workers, "worker_init_fn": start_worker, "persistent_workers": num_workers > 0}
-    return DataLoader(samples, sampler=StreamSampler(samples, 2, seed=7, stream=0), batch_size=2, **settings)
+    return StreamDataLoader(samples, batch_size=2, seed=7, stream=0, num_workers=num_workers)
 
 
 def _draw_globally(sample: dict) -> dict:

@@ -21,11 +21,11 @@ import numpy as np
 from PIL import Image
 
 from custom.data.datalist import read_lists
-from custom.handlers.checkpoints import RUNTIME_KEYS
 from custom.report.drawing import new_figure
 from custom.report.pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
 from custom.report.record import data_list_record, read_run_record, training_seconds
 from custom.utils import cli
+from custom.utils.config import flat_config
 from custom.utils.errors import UserError
 from custom.utils.names import MEAN, groups, patient_name
 from custom.utils.tables import write_csv
@@ -161,21 +161,16 @@ def _read(arm: str, folders: Sequence[Path]) -> list[_Run]:
     runs = []
     for folder in folders:
         record = read_run_record(folder)
-        settings = _flat({key: value for key, value in record.get("config", {}).items() if key != "seed"})
+        settings = _settings_of(record.get("config", {}))
         rows, curves = read_rows(folder / "metrics.csv"), read_curves(folder)
         runs.append(_Run(folder, record, rows, curves, settings, _lists(record), arm))
     return runs
 
 
-def _flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, str]:
-    """Settings as JSON by their path, without those that say where and how a run is computed."""
-    flat = {}
-    for name, value in node.items():
-        key = f"{prefix}{name}"
-        if key in RUNTIME_KEYS - {"max_iterations"} or key == "data_list":
-            continue
-        flat |= _flat(value, f"{key}::") if isinstance(value, Mapping) and value else {key: json.dumps(value)}
-    return flat
+def _settings_of(config: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as JSON by their path, without the seed and those that say where and how a run is computed."""
+    leave_out = {"seed", "data_list", *config.get("runtime_keys", ())} - {"max_iterations"}
+    return {path: json.dumps(value) for path, value in flat_config(config, leave_out).items()}
 
 
 def _lists(record: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:

@@ -28,7 +28,7 @@ import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
 
 from custom.data.datalist import default_evaluation_list, read_lists
-from custom.handlers.checkpoints import EXIT_STOPPED, RUNTIME_KEYS
+from custom.handlers.checkpoints import EXIT_STOPPED
 from custom.utils import cli
 from custom.utils.errors import UserError
 from custom.utils.files import whole_file
@@ -245,12 +245,17 @@ def _configs(files: Sequence[str], arms: Mapping[str, dict[str, Any]]) -> tuple[
                 raise
             problems += str(error.__cause__).split("\n  - ")[1:]
         # Where it is computed, and what it is scored with, do not make an arm.
-        config = {k: v for k, v in workflow.parser.get().items() if k not in RUNTIME_KEYS - {"max_iterations"}}
+        config = {k: v for k, v in workflow.parser.get().items() if k not in _runtime_keys(base)}
         numbers = json.loads(json.dumps(config, default=str), parse_int=float)  # 0 and 0.0 are one value
         configs[arm] = json.dumps(numbers, sort_keys=True)
         for problem in problems:
             refused.setdefault(problem, []).append(arm)
     return configs, [f"arm {', '.join(names)}: {problem}" for problem, names in refused.items()]
+
+
+def _runtime_keys(config: ConfigParser | Mapping[str, Any]) -> set[str]:
+    """Settings that say where and how a run is computed, but for its length, which makes an arm."""
+    return set(config["runtime_keys"]) - {"max_iterations"}
 
 
 def _exists(node: Any, key: str) -> bool:
@@ -319,7 +324,7 @@ def _keep_plan(folder: Path, plan: Mapping[str, Any], runs: Sequence[Run]) -> No
         "bundle": plan["bundle"],
         "baseline": plan.get("baseline"),
         "configs": hashlib.sha256(json.dumps(configs, sort_keys=True, default=str).encode()).hexdigest(),
-        "runs": {run.name: _run_record(run) for run in runs},
+        "runs": {run.name: _run_record(run, _runtime_keys(configs[0])) for run in runs},
     }
     earlier = json.loads((folder / PLAN).read_text()) if (folder / PLAN).is_file() else None
     if earlier is None and folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -338,8 +343,8 @@ def _keep_plan(folder: Path, plan: Mapping[str, Any], runs: Sequence[Run]) -> No
         part.write_text("".join(f"{run.line}\n" for run in runs))
 
 
-def _run_record(run: Run) -> dict[str, Any]:
-    kept = {key: value for key, value in run.settings.items() if key not in RUNTIME_KEYS - {"max_iterations"}}
+def _run_record(run: Run, runtime_keys: set[str]) -> dict[str, Any]:
+    kept = {key: value for key, value in run.settings.items() if key not in runtime_keys}
     checksum = hashlib.sha256(Path(run.datalist).read_bytes()).hexdigest()
     # As JSON gives it back.
     return json.loads(json.dumps({"arm": run.arm, "seed": run.seed, "data_list": checksum, "settings": kept}))

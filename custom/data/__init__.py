@@ -13,7 +13,7 @@ from .nifti import NiftiWriter, SeriesWriter
 from .photos import PHOTO_ENDINGS, PhotoReader, is_colored, is_photo
 from .readers import LoadLabel, LoadScan, LoadScand
 from .scans import Scans, find_scans, refuse_left_out
-from .streams import Draw, SampleDataset, StreamLoader, StreamSampler, default_num_workers, start_worker
+from .streams import Draw, SampleDataset, StreamDataLoader, StreamLoader, StreamSampler, default_num_workers
 
 __all__ = [
     "LISTS",
@@ -33,6 +33,7 @@ __all__ = [
     "SeriesReader",
     "SeriesWriter",
     "Slice",
+    "StreamDataLoader",
     "StreamLoader",
     "StreamSampler",
     "cached_dataset",
@@ -61,7 +62,6 @@ __all__ = [
     "refuse_left_out",
     "series_folders",
     "series_problems",
-    "start_worker",
     "tell_left_out",
     "to_label",
     "visible_files",

@@ -17,14 +17,22 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from monai.data import get_track_meta, set_track_meta
+from monai.data import get_track_meta, list_data_collate, set_track_meta
 from monai.transforms import Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..utils.names import case_name
 from ..utils.randomness import derived_seed, private_generators
 
-__all__ = ["Draw", "SampleDataset", "StreamLoader", "StreamSampler", "default_num_workers", "start_worker"]
+__all__ = [
+    "Draw",
+    "SampleDataset",
+    "StreamDataLoader",
+    "StreamLoader",
+    "StreamSampler",
+    "default_num_workers",
+    "start_worker",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -154,6 +162,46 @@ class StreamSampler(Sampler[Draw]):
                 index = int(order[position % self.size])
                 yield Draw(index, derived_seed(self.seed, self.stream, 1, position))
             iteration += 1
+
+
+class StreamDataLoader(DataLoader):
+    """Draw one stream in batches, for ever.
+
+    Unlike MONAI's ``DataLoader``, it brings its :class:`StreamSampler`, and processes that live as long as itself and
+    outlive a SIGTERM that is meant for the training.
+
+    Args:
+        dataset: the samples.
+        batch_size: samples per iteration and process.
+        seed: the run's.
+        stream: a number that tells one stream of the run from another.
+        rank: number of this process among those that train together.
+        num_ranks: how many they are.
+        num_workers: processes that draw samples; 0 draws in this one.
+        kwargs: further arguments of PyTorch's ``DataLoader``, such as ``pin_memory``.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        stream: int,
+        rank: int = 0,
+        num_ranks: int = 1,
+        num_workers: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(
+            dataset,
+            batch_size,
+            sampler=StreamSampler(dataset, batch_size, seed, stream, rank, num_ranks),
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            collate_fn=list_data_collate,
+            worker_init_fn=start_worker,
+            **kwargs,
+        )
 
 
 class StreamLoader:

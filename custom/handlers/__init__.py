@@ -1,6 +1,5 @@
 """Ignite handlers, one idea a file."""
 
-from .average import WeightAverage
 from .batch_norm import BatchNormRecalibration
 from .best_weights import BestWeights, WeightsCheckpointLoader
 from .checkpoints import EXIT_STOPPED, Checkpoints, Stateful
@@ -26,6 +25,5 @@ __all__ = [
     "TensorBoardSession",
     "ViewPanels",
     "VolumeTable",
-    "WeightAverage",
     "WeightsCheckpointLoader",
 ]

@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import torch
 from ignite.engine import Engine, Events
 
+from ..utils.config import flat_config
 from ..utils.distributed import any_rank, gather_in_turn
 from ..utils.errors import UserError
 from ..utils.files import whole_file
@@ -30,52 +31,6 @@ __all__ = ["EXIT_STOPPED", "Checkpoints", "Stateful"]
 #: Exit code of a training that was asked to stop and wrote a checkpoint: "temporary failure, try again" (sysexits.h).
 EXIT_STOPPED = 75
 _PATTERN = "iteration_*.pt"
-#: Settings that say where and how a training is run, not what it computes; another value is no reason not to go on.
-#: ``max_iterations`` only says when it ends: the schedules have lengths of their own.
-RUNTIME_KEYS = {
-    *("bundle_root", "_code_path", "imports", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "cache_dir"),
-    *(
-        "device",
-        "num_workers",
-        "keep_memory",
-        "train::dataloader::pin_memory",
-        "unlabeled::dataloader::pin_memory",
-        "cache",
-        "cache_rate",
-        "sw_batch_size",
-        "rank",
-        "dataset",
-        "checks",
-        "cases_from_client",
-        "join",
-        "leave",
-    ),
-    *(
-        "ckpt_interval",
-        "n_saved",
-        "resume",
-        "lock",
-        "can_write",
-        "max_iterations",
-        "panel_interval",
-        "collapse_patience",
-        "run_record",
-        "checkpoints",
-        "tensorboard",
-        "scalars",
-    ),
-    *(
-        "initialize",
-        "training",
-        "finalize",
-        "run",
-        "save_execute_config",
-        "experiment_name",
-        "run_name",
-        "tracking_uri",
-    ),
-    *("train::handlers", "validate::handlers", "displayable_configs"),
-}
 logger = logging.getLogger(__name__)
 
 
@@ -103,12 +58,14 @@ class Checkpoints:
         parts: what training changes, by name; ``network`` must be among them, ``average`` may be. None values are left
             out.
         config: the resolved configuration, plain values by name; a checkpoint of another one is refused.
-        max_iterations: where training ends.
+        max_iterations: where training ends; the schedules have lengths of their own.
         interval: iterations between two checkpoints.
         n_saved: how many are kept; at least 2, so that a damaged one does not lose the run.
         resume: go on from the newest checkpoint, when there is one. False starts anew, and moves those that are there
             to ``FOLDER_previous``.
         rank: number of this process among those that train together; only 0 writes.
+        runtime_keys: paths in ``config`` that say where and how a training runs, not what it computes, such as
+            ``train::handlers``; another value of theirs is no reason not to resume.
 
     Raises:
         UserError: when ``interval`` or ``n_saved`` is too small.
@@ -124,6 +81,7 @@ class Checkpoints:
         n_saved: int = 2,
         resume: bool = True,
         rank: int = 0,
+        runtime_keys: Iterable[str] = (),
     ) -> None:
         if interval < 1 or n_saved < 2:
             raise UserError(
@@ -132,6 +90,7 @@ class Checkpoints:
         self.folder = Path(folder)
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.config = dict(config)
+        self.runtime_keys = frozenset(runtime_keys)
         self.max_iterations = max_iterations
         self.interval = interval
         self.n_saved = n_saved
@@ -166,7 +125,7 @@ class Checkpoints:
         if self.rank == 0:
             save_weights(self.parts["network"], self.folder.parent / "model.pt")
             if "average" in self.parts:
-                save_weights(self.parts["average"].module, self.folder.parent / "model_ema.pt")
+                save_weights(self.parts["average"], self.folder.parent / "model_ema.pt")
         self.save(finished=True)
         self.finished = True
 
@@ -204,7 +163,8 @@ class Checkpoints:
             return
 
     def _refuse_other_config(self, path: Path, config: dict[str, Any]) -> None:
-        found, wanted = _flat(config), _flat(json.loads(json.dumps(self.config)))
+        found = flat_config(config, self.runtime_keys)
+        wanted = flat_config(json.loads(json.dumps(self.config)), self.runtime_keys)
         differing = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
         lines = [f"{key}: there {_text(found, key)}, now {_text(wanted, key)}" for key in differing]
         if lines:
@@ -309,20 +269,6 @@ def _read(path: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged file fails in many ways
         return None
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Name every value by its path, without those of :data:`RUNTIME_KEYS`."""
-    flat = {}
-    for name, value in config.items():
-        key = f"{prefix}{name}"
-        if key in RUNTIME_KEYS:
-            continue
-        if isinstance(value, dict) and value:
-            flat |= _flat(value, f"{key}::")
-        else:
-            flat[key] = value
-    return flat
 
 
 def _text(config: Mapping[str, Any], key: str) -> str:

@@ -11,7 +11,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from .errors import UserError, show_user_errors_plainly
 from .ranges import range_problems
 from .settings import UnfitError, guess, is_expression, read_as, shown, typed_settings
 
-__all__ = ["check_config", "client_gives_cases", "refuse_newer_bundle", "resolved_config"]
+__all__ = ["check_config", "client_gives_cases", "flat_config", "refuse_newer_bundle", "resolved_config"]
 
 #: Top-level keys that MONAI's own clients set, whether a bundle reads them or not: federated, Label with tracking.
 CLIENT_KEYS = {"run_name", "tracking_uri", "experiment_name"}
@@ -128,6 +128,20 @@ def resolved_config() -> dict[str, Any]:
         found = value if _has_components(key, config) else _plain(parser.get_parsed_content(key))
         resolved[key] = _plain(value if callable(found) else found)
     return resolved
+
+
+def flat_config(config: Mapping[str, Any], leave_out: Container[str] = (), prefix: str = "") -> dict[str, Any]:
+    """Name every value of a config by its path, such as ``train::handlers``, without the paths to leave out."""
+    flat = {}
+    for name, value in config.items():
+        path = f"{prefix}{name}"
+        if path in leave_out:
+            continue
+        if isinstance(value, Mapping) and value:
+            flat |= flat_config(value, leave_out, f"{path}::")
+        else:
+            flat[path] = value
+    return flat
 
 
 def _has_components(key: str, config: Mapping[str, Any], seen: frozenset[str] = frozenset()) -> bool:
@@ -291,7 +305,8 @@ def _mend_tracking(parser: ConfigParser) -> None:
     loss in a way that fits a list of outputs only, at every iteration.
     """
     config = parser.get()
-    handlers = [h for h in config.get("train", {}).get("handlers", []) if h.get("_target_") == "MLFlowHandler"]
+    handlers = [handler for handler in config.get("train", {}).get("handlers", []) if contains_target(handler)]
+    handlers = [handler for handler in handlers if handler["_target_"] == "MLFlowHandler"]
     path, folder = config.get("save_execute_config"), config.get("output_dir")
     if isinstance(path, str) and isinstance(folder, str) and not folder.startswith("$"):
         config["save_execute_config"] = path.replace(f"{folder} + '", folder).removesuffix("'")

@@ -17,14 +17,12 @@ from typing import Any, TypeVar
 import torch
 from torch import distributed, nn
 from torch.distributed.nn.functional import all_reduce
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from .errors import UserError
 
 __all__ = [
-    "CPUSyncBatchNorm",
     "any_rank",
     "gather_in_turn",
     "local_device",
@@ -33,7 +31,6 @@ __all__ = [
     "start",
     "stop",
     "sum_over_ranks",
-    "synchronize_batch_norm",
     "without_exchange",
     "wrap",
 ]
@@ -135,51 +132,3 @@ def share_buffers(network: nn.Module) -> None:
     if _together():
         for buffer in network.buffers():
             distributed.broadcast(buffer, 0)
-
-
-def synchronize_batch_norm(network: nn.Module) -> nn.Module:
-    """Let every batch norm take its statistics over the batches of all ranks, PyTorch's way on GPUs."""
-    if next(network.parameters()).is_cuda:
-        return nn.SyncBatchNorm.convert_sync_batchnorm(network)
-    for parent in list(network.modules()):
-        for name, norm in parent.named_children():
-            if isinstance(norm, _BatchNorm) and not isinstance(norm, CPUSyncBatchNorm):
-                setattr(parent, name, CPUSyncBatchNorm.like(norm))
-    return network
-
-
-class CPUSyncBatchNorm(_BatchNorm):
-    """Batch norm over the batches of all ranks, BCH[WD], on the CPU; PyTorch's own refuses CPU tensors.
-
-    The ranks must have batches of the same size.
-    """
-
-    @classmethod
-    def like(cls, norm: _BatchNorm) -> CPUSyncBatchNorm:
-        """Take the place of a batch norm: the same settings, and the very same parameters and buffers."""
-        twin = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        twin._parameters, twin._buffers, twin.training = norm._parameters, norm._buffers, norm.training
-        return twin
-
-    def _check_input_dim(self, x: torch.Tensor) -> None:
-        if x.ndim < 2:
-            raise ValueError(f"expected BCH[WD], got shape {tuple(x.shape)}.")
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Normalize; with running statistics in eval mode, as any batch norm."""
-        if not self.training or not _together():
-            return super().forward(x)
-        dtype, x = x.dtype, x.float()
-        axes = [0, *range(2, x.ndim)]
-        shape = [1, -1, *[1] * (x.ndim - 2)]
-        mean = mean_over_ranks(x.mean(axes))
-        variance = mean_over_ranks((x - mean.view(shape)).square().mean(axes))
-        self._update(mean.detach(), variance.detach(), x.numel() // x.shape[1] * distributed.get_world_size())
-        scale = self.weight * (variance + self.eps).rsqrt()
-        return ((x - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(dtype)
-
-    def _update(self, mean: torch.Tensor, variance: torch.Tensor, count: int) -> None:
-        self.num_batches_tracked.add_(1)
-        momentum = 1 / int(self.num_batches_tracked) if self.momentum is None else self.momentum
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(variance * (count / (count - 1)), momentum)
