@@ -16,6 +16,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 
 from custom.utils.names import case_name
+from tools.sync_configs import MARKER, SHARED_TAILS, SHARED_WHOLE
 from tools.synthetic import make_heart, make_photo
 
 INTERFACE = [
@@ -45,7 +46,6 @@ PLACES = {  # where the run is started, and how the configs are named from there
     "bundle folder": lambda bundle: (bundle.folder, "configs"),
     "another folder": lambda bundle: (None, bundle.configs),
 }
-MARKER = "# ==== the method: from here on all bundles are the same"
 
 
 def _cases(datalist: Path, name: str) -> list[dict[str, str]]:
@@ -370,18 +370,18 @@ def test_train_config_has_the_interface_keys(bundle):
     assert set(INTERFACE) <= set(_config(bundle, "train"))
 
 
-@pytest.mark.parametrize("name", ["train", "inference"])
+@pytest.mark.parametrize("name", SHARED_TAILS)
 def test_all_bundles_have_the_same_method(name):
     tails = {}
     for bundle in BUNDLES.values():
-        head, marker, tail = (bundle.configs / f"{name}.yaml").read_text().partition(MARKER)
+        head, marker, tail = (bundle.configs / name).read_text().partition(MARKER)
         assert head, bundle.name
         assert marker, bundle.name
         tails[bundle.name] = tail
-    assert len(set(tails.values())) == 1, f"{name}.yaml differs after the marker line between {', '.join(tails)}"
+    assert len(set(tails.values())) == 1, f"{name} differs: run python -m tools.sync_configs"
 
 
-@pytest.mark.parametrize("name", ["multi_gpu_train.yaml", "logging.conf"])
+@pytest.mark.parametrize("name", SHARED_WHOLE)
 def test_what_does_not_depend_on_the_data_is_the_same_file_in_all_bundles(name):
     assert len({(bundle.configs / name).read_text() for bundle in BUNDLES.values()}) == 1
 
