@@ -517,3 +517,26 @@ def test_masks_of_photographs_have_the_size_that_viewers_show(trained, run_bundl
         mask = np.asarray(Image.open(tmp_path / "eval" / f"{name}_seg.png"))
         assert mask.shape == size
         assert set(np.unique(mask)) <= {0, 255}
+
+
+@LEFT_ATRIUM
+def test_inference_takes_the_settings_of_the_training_from_beside_the_weights(
+    trained, run_bundle, tiny_dataset, tmp_path
+):
+    settings = json.loads(trained.with_suffix(".json").read_text())
+    assert settings["base_filters"] == 2
+    assert settings["spacing"] is None
+    assert settings == json.loads((tmp_path / "models" / "model_best.json").read_text())
+    read = {"patch_size": ..., "stride": ..., "spacing": ..., "base_filters": ..., "datalist": str(tiny_dataset)}
+    run_bundle("inference", ["inference"], **read)
+    assert len(list((tmp_path / "eval").glob("*_seg.nii.gz"))) == 4
+    run_bundle("evaluating", ["train", "evaluate"], **read)
+    assert (tmp_path / "eval" / "metrics.csv").is_file()
+    workflow = run_bundle("inference", ["inference"], **read | {"stride": [8, 8, 8]})
+    assert list(workflow.parser.get_parsed_content("inferer").roi_size) == [16, 16, 16]
+    assert workflow.parser["stride"] == [8, 8, 8]
+    with pytest.raises(RuntimeError) as error:
+        run_bundle("inference", ["inference"], **read | {"patch_size": [32, 32, 32], "base_filters": 4})
+    text = str(error.getrepr(chain=True))
+    assert "--patch_size: trained with [16, 16, 16], got [32, 32, 32]" in text
+    assert "--base_filters: trained with 2, got 4" in text

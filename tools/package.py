@@ -23,7 +23,7 @@ from custom.utils.cli import run
 from custom.utils.config import refuse_newer_bundle
 from custom.utils.errors import UserError
 from custom.utils.files import whole_file
-from custom.utils.weights import read_weights
+from custom.utils.weights import read_weights, settings_path
 
 __all__ = ["check_archive", "package", "write_archive"]
 
@@ -112,10 +112,12 @@ def _weight_files(folder: Path, weights: str | None, url: str | None) -> dict[st
     advice = "pack weights of the network in inference.yaml, not those of quick.yaml, or none with --weights None"
     read_weights(path, parser.get_parsed_content("network_def"), advice)
     content = path.read_bytes()
+    settings = settings_path(path)
+    beside = {"models/model.json": settings.read_bytes()} if settings.is_file() else {}
     if url is None:
-        return {"models/model.pt": content}
+        return {"models/model.pt": content} | beside
     entry = {"path": "models/model.pt", "url": str(url), "hash_val": _sha256(content), "hash_type": "sha256"}
-    return {"large_files.yml": yaml.safe_dump({"large_files": [entry]}, sort_keys=False).encode()}
+    return {"large_files.yml": yaml.safe_dump({"large_files": [entry]}, sort_keys=False).encode()} | beside
 
 
 def write_archive(archive: Path, name: str, files: Files) -> None:

@@ -29,13 +29,22 @@ class BestWeights:
             is no validation list: nothing is written then.
         path: the weights' file.
         rank: number of this process among those that train together; only 0 writes.
+        settings: written beside the weights, for inference.
     """
 
-    def __init__(self, network: nn.Module, validator: Engine | None, path: str, rank: int = 0) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        validator: Engine | None,
+        path: str,
+        rank: int = 0,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
         self.network = network
         self.validator = validator
         self.path = Path(path)
         self.rank = rank
+        self.settings = settings
         self.best: dict[str, Any] = {"metric": None, "iteration": 0}
 
     def attach(self, trainer: Engine) -> None:
@@ -48,7 +57,7 @@ class BestWeights:
         if self.best["metric"] is None or metric > self.best["metric"]:
             self.best = {"metric": metric, "iteration": trainer.state.iteration}
             if self.rank == 0:
-                save_weights(self.network, self.path)
+                save_weights(self.network, self.path, self.settings)
 
     def state_dict(self) -> dict[str, Any]:
         """Best metric so far and its iteration."""

@@ -66,6 +66,7 @@ class Checkpoints:
         rank: number of this process among those that train together; only 0 writes.
         runtime_keys: paths in ``config`` that say where and how a training runs, not what it computes, such as
             ``train::handlers``; another value of theirs is no reason not to resume.
+        settings: written beside the final weights, for inference.
 
     Raises:
         UserError: when ``interval`` or ``n_saved`` is too small.
@@ -82,6 +83,7 @@ class Checkpoints:
         resume: bool = True,
         rank: int = 0,
         runtime_keys: Iterable[str] = (),
+        settings: Mapping[str, Any] | None = None,
     ) -> None:
         if interval < 1 or n_saved < 2:
             raise UserError(
@@ -91,6 +93,7 @@ class Checkpoints:
         self.parts = {name: part for name, part in parts.items() if part is not None}
         self.config = dict(config)
         self.runtime_keys = frozenset(runtime_keys)
+        self.settings = settings
         self.max_iterations = max_iterations
         self.interval = interval
         self.n_saved = n_saved
@@ -123,9 +126,9 @@ class Checkpoints:
     def finish(self) -> None:
         """Write the final weights beside the folder: ``model.pt``, and ``model_ema.pt`` when they were averaged."""
         if self.rank == 0:
-            save_weights(self.parts["network"], self.folder.parent / "model.pt")
+            save_weights(self.parts["network"], self.folder.parent / "model.pt", self.settings)
             if "average" in self.parts:
-                save_weights(self.parts["average"], self.folder.parent / "model_ema.pt")
+                save_weights(self.parts["average"], self.folder.parent / "model_ema.pt", self.settings)
         self.save(finished=True)
         self.finished = True
 

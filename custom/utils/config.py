@@ -23,6 +23,7 @@ from .arguments import contains_target, did_you_mean, unknown_arguments
 from .errors import UserError, show_user_errors_plainly
 from .ranges import range_problems
 from .settings import UnfitError, guess, is_expression, read_as, shown, typed_settings
+from .weights import read_settings, settings_path
 
 __all__ = ["check_config", "client_gives_cases", "flat_config", "refuse_newer_bundle", "resolved_config"]
 
@@ -98,9 +99,11 @@ def check_config() -> None:
     problems += unknown_arguments(rest, defaults, EXAMPLES, known_paths)
     if problems:
         raise UserError("unknown setting, nothing was run:", problems)
-    _settle_all(config, defaults)
+    typed = typed_settings(sys.argv[1:]) if Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") else {}
+    _settle_all(config, defaults, typed)
     _mend_tracking(workflow.parser)
     workflow.parser.parse(reset=True)  # it had been parsed before the first expression was evaluated
+    _take_trained_settings(workflow.parser, defaults, typed)
     problems = range_problems(workflow.parser, defaults)
     if problems:
         raise UserError("setting out of range, nothing was run:", problems)
@@ -183,19 +186,45 @@ def _defaults(files: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
     return {key: value for file in (*files, base) for key, value in file.items() if "::" not in key and "#" not in key}
 
 
-def _settle_all(config: dict[str, Any], defaults: Mapping[str, Any]) -> None:
+def _settle_all(config: dict[str, Any], defaults: Mapping[str, Any], typed: Mapping[str, str | bool]) -> None:
     """Give every setting of a config the kind of its default.
 
     Raises:
         UserError: names those of another kind.
     """
-    typed = typed_settings(sys.argv[1:]) if Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") else {}
     settling = _Settling(defaults, typed)
     for key in config:
         if key != ConfigParser.meta_key:
             config[key] = settling.settle(config[key], defaults.get(key, _ABSENT), key)
     if settling.problems:
         raise UserError("setting of another kind, nothing was run:", settling.problems)
+
+
+def _take_trained_settings(parser: ConfigParser, defaults: Mapping[str, Any], typed: Mapping[str, str | bool]) -> None:
+    """Put settings that the weights were trained with in the place of defaults.
+
+    Raises:
+        UserError: names settings that were given and differ from those of the training.
+    """
+    if "ckpt_path" not in parser:
+        return
+    weights = parser.get_parsed_content("ckpt_path")
+    config, problems = parser.get(), []
+    for name, trained in read_settings(weights).items():
+        given = _plain(parser.get_parsed_content(name)) if name in config else trained
+        if given == trained:
+            continue
+        if name not in typed and config[name] == defaults.get(name):
+            config[name] = trained
+        elif name != "stride":  # which only trades time for accuracy
+            problems.append(f"--{name}: trained with {shown(trained)}, got {shown(given)}.")
+    if problems:
+        raise UserError(
+            f"{weights} was trained with other settings; leave these out, since they are read from "
+            f"{settings_path(weights).name} beside it:",
+            problems,
+        )
+    parser.parse(reset=True)
 
 
 class _Settling:

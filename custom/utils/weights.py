@@ -1,7 +1,8 @@
-"""Read weights as plain tensors, and say in one message why they do not fit a network."""
+"""Weights as plain tensors, and beside them the settings that inference must share with their training."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,47 @@ from torch import nn
 from .errors import UserError
 from .files import whole_file
 
-__all__ = ["read_weights", "save_weights", "weight_problems"]
+__all__ = ["read_settings", "read_weights", "save_weights", "settings_path", "weight_problems"]
 
 
-def save_weights(network: nn.Module, path: str | Path) -> None:
-    """Write a flat state dictionary, whole or not at all."""
+def save_weights(network: nn.Module, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
+    """Write a flat state dictionary, whole or not at all.
+
+    Args:
+        network: whose weights are written.
+        path: of the file.
+        settings: that inference must share, such as ``spacing``; they are written beside it, as ``model.json``.
+    """
     with whole_file(Path(path)) as part:
         torch.save(network.state_dict(), part)
+    if settings is not None:
+        with whole_file(settings_path(path)) as part:
+            part.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def settings_path(weights: str | Path) -> Path:
+    """Name the file that holds the settings of weights: ``model.json`` beside ``model.pt``."""
+    return Path(weights).with_suffix(".json")
+
+
+def read_settings(weights: str | Path) -> dict[str, Any]:
+    """Read the settings that weights were trained with; empty where none lie beside them.
+
+    Raises:
+        UserError: when the file cannot be read.
+    """
+    path = settings_path(weights)
+    if not path.is_file():
+        return {}
+    try:
+        settings = json.loads(path.read_text())
+    except ValueError as error:
+        raise UserError(
+            f"{path}: is not JSON ({error}); expected settings by name, as training writes them."
+        ) from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{path}: expected settings by name, as training writes them.")
+    return settings
 
 
 def read_weights(
