@@ -8,6 +8,7 @@ import statistics
 import time
 import traceback
 from collections.abc import Callable, Generator, Mapping
+from contextlib import suppress
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +20,8 @@ from custom.utils.errors import UserError
 __all__ = ["Measurement", "machine", "measure", "print_table", "resident_memory", "seconds"]
 
 Call = Callable[[], Any]
+#: How processes are started: anew, so that none has memory of another.
+CONTEXT = multiprocessing.get_context("spawn")
 
 
 class Measurement(NamedTuple):
@@ -83,13 +86,13 @@ def _here(build: Callable[[], Call], device: torch.device) -> Callable[[bool], A
 
 
 def _in_a_process(build: Callable[[], Call], device: torch.device) -> Callable[[bool], Any]:
-    context = multiprocessing.get_context("spawn")
-    pipe, other = context.Pipe()
-    context.Process(target=_serve, args=(other, build, device), daemon=True).start()
+    pipe, other = CONTEXT.Pipe()
+    CONTEXT.Process(target=_serve, args=(other, build, device), daemon=True).start()
     other.close()
 
     def ask(once_more: bool) -> Any:
-        pipe.send(once_more)
+        with suppress(BrokenPipeError):  # it has ended already, and its error waits to be read
+            pipe.send(once_more)
         answer = pipe.recv()
         if isinstance(answer, Exception):
             raise answer

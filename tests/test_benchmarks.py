@@ -7,9 +7,11 @@ from pathlib import Path
 import nibabel as nib
 import numpy as np
 import pytest
+import starter
 import torch
 from conftest import BUNDLES, LEFT_ATRIUM, SHORT_AXIS
 
+import benchmarks.timing
 from benchmarks.bundle import bundle_config
 from benchmarks.data_loading import data_loading
 from benchmarks.inference import inference
@@ -19,6 +21,13 @@ from custom.utils.errors import UserError
 from custom.utils.weights import save_weights
 
 
+@pytest.fixture
+def forks(monkeypatch) -> None:
+    """Processes that have imported all already."""
+    monkeypatch.setattr(benchmarks.timing, "CONTEXT", starter.CONTEXT)
+
+
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize(("bundle", "size"), [("la", [16, 16, 16]), ("acdc", [16, 16])])
 def test_both_orders_of_the_step_are_timed(bundle, size, capsys):
     training_step(bundle, patch_size=size, repeats=1, device="cpu")
@@ -36,6 +45,7 @@ def test_the_steps_can_share_a_process(capsys):
     assert re.search(r"original +\d+\.\d{3} s +1\.00 x +shared +\[\d+\.\d{3}\]\n", shown)
 
 
+@pytest.mark.usefixtures("forks")
 @SHORT_AXIS
 def test_labels_of_a_series_are_compared_frame_by_frame(bundle, tmp_path, capsys):
     torch.manual_seed(0)
@@ -49,6 +59,7 @@ def test_labels_of_a_series_are_compared_frame_by_frame(bundle, tmp_path, capsys
     assert f"of {2 * 96 * 96 * 3} voxels" in shown
 
 
+@pytest.mark.usefixtures("forks")
 @LEFT_ATRIUM
 def test_inference_is_timed_and_its_labels_compared(bundle, tiny_dataset, tmp_path, capsys):
     torch.manual_seed(0)
@@ -98,6 +109,7 @@ def _broken():
     return lambda: 1 / 0
 
 
+@pytest.mark.usefixtures("forks")
 @pytest.mark.parametrize(("builder", "error"), [(_without_a_file, UserError), (_broken, RuntimeError)])
 def test_what_goes_wrong_in_an_alternative_is_raised(builder, error):
     with pytest.raises(error, match="no such file" if error is UserError else "ZeroDivisionError"):

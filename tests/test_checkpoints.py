@@ -1,13 +1,12 @@
 """Weights of the original code become ours, and anything else is refused in words that help."""
 
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from conftest import ROOT
+from starter import run_command
 
 from custom.networks import PerturbedNetwork, UNet, VNet
 from custom.utils.errors import UserError
@@ -201,8 +200,7 @@ def test_wrong_flags_are_refused(source, tmp_path):
 @pytest.mark.parametrize("there", [True, False])
 def test_command_line_converts_or_says_why_not(there, source, tmp_path):
     given = source if there else tmp_path / "absent.pth"
-    command = [sys.executable, "-m", "tools.convert_weights", "--source", given, "--output", tmp_path / "model.pt"]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_command("tools.convert_weights", "--source", given, "--output", tmp_path / "model.pt", cwd=ROOT)
     assert done.returncode == (0 if there else 1)
     assert "Traceback" not in done.stderr
     assert (tmp_path / "model.pt").exists() == there

@@ -1,15 +1,12 @@
 """The commands of the documentation run, on synthetic scans and with tiny settings."""
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 from conftest import BUNDLES, ROOT
+from starter import run_command
 
 from tools.synthetic import write_dataset
 
@@ -31,17 +28,10 @@ def test_own_data_guide_leads_from_scans_to_predictions(tmp_path):
         if "monai.bundle" in command:
             settings = BUNDLES["crossmatch_la"].settings(command[4], num_workers=0)
             command += [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-        done = _run(command, tmp_path)
+        done = run_command(*command[2:], cwd=tmp_path)
         assert done.returncode == 0, done.stderr
     assert (tmp_path / "runs" / "own" / "metrics.csv").is_file()
     assert len(list((tmp_path / "runs" / "own" / "predictions").glob("*_seg.nii.gz"))) == 8
-
-
-def _run(command: list[str], folder: Path) -> subprocess.CompletedProcess:
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    return subprocess.run(
-        [sys.executable, *command[1:]], cwd=folder, env=environment, capture_output=True, text=True, check=False
-    )
 
 
 def test_flags_are_written_as_yaml_writes_them():

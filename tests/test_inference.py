@@ -2,18 +2,17 @@
 
 import csv
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
-from conftest import LEFT_ATRIUM, ROOT, SHORT_AXIS
+from conftest import LEARNABLE, LEFT_ATRIUM, ROOT, SHORT_AXIS
 from monai.transforms import LoadImage
 from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
-from test_bundles import LEARNABLE, ByIntensity
+from starter import run_command
+from test_bundles import ByIntensity
 
 from custom.networks import VNet
 
@@ -27,27 +26,6 @@ RAW = {"spacing": [1.0, 1.0, 1.0], "amp": False}
 
 def _noise(shape=(26, 22, 12)) -> np.ndarray:
     return 100 * np.random.default_rng(0).normal(size=shape).astype(np.float32)
-
-
-@pytest.fixture(scope="session")
-def learned(tmp_path_factory) -> dict[str, tuple[Path, dict, Path]]:
-    """Data list, settings and weights of a short training, by bundle; filled by :func:`trained`."""
-    return {}
-
-
-@pytest.fixture
-def trained(bundle, run_bundle, learned, tmp_path_factory) -> tuple[Path, dict, Path]:
-    """Data list, settings and weights of a training long enough to learn something, done once per bundle."""
-    if bundle.name not in learned:
-        size, settings, schedule, supervised, _ = LEARNABLE[bundle.name]
-        folder = tmp_path_factory.mktemp("learned")
-        datalist = bundle.write(folder / "data", {"training": 4, "unlabeled": 6, "validation": 4}, size=size)
-        ramp = {"start": 0.0, "end": 1.0, "delay": supervised, "rampup_iterations": 20}
-        options = {"unsupervised_weight": ramp, "batch_norm_recalibration": 10, "ckpt_dir": str(folder)}
-        run_bundle("training", ["train"], datalist=str(datalist), **settings, **schedule, **options)
-        network = {key: settings[key] for key in ("patch_size", "stride", "base_filters") if key in settings}
-        learned[bundle.name] = (datalist, network, folder / "model.pt")
-    return learned[bundle.name]
 
 
 @pytest.fixture
@@ -81,8 +59,8 @@ def test_predictions_of_dicom_folders_are_named_after_them_and_lie_on_their_grid
 
 
 @LEFT_ATRIUM
-def test_a_turned_and_resampled_scan_is_segmented_as_the_plain_one(trained, run_bundle, tmp_path):
-    datalist, settings, weights = trained
+def test_a_turned_and_resampled_scan_is_segmented_as_the_plain_one(learned, run_bundle, tmp_path):
+    datalist, settings, weights = learned[:3]
     case = json.loads(datalist.read_text())["validation"][0]
     image = nib.load(datalist.parent / case["image"])
     turned = image.slicer[:, :, :].as_reoriented(np.array([[2, -1], [0, 1], [1, -1]]))
@@ -101,8 +79,8 @@ def test_a_turned_and_resampled_scan_is_segmented_as_the_plain_one(trained, run_
 
 
 @LEFT_ATRIUM
-def test_probabilities_are_written_on_request_and_give_the_label_map(trained, run_bundle, tmp_path):
-    datalist, settings, weights = trained
+def test_probabilities_are_written_on_request_and_give_the_label_map(learned, run_bundle, tmp_path):
+    datalist, settings, weights = learned[:3]
     run_bundle(
         "inference",
         ["inference"],
@@ -143,8 +121,8 @@ def test_only_the_largest_component_of_each_class_is_kept_in_every_frame(run_bun
 
 
 @pytest.mark.parametrize("bundle", list(LEARNABLE), indirect=True)
-def test_the_most_uncertain_tenth_of_the_voxels_holds_half_of_the_errors(trained, run_bundle, tmp_path):
-    datalist, settings, weights = trained
+def test_the_most_uncertain_tenth_of_the_voxels_holds_half_of_the_errors(learned, run_bundle, tmp_path):
+    datalist, settings, weights = learned[:3]
     run_bundle("inference", ["inference"], datalist=str(datalist), ckpt_path=str(weights), uncertainty=True, **settings)
     uncertainty, wrong = [], []
     for case in json.loads(datalist.read_text())["validation"]:
@@ -165,8 +143,8 @@ def test_the_most_uncertain_tenth_of_the_voxels_holds_half_of_the_errors(trained
 
 
 @SHORT_AXIS
-def test_uncertainty_of_a_series_has_its_frames_and_changes_no_label(trained, run_bundle, tmp_path):
-    _, settings, weights = trained
+def test_uncertainty_of_a_series_has_its_frames_and_changes_no_label(learned, run_bundle, tmp_path):
+    _, settings, weights = learned[:3]
     write_nifti(tmp_path / "scans" / "cine.nii.gz", _noise((40, 36, 3, 4)), np.diag([1.4, 1.4, 8, 1]))
     options = {"dataset_dir": str(tmp_path / "scans"), "ckpt_path": str(weights), **settings}
     preds = []
@@ -182,11 +160,11 @@ def test_one_bad_volume_of_many_is_named_at_the_end_and_the_others_are_segmented
     for name in ("a", "b", "c"):
         write_nifti(tmp_path / "scans" / f"{name}.nii.gz", _noise())
     (tmp_path / "scans" / "b.nii.gz").write_bytes(b"\x1f\x8b\x08 cut off")
-    command = [sys.executable, "-m", "monai.bundle", "run", "inference"]
+    command = ["monai.bundle", "run", "inference"]
     command += ["--config_file", "bundles/crossmatch_la/configs/inference.yaml", "--base_filters", "2"]
     command += ["--patch_size", "[16,16,16]", "--stride", "[16,16,16]", "--spacing", "[1.0,1.0,2.0]"]
     command += ["--dataset_dir", tmp_path / "scans", "--ckpt_path", untrained, "--output_dir", tmp_path / "out"]
-    done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_command(*command, cwd=ROOT)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "error: 2 scan(s) segmented; left out, with 1 problem(s):" in done.stderr

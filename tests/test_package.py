@@ -8,7 +8,6 @@ metadata do not list. ``LEFT_ATRIUM_VOLUME`` may name a real volume for the comp
 import json
 import os
 import subprocess
-import sys
 import sysconfig
 import venv
 import zipfile
@@ -24,6 +23,7 @@ import torch
 from conftest import LEFT_ATRIUM, ROOT, Bundle
 from monai.bundle import ConfigParser
 from monai.transforms import LoadImage, NormalizeIntensity, Orientation
+from starter import run_command
 
 from custom import __version__
 from custom.inference import SlidingWindowProbabilities
@@ -34,6 +34,10 @@ from tools.package import check_archive, package, write_archive
 SCHEMA = Path(__file__).parent / "data" / "schema" / "meta_schema_20240725.json"
 #: Installed for development, and not in the metadata of any bundle.
 NOT_LISTED = ("h5py", "matplotlib", "onnxruntime", "pytest", "ruff")
+
+
+#: The other bundles have the same files but for the heads of their configs.
+VOLUMES_AND_SLICES = pytest.mark.parametrize("bundle", ["crossmatch_la", "crossmatch_acdc"], indirect=True)
 
 
 @pytest.fixture(scope="session")
@@ -85,6 +89,7 @@ def _tiny(bundle: Bundle, datalist: Path, run_id: str = "training") -> list[str]
     return [text for name, value in settings.items() for text in (f"--{name}", str(value))]
 
 
+@VOLUMES_AND_SLICES
 def test_unzipped_bundle_trains_evaluates_and_segments(trained, bundle, python, tiny_dataset):
     run = ("-m", "monai.bundle", "run")
     python(*run, "evaluating", *_configs(trained, "train", "evaluate"), *_tiny(bundle, tiny_dataset))
@@ -114,6 +119,7 @@ print(sys.modules[type(net).__module__].__file__, workflow.bundle_root)
 """
 
 
+@VOLUMES_AND_SLICES
 def test_monai_verifies_and_loads_the_unzipped_bundle_with_its_own_code(trained, python, tmp_path):
     (tmp_path / "schema.json").write_bytes(SCHEMA.read_bytes())  # found there, it is not downloaded
     code, root = python("-c", SCRIPT, trained, tmp_path / "schema.json").split()[-2:]
@@ -334,8 +340,7 @@ def test_a_bundle_newer_than_the_code_is_refused():
 @LEFT_ATRIUM
 def test_command_line_names_a_damaged_archive_in_one_line(archive):
     archive.write_bytes(archive.read_bytes()[:1000])
-    command = [sys.executable, "-m", "tools.package", str(archive)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_command("tools.package", archive, cwd=ROOT)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
     assert "error: " in done.stderr

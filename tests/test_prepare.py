@@ -2,8 +2,6 @@
 
 import json
 import os
-import subprocess
-import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pytest
 from conftest import ROOT
 from PIL import Image
 from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
+from starter import run_command
 
 from custom.data.datalist import load_datalist
 from custom.data.finding import own_scans
@@ -642,8 +641,7 @@ def test_a_file_that_is_cut_short_never_counts(tmp_path, monkeypatch):
 def test_command_line_says_what_is_wrong_and_writes_nothing(arguments, message, tmp_path):
     (tmp_path / "empty").mkdir()
     places = {"empty": str(tmp_path / "empty"), "out": str(tmp_path / "out")}
-    command = [sys.executable, "-m", "tools.prepare", *(text.format(**places) for text in arguments)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = run_command("tools.prepare", *(text.format(**places) for text in arguments), cwd=ROOT)
     assert done.returncode == 1
     assert message in done.stderr
     assert "Traceback" not in done.stderr

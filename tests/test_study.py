@@ -38,10 +38,12 @@ from tools.study import Run, study
 from tools.synthetic import write_hearts
 
 TINY = BUNDLES["crossmatch_acdc"].settings("training", max_iterations=10, val_interval=10, ckpt_interval=2)
-#: As small as it gets.
-SMALLEST = BUNDLES["crossmatch_acdc"].settings(
-    "training", base_filters=1, max_iterations=20, val_interval=20, panel_interval=100, batch_norm_recalibration=2
-)
+#: As small as it gets, by bundle.
+SMALL = {"base_filters": 1, "max_iterations": 20, "val_interval": 20, "panel_interval": 100}
+ALL_SMALLEST = {
+    name: bundle.settings("training", **SMALL, batch_norm_recalibration=2) for name, bundle in BUNDLES.items()
+}
+SMALLEST = ALL_SMALLEST["crossmatch_acdc"]
 ARMS = {"supervised": {"unsupervised_weight": 0.0}, "crossmatch": {}}
 
 
@@ -265,23 +267,25 @@ RAMP = {"start": 0.0, "end": 1.0, "delay": 3, "rampup_iterations": 5}
 
 @pytest.mark.slow
 @STUDIES
-def test_every_study_in_the_repository_runs_and_its_arms_learn_otherwise(path, tmp_path, hearts, monkeypatch):
+def test_every_study_in_the_repository_runs_and_its_arms_learn_otherwise(path, tmp_path, monkeypatch):
     """Through the study's own commands, with the smallest network and the file's warm-up made short."""
     content = yaml.safe_load(path.read_text())
     assert len(path.read_text().splitlines()) <= 30
-    (tmp_path / "smallest.yaml").write_text(yaml.safe_dump(SMALLEST | {"unsupervised_weight": RAMP}))
+    bundle, smallest = BUNDLES[content["bundle"]], ALL_SMALLEST[content["bundle"]]
+    (tmp_path / "smallest.yaml").write_text(yaml.safe_dump(smallest | {"unsupervised_weight": RAMP}))
     content["overlays"].append(str(tmp_path / "smallest.yaml"))
     for settings in (content.get("settings", {}), *content["arms"].values()):
-        for name in SMALLEST.keys() & settings.keys():
+        for name in smallest.keys() & settings.keys():
             del settings[name]
         if isinstance(settings.get("unsupervised_weight"), dict):
             settings["unsupervised_weight"] = RAMP
-    lists = [hearts]
+    counts = {"training": 2, "unlabeled": 2, "validation": 1}
+    lists = [bundle.write(tmp_path / "data", counts, size=bundle.size)]
     if "datalists" in content:
-        cases = json.loads(hearts.read_text())
-        lists.append(hearts.with_name("one_patient.json"))
+        cases = json.loads(lists[0].read_text())
+        lists.append(lists[0].with_name("one_patient.json"))
         lists[1].write_text(json.dumps(cases | {"training": cases["training"][:2]}))
-    given = {"datalist": str(hearts)} if len(lists) == 1 else {}
+    given = {"datalist": str(lists[0])} if len(lists) == 1 else {}
     content |= {} if given else {"datalists": list(map(str, lists))}
     (tmp_path / path.name).write_text(yaml.safe_dump(content, sort_keys=False))
     _replace_process(monkeypatch, InThisProcess)
@@ -317,11 +321,12 @@ def test_every_arm_changes_the_loss_of_one_step(path):
 def _loss_of_one_step(parser: ConfigParser) -> float:
     with private_generators(0):
         network = parser.get_parsed_content("network_def")
-        image, unlabeled = torch.rand(2, 1, 16, 16), torch.rand(2, 1, 16, 16)
+        size = [16] * len(parser.get_parsed_content("patch_size"))
+        image, unlabeled = torch.rand(2, 1, *size), torch.rand(2, 1, *size)
         strong = parser.get_parsed_content("unlabeled::strong_views").set_random_state(0)
         views = [strong({"image": view}) for view in unlabeled]
     with torch.no_grad():
-        for output in [layer for layer in network.modules() if isinstance(layer, nn.Conv2d)][-1:]:
+        for output in [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Conv3d))][-1:]:
             output.weight *= 30  # softmax values on both sides of every threshold
     batch = {"labeled": {"image": image, "label": (image > 0.5).float()}, "unlabeled": list_data_collate(views)}
     trainer = CrossMatchTrainer(
