@@ -504,3 +504,20 @@ def test_inference_takes_the_settings_of_the_training_from_beside_the_weights(
     text = str(error.getrepr(chain=True))
     assert "--patch_size: trained with [16, 16, 16], got [32, 32, 32]" in text
     assert "--base_filters: trained with 2, got 4" in text
+
+
+@pytest.mark.parametrize("bundle", ["crossmatch_la", "crossmatch_acdc"], indirect=True)
+def test_a_fresh_clone_segments_a_scan_with_the_weights_of_the_bundle(bundle, tmp_path):
+    datalist = bundle.write(
+        tmp_path / "data", {"test": 1}, size=(64, 60, 32) if bundle.name == "crossmatch_la" else bundle.size
+    )
+    config = str(bundle.configs / "inference.yaml")
+    workflow = ConfigWorkflow(config, run_id="inference", datalist=str(datalist), output_dir=str(tmp_path / "out"))
+    workflow.initialize()
+    workflow.run()
+    settings = json.loads((bundle.folder / "models" / "model.json").read_text())
+    assert workflow.parser["patch_size"] == settings["patch_size"] != _config(bundle, "inference")["patch_size"]
+    for case in _cases(datalist, "test"):
+        pred = nib.load(tmp_path / "out" / f"{case_name(case['image'])}_seg.nii.gz")
+        assert pred.shape == nib.load(datalist.parent / case["image"]).shape
+        assert np.unique(pred.dataobj).max() <= len(settings["class_names"])

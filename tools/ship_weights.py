@@ -1,6 +1,6 @@
 """Put trained weights into a bundle: ``python -m tools.ship_weights runs/NAME/models/model.pt bundles/crossmatch_la``.
 
-They are stored in float16, half the size; networks load them as float32.
+They are stored in float16, half the size, unless ``--half false`` is given; networks load them as float32.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from custom.utils.weights import read_settings, read_weights, settings_path
 __all__ = ["ship_weights"]
 
 
-def ship_weights(weights: str, bundle: str) -> None:
+def ship_weights(weights: str, bundle: str, half: bool = True) -> None:
     """Store weights and their settings in a bundle, as models/model.pt and models/model.json.
 
     Args:
         weights: file that a training wrote, with its settings beside it.
         bundle: folder such as bundles/crossmatch_la.
+        half: store them in float16; score both before it is decided.
 
     Raises:
         UserError: when there are no settings beside the weights, when the weights do not fit the bundle's network, or
@@ -36,13 +37,14 @@ def ship_weights(weights: str, bundle: str) -> None:
     parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.yaml"))
     parser["bundle_root"] = str(folder)
     state = read_weights(source, parser.get_parsed_content("network_def"), "ship weights of the full-width network")
-    halved = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
-    large = [name for name, value in halved.items() if not bool(value.isfinite().all())]
+    if half:
+        state = {name: value.half() if value.is_floating_point() else value for name, value in state.items()}
+    large = [name for name, value in state.items() if not bool(value.isfinite().all())]
     if large:
         raise UserError(f"{source}: not representable in float16:", large)
     target = folder / "models" / "model.pt"
     with whole_file(target) as part:
-        torch.save(halved, part)
+        torch.save(state, part)
     with whole_file(settings_path(target)) as part:
         part.write_bytes(settings_path(source).read_bytes())
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, {settings_path(target).name} beside it")
