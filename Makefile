@@ -27,9 +27,10 @@ bench: $(VENV)/ready  ## time the training step against the order of the origina
 package: $(VENV)/ready  ## make an archive of each bundle in dist/
 	for bundle in bundles/*/; do $(BIN)/python -m tools.package $$bundle --output dist --overwrite true || exit 1; done
 
-lint: $(VENV)/ready  ## check style
+lint: $(VENV)/ready  ## check style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 format: $(VENV)/ready  ## put style right
 	$(BIN)/ruff check --fix .

@@ -10,6 +10,7 @@ import itertools
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import fire
@@ -84,7 +85,7 @@ def _compare(trainer: CrossMatchTrainer, device: torch.device, iterations: int, 
     for _ in range(rounds):
         for name, stream in batches.items():
             run(stream, lead)
-            times[name].append(seconds(lambda stream=stream: run(stream, iterations), device))
+            times[name].append(seconds(partial(run, stream, iterations), device))
     rates = {name: iterations / statistics.median(every) for name, every in times.items()}
     for name, every in times.items():
         shown = " ".join(f"{iterations / value:.3f}" for value in every)

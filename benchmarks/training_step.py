@@ -78,7 +78,8 @@ def training_step(
 
 def _original(bundle: str, settings: Mapping[str, Any]) -> Callable[[], float]:
     config = bundle_config(bundle, ["train"], settings)
-    step = OriginalStep(*_learner(config), start_threshold(config))
+    network, loss, optimizer, cutmix = _learner(config)
+    step = OriginalStep(network, loss, optimizer, cutmix, start_threshold(config))
     batch = _batch(config)
     return lambda: step(batch["labeled"], batch["unlabeled"]).item()
 

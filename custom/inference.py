@@ -88,9 +88,7 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
         self.flips = _combinations([axis + 2 for axis in test_time_flips])
         self.uncertainty = uncertainty
 
-    def __call__(
-        self, inputs: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
-    ) -> torch.Tensor:
+    def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
         """Segment images.
 
         Args:
@@ -113,7 +111,7 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
             mean = views[0] if len(views) == 1 else torch.stack(views).mean(0)
             return mean if self.slice_axis is None else mean.unsqueeze(self.slice_axis + 2)
 
-        segment = super().__call__
+        segment: Callable[..., Any] = super().__call__
         images = inputs.split(1, dim=1) if self.series else [inputs]
         with _feature_dropout_on(network if self.uncertainty else None):
             return torch.cat([segment(image, predict, *args, **kwargs) for image in images], dim=1)
@@ -220,7 +218,7 @@ class KeepLargestComponentd(MapTransform):
 
     def __init__(self, keys: KeysCollection, applied_labels: Sequence[int]) -> None:
         super().__init__(keys)
-        self.keep = KeepLargestConnectedComponent(applied_labels, is_onehot=False)
+        self.keep: Callable[..., Any] = KeepLargestConnectedComponent(applied_labels, is_onehot=False)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the sample with the small components gone."""
@@ -260,8 +258,8 @@ class SavePredictiond(SaveImaged):
             UserError: when a file cannot be written; what was there under its name is kept.
         """
         for key in self.key_iterator(data):
-            layout, case = self.saver.folder_layout, case_of(data[key].meta)
-            path = Path(layout.output_dir) / f"{case}_{layout.postfix}{layout.ext}"
+            layout: Any = self.saver.folder_layout
+            path = Path(layout.output_dir) / f"{case_of(data[key].meta)}_{layout.postfix}{layout.ext}"
             try:
                 with whole_file(path) as part:
                     self.saver(data[key], filename=str(part).removesuffix(layout.ext))

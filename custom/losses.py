@@ -178,7 +178,7 @@ class CrossMatchLoss(nn.Module):
         self.pair_weights = dict.fromkeys(names, 1.0) | given
         self.weights = dict(weights)
         self.eta = eta
-        self.dice = {"include_background": include_background, "smooth": smooth}
+        self.dice: dict[str, Any] = {"include_background": include_background, "smooth": smooth}
 
     def forward(
         self,
@@ -207,8 +207,8 @@ class CrossMatchLoss(nn.Module):
             ValueError: for a prediction of an unknown name, and when nothing can be learned from what is given.
         """
         self._check(logits, label, pseudo_labels)
-        terms = {}
-        if "labeled" in logits:
+        terms: dict[str, Any] = {}
+        if "labeled" in logits and label is not None:
             terms["supervised"] = self._supervised(logits["labeled"], label)
         supervised = self.weights["supervised"] * terms.get("supervised", 0)
         if pseudo_labels is None:
@@ -258,4 +258,4 @@ def add_terms(first: Mapping[str, torch.Tensor], second: Mapping[str, torch.Tens
     Returns:
         Scalars by name, the terms of both parts together.
     """
-    return {name: first.get(name, 0) + second.get(name, 0) for name in {**first, **second}}
+    return {**first, **{name: first[name] + value if name in first else value for name, value in second.items()}}

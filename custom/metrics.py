@@ -50,7 +50,7 @@ def case_metrics(pred: torch.Tensor, label: torch.Tensor, spacing: Sequence[floa
         if edges is None:
             distances = _worst_distances(pred.shape, steps) if total else dict.fromkeys(DISTANCES, 0.0)
         else:
-            distances = _surface_distances(*edges, steps)
+            distances = _surface_distances(edges[0], edges[1], steps)
         metrics |= {name + unit: value for name, value in distances.items()}
     return metrics
 

@@ -152,7 +152,8 @@ class DoublingConvolution(nn.ConvTranspose3d):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(in_channels, out_channels, kernel_size=2, stride=2)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
+    # Unlike PyTorch's, it cannot be asked for the size of its output. (TorchScript wants nothing behind the `ignore`.)
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Double every spatial size."""
         channels_last = x.is_contiguous(memory_format=torch.channels_last_3d)
         bias = self.bias

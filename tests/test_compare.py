@@ -105,6 +105,21 @@ def test_lists_with_more_labels_give_a_curve_for_each_arm(tmp_path, monkeypatch)
     assert "eta=0.3, 2 labeled" in {line.get_label() for line in figures[0].axes[0].lines}
 
 
+def test_two_lists_with_as_many_labels_are_two_points_of_a_curve(tmp_path, monkeypatch):
+    runs, figures = [], []
+    for number, count in enumerate((2, 2, 4)):
+        datalist = tmp_path / f"list_{number}.json"
+        labeled = [{"image": f"{number}_{case}.nii.gz", "label": "l.nii.gz"} for case in range(count)]
+        datalist.write_text(json.dumps({"training": labeled}))
+        dice = [0.5 + 0.1 * number] * 3
+        runs.append(_run(tmp_path / f"r{number}", 1, dice, datalist=datalist, runtime_keys=["output_dir"]))
+    monkeypatch.setattr("tools.compare.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    compare(*runs, output=str(tmp_path / "out"))
+    axis = next(axis for figure in figures for axis in figure.axes if axis.get_xlabel() == "labeled cases")
+    points = axis.containers[0].lines[0].get_xydata().tolist()
+    assert points == [pytest.approx([2, 0.5]), pytest.approx([2, 0.6]), pytest.approx([4, 0.7])]
+
+
 def test_an_arm_has_one_color_in_every_picture(tmp_path, monkeypatch):
     """Also where one arm has no such curve, as the supervised one has no pseudo-labels."""
     runs = [_run(tmp_path / "x", 1, [0.5] * 3, eta=0.0), _run(tmp_path / "y", 1, [0.5] * 3)]

@@ -336,7 +336,7 @@ def _curves(runs: Sequence[_Run], output: Path) -> str | None:
 def _strip(runs: Sequence[_Run], baseline: str, output: Path) -> str:
     """One column per case, in the order of the baseline; a point per run."""
     order = _by_case([run for run in runs if run.arm == baseline], "dice")
-    cases = sorted(order, key=order.get)
+    cases = sorted(order, key=order.__getitem__)
     labels = list(dict.fromkeys(run.label for run in runs))
     figure = new_figure(min(24, max(8, 0.3 * len(cases))), 4.5)
     axis = figure.subplots()
@@ -357,7 +357,8 @@ def _efficiency(by_group: Mapping[tuple[str, str], Sequence[_Run]], output: Path
     axis = figure.subplots()
     for arm in dict.fromkeys(arm for arm, _ in by_group):
         same = [group for (name, _), group in by_group.items() if name == arm]
-        points = sorted((group[0].labeled, _summary(group)) for group in same)
+        points = [(len(group[0].lists["training"]), _summary(group)) for group in same]
+        points.sort(key=lambda point: point[0])
         counts, rows = [count for count, _ in points], [row for _, row in points]
         spread = [0 if math.isnan(row["dice_sd"]) else row["dice_sd"] for row in rows]
         axis.errorbar(counts, [row["dice"] for row in rows], spread, marker="o", capsize=3, label=arm)
@@ -375,7 +376,7 @@ def _gallery(by_group: Mapping[tuple[str, str], Sequence[_Run]], output: Path) -
     cases = list(next(iter(means.values())))
     spread = {case: max(mean[case] for mean in means.values()) - min(m[case] for m in means.values()) for case in cases}
     gallery = []
-    for case in sorted(cases, key=spread.get, reverse=True)[:SHOWN]:
+    for case in sorted(cases, key=spread.__getitem__, reverse=True)[:SHOWN]:
         paths = {label: run.folder / "panels" / f"{case}.png" for label, run in first.items()}
         if all(path.is_file() for path in paths.values()):
             picture = saved(_columns(paths, {label: means[label][case] for label in paths}), output / f"{case}.png")

@@ -99,11 +99,9 @@ def convert(content: Any, source: str = "the checkpoint") -> PerturbedNetwork:
     state = _flat_state(content, source)
     family = next((family for family in FAMILIES if _first(family) in state), None)
     if family is None:
-        expected = " or ".join(f"{_first(family)} ({family.title})" for family in FAMILIES)
+        known = " or ".join(f"{_first(family)} ({family.title})" for family in FAMILIES)
         found = ", ".join(list(state)[:3])
-        raise UserError(
-            f"{source}: not of the original's networks; expected {expected} among its names, found {found}."
-        )
+        raise UserError(f"{source}: not of the original's networks; expected {known} among its names, found {found}.")
     sizes = _sizes(family, state, source)
     with torch.device("meta"):  # a wrong width must not cost memory
         expected = family.network(**sizes).state_dict()
@@ -126,8 +124,8 @@ def convert(content: Any, source: str = "the checkpoint") -> PerturbedNetwork:
 def describe(network: PerturbedNetwork) -> str:
     """Say in a line what network it is."""
     title = next(family.title for family in FAMILIES if isinstance(network, family.network))
-    base_filters, in_channels = network.encoder[0][0].weight.shape[:2]
-    classes, parameters = network.head.out_channels, sum(p.numel() for p in network.parameters())
+    base_filters, in_channels = network.get_parameter("encoder.0.0.weight").shape[:2]
+    classes, parameters = network.get_parameter("head.weight").shape[0], sum(p.numel() for p in network.parameters())
     numbers = {"channel": in_channels, "class": classes, "base filter": base_filters, "parameter": parameters}
     return ", ".join([title, *(_count(number, noun) for noun, number in numbers.items())])
 
@@ -194,7 +192,7 @@ def _content_text(content: Any) -> str:
     return f"a dictionary with {', '.join(wrong[:3])}" if wrong else "an empty dictionary"
 
 
-def _sizes(family: _Family, state: State, source: str) -> dict[str, int]:
+def _sizes(family: _Family, state: State, source: str) -> dict[str, Any]:
     """Read the network's arguments off its first and last convolution."""
     names = _first(family), f"{family.prefixes['head.']}weight"
     first, last = (tuple(state[name].shape) if name in state else () for name in names)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -35,7 +36,7 @@ STUDY = ROOT / "studies" / "demo.yaml"
 #: Patients. The settings were chosen on those for validation.
 COUNTS = {"training": 2, "unlabeled": 24, "validation": 8, "test": 8}
 #: Those labeled are typical hearts, see :func:`tools.synthetic.make_heart`.
-VARIETY = {"variety": 1.0, "labeled_variety": 0.1}
+VARIETY: dict[str, Any] = {"variety": 1.0, "labeled_variety": 0.1}
 #: Voxels per axis.
 SIZE = (48, 44, 6)
 ARMS = ("supervised", "crossmatch")

@@ -91,9 +91,9 @@ def _bundle_files(folder: Path) -> dict[str, bytes]:
         place = path.relative_to(folder)
         if path.is_file() and place.parts[0] in ("configs", "docs", "LICENSE") and "__pycache__" not in place.parts:
             files[place.as_posix()] = path.read_bytes()
-    for place in [place for place in files if place.endswith(".yaml")]:
-        twin = json.dumps(ConfigParser.load_config_file(folder / place), indent=4)
-        files[place.removesuffix(".yaml") + ".json"] = twin.encode() + b"\n"
+    for name in [name for name in files if name.endswith(".yaml")]:
+        twin = json.dumps(ConfigParser.load_config_file(folder / name), indent=4)
+        files[name.removesuffix(".yaml") + ".json"] = twin.encode() + b"\n"
     return files
 
 

@@ -171,7 +171,8 @@ def _plan(plan: Mapping[str, Any], flags: Mapping[str, Any], output: Path) -> tu
     problems += _arm_problems({"settings": common, **{f"arm {name}": arm for name, arm in arms.items()}}, arms)
     if plan.get("baseline") is not None and plan["baseline"] not in arms:
         problems.append(f"'baseline' must be one of {', '.join(map(str, arms))}; found {plan['baseline']}.")
-    seeds, datalists = plan.get("seeds"), plan.get("datalists", [plan.get("datalist")])
+    seeds: Any = plan.get("seeds")
+    datalists = plan.get("datalists", [plan.get("datalist")])
     problems += _seed_problems(seeds)
     if problems:
         return [], problems
@@ -233,7 +234,8 @@ def _configs(files: Sequence[str], arms: Mapping[str, dict[str, Any]]) -> tuple[
     every = [*files, str(Path(files[0]).parent / "evaluate.yaml")]
     base = ConfigParser()
     base.read_config(every)
-    configs, refused = {}, {}
+    configs: dict[str, str] = {}
+    refused: dict[str, list[str]] = {}
     for arm, settings in arms.items():
         problems = [f"{key} is given to each run by the study." for key in settings if re.split("#|::", key)[0] in OWN]
         problems += [f"there is no {key} in the bundle's config." for key in settings if not _exists(base.get(), key)]
@@ -390,7 +392,7 @@ class _Runner:
         self.next_progress = time.monotonic() + PROGRESS
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         self.environment = {"OMP_NUM_THREADS": str(max(1, cores // jobs)), **os.environ}
-        self.libc = ctypes.CDLL(None) if sys.platform == "linux" else None
+        self.libc: Any = ctypes.CDLL(None) if sys.platform == "linux" else None
 
     def run(self) -> list[str]:
         """Run all that is not finished, and say which failed.

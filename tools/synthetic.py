@@ -162,7 +162,7 @@ def make_heart(
     return np.stack(images, -1).astype(np.float32), np.stack(labels, -1), fractions
 
 
-def _vessels(rng: np.random.Generator, size: Sequence[int], center: Sequence[float]) -> np.ndarray:
+def _vessels(rng: np.random.Generator, size: Sequence[int], center: np.ndarray) -> np.ndarray:
     """Four tubes across the slices, around the heart."""
     x, y, _ = _grid(size)
     vessels = np.zeros(size, bool)
@@ -174,7 +174,7 @@ def _vessels(rng: np.random.Generator, size: Sequence[int], center: Sequence[flo
     return vessels
 
 
-def _ellipsoid(size: Sequence[int], center: Sequence[float], radius: float) -> np.ndarray:
+def _ellipsoid(size: Sequence[int], center: np.ndarray, radius: float) -> np.ndarray:
     """Round in plane; 90 % of the slices are its long axis."""
     x, y, z = _grid(size)
     long_axis = 0.45 * size[2]

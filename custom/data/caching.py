@@ -44,7 +44,7 @@ def cached_dataset(
     if cache == "disk":
         # By default MONAI's keys are the paths alone: it would serve what other files or other settings have made.
         made_from = {pickle_hashing(case): fingerprint(map(str, case.values())) for case in data}
-        keys = {"hash_func": partial(_cache_key, made_from), "hash_transform": pickle_hashing}
+        keys: dict[str, Any] = {"hash_func": partial(_cache_key, made_from), "hash_transform": pickle_hashing}
         dataset = PersistentDataset(data, transform, cache_dir=cache_dir, track_meta=False, weights_only=True, **keys)
         for path in dataset.cache_dir.glob("*-*.pt") if dataset.cache_dir else ():
             case, _, rest = path.name.partition("-")

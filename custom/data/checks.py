@@ -52,7 +52,7 @@ def check_cases(cases: Sequence[Case], rule: CaseRule) -> list[list[str]]:
         results = tqdm(pool.map(lambda case: _check_case(case, rule), cases), "Checking", len(cases), unit="case")
         findings = list(results)
     small = [case["image"] for case, finding in zip(cases, findings, strict=True) if finding.is_small]
-    if small:
+    if small and rule.pad_to is not None:
         logger.warning(
             "%d of %d volumes are smaller than the patch, %s voxels, and will be padded: %s",
             *(len(small), len(cases), list(rule.pad_to["size"]), ", ".join(map(os.path.basename, small))),

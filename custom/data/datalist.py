@@ -120,7 +120,7 @@ def _read_list(path: Path, name: str, entries: Any, problems: list[str]) -> list
     for index, entry in enumerate(entries or []):
         # Decathlon's own lists of scans without labels hold paths alone.
         case = {"image": entry} if isinstance(entry, str) and not needs_label else entry
-        texts = {key: case.get(key) for key in ("image", "label")} if isinstance(case, dict) else {}
+        texts: dict[str, Any] = {key: case.get(key) for key in ("image", "label")} if isinstance(case, dict) else {}
         if not all(isinstance(texts.get(key), str) and texts[key] for key in keys):
             problems.append(f"{name}[{index}] must be an object with {' and '.join(keys)}, found {json.dumps(entry)}.")
             continue

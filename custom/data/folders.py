@@ -19,7 +19,9 @@ def walk(top: Path, skipped: Collection[str] = ()) -> tuple[list[Path], list[str
     Returns:
         The folders, and which were not entered and why, by their paths below ``top``.
     """
-    waiting, linked, found, left_out = [top], [], {}, []
+    waiting, linked = [top], list[Path]()
+    found: dict[str, Path] = {}
+    left_out: list[str] = []
     while waiting or linked:
         here = waiting.pop(0) if waiting else linked.pop(0)
         name, real = str(here.relative_to(top)), os.path.realpath(here)

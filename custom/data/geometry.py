@@ -59,7 +59,7 @@ def lacks_spacing(meta: Mapping[str, Any]) -> bool:
             with open(path, "rb") as file:
                 header = file.read(_HEADER_BYTES)
             return not any(field in header for field in fields)
-    codes = [meta.get(name) for name in ("qform_code", "sform_code")]
+    codes: list[Any] = [meta.get(name) for name in ("qform_code", "sform_code")]
     if None in codes:
         return "original_affine" not in meta  # the reader of photographs knows of no geometry
     return not any(int(code) for code in codes) and bool((np.asarray(meta["pixdim"])[1:3] == 1).all())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from monai.data import MetaTensor
 
@@ -34,15 +36,15 @@ def to_label(label: MetaTensor, name: str, num_classes: int | None = None) -> Me
     if label.shape[0] > 1 and not bool((label == label[:1]).all()):
         hint = "save one channel with 0 for background and 1, 2, ... for structures"
         raise UserError(f"{name}: {label.shape[0]} channels that differ, such as those of a color mask; {hint}.")
-    label = label[:1]
-    whole = label.round()
+    first: Any = label[:1]  # still a MetaTensor, which PyTorch's annotations do not tell
+    whole = first.round()
     top = 255 if num_classes is None else num_classes - 1
-    good = ((label - whole).abs() <= TOLERANCE) & (whole >= 0)  # False for NaN
+    good = ((first - whole).abs() <= TOLERANCE) & (whole >= 0)  # False for NaN
     if num_classes == 2 and bool((good & ((whole == 0) | (whole == WHITE))).all()):
         whole = whole / WHITE
     good &= whole <= top
     if not bool(good.all()):
-        found = torch.unique(label[~good].as_tensor()).tolist()
+        found = torch.unique(first[~good].as_tensor()).tolist()
         texts = [*dict.fromkeys(f"{value:.7g}" for value in found)]  # each NaN is a value of its own
         shown = ", ".join([*texts[:5], "..."] if len(texts) > 5 else texts)
         hint = "every structure needs a name (--classes, class_names)"

@@ -58,9 +58,11 @@ class SeriesWriter(NiftiWriter):
     both files on one grid, whichever fields it goes by. A single frame is no axis.
     """
 
-    def set_data_array(self, data_array: Any, channel_dim: int | None = 0, **kwargs: Any) -> None:
+    def set_data_array(
+        self, data_array: Any, channel_dim: int | None = 0, squeeze_end_dims: bool = False, **kwargs: Any
+    ) -> None:
         """Take class indices, TH[WD]; the frames become the last axis, if there are several."""
-        super().set_data_array(data_array, channel_dim, **kwargs | {"squeeze_end_dims": False})
+        super().set_data_array(data_array, channel_dim, squeeze_end_dims=False, **kwargs)
         if self.data_obj.shape[-1] == 1:
             self.data_obj = self.data_obj[..., 0]
 
@@ -78,4 +80,5 @@ class SeriesWriter(NiftiWriter):
         header.set_data_shape(self.data_obj.shape)
         for field in _GEOMETRY:
             header[field] = source[field]
-        return nib.Nifti1Image(self.data_obj.astype(self.output_dtype, copy=False), header.get_best_affine(), header)
+        array = np.asarray(self.data_obj, self.output_dtype)
+        return nib.Nifti1Image(array, header.get_best_affine(), header)

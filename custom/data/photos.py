@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from monai.config import PathLike
@@ -15,9 +16,11 @@ from ..utils.errors import UserError
 
 __all__ = ["PHOTO_ENDINGS", "PhotoReader", "is_colored", "is_photo"]
 
-# Volumes do without Pillow, which is not among the packages of their bundles.
-Image, _ = optional_import("PIL.Image")
-ImageOps, _ = optional_import("PIL.ImageOps")
+if TYPE_CHECKING:
+    from PIL import Image, ImageFile, ImageOps
+else:  # volumes do without Pillow, which is not among the packages of their bundles
+    Image, _ = optional_import("PIL.Image")
+    ImageOps, _ = optional_import("PIL.ImageOps")
 
 PHOTO_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 #: Modes of Pillow with a channel of opacity.
@@ -73,25 +76,25 @@ class PhotoReader(PILReader):
         return {"width": img.width, "height": img.height}
 
 
-def _photograph(image: Image.Image) -> Image.Image:
+def _photograph(image: ImageFile.ImageFile) -> Image.Image:
     _refuse_pages(image)
     # A PNG with 16 bits is I;16, with older Pillow I.
     is_deep = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     if image.mode in ("I", "F") and not is_deep:
         hint = "its scale is not known; save it with 8 or 16 bits"
-        raise UserError(f"{image.filename}: pixels of 32 bits ({image.mode}); {hint}.")
+        raise UserError(f"{_name(image)}: pixels of 32 bits ({image.mode}); {hint}.")
     upright = ImageOps.exif_transpose(image)
     if is_deep:
         return Image.fromarray((np.asarray(upright) / 257).astype(np.float32))  # 65535 becomes 255
     return upright.convert("L" if upright.mode in GREY else "RGB")
 
 
-def _mask(image: Image.Image) -> Image.Image:
+def _mask(image: ImageFile.ImageFile) -> Image.Image:
     _refuse_pages(image)
     stored = str(image.tile[0].args) if image.tile else ""
     if "RGB" in stored and ";16" in stored:  # Pillow keeps the upper eight bits alone: of 1, nothing
-        raise UserError(f"{image.filename}: a color mask of 16 bits; save it as one grey channel of 8 bits.")
-    name, upright = image.filename, ImageOps.exif_transpose(image)
+        raise UserError(f"{_name(image)}: a color mask of 16 bits; save it as one grey channel of 8 bits.")
+    name, upright = _name(image), ImageOps.exif_transpose(image)
     if upright.mode == "P":
         return _indices(upright, name)
     if upright.mode in TRANSPARENT:
@@ -119,6 +122,11 @@ def _indices(image: Image.Image, name: str) -> Image.Image:
     return Image.fromarray(array)
 
 
-def _refuse_pages(image: Image.Image) -> None:
-    if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # telephones add small copies to a JPG
-        raise UserError(f"{image.filename}: holds {image.n_frames} pictures; save each as a file of its own.")
+def _name(image: ImageFile.ImageFile) -> str:
+    return os.fsdecode(image.filename)
+
+
+def _refuse_pages(image: ImageFile.ImageFile) -> None:
+    pages = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # telephones add small copies to a JPG
+    if pages > 1:
+        raise UserError(f"{_name(image)}: holds {pages} pictures; save each as a file of its own.")

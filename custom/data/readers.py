@@ -9,6 +9,7 @@ import numpy as np
 from monai.config import KeysCollection
 from monai.data import MetaTensor, NibabelReader
 from monai.transforms import LoadImage, MapTransform
+from monai.utils import ensure_tuple
 
 from ..utils.names import case_name
 from .dicom import SeriesReader
@@ -92,7 +93,7 @@ class LoadScand(MapTransform):
         num_classes: int | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.label_keys = tuple([label_keys] if isinstance(label_keys, str) else label_keys)
+        self.label_keys = ensure_tuple(label_keys)
         self.load_image = LoadScan(in_channels)
         self.load_label = LoadLabel(num_classes)
 

@@ -86,7 +86,8 @@ def refuse_left_out(scans: Scans) -> None:
 
 def _cases(sources: Sequence[str], dimensions: int) -> list[Case]:
     """List the scans in folders, and the files that are named, each once."""
-    paths, left_out = {}, []
+    paths: dict[str, Path] = {}
+    left_out: list[str] = []
     for source in map(os.path.expanduser, sources):
         found, others = _expand(Path(source), PHOTO_ENDINGS if dimensions == 2 else VOLUME_ENDINGS)
         left_out += others

@@ -11,7 +11,7 @@ import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
@@ -49,7 +49,7 @@ def default_num_workers() -> int:
 class Draw(NamedTuple):
     """A sample to draw, and the seed of its random views."""
 
-    index: int
+    index: int  # type: ignore[assignment]  # instead of the method of tuples, which nothing calls
     seed: int
 
 
@@ -99,7 +99,7 @@ class SampleDataset(Dataset):
 
     def _sample(self, index: int) -> dict[str, Any]:
         volume, k = self.places[index]
-        sample = dict(self.volumes[volume])
+        sample: dict[str, Any] = dict(self.volumes[volume])
         if self.slice_axis is not None:
             sample = {key: array.select(self.slice_axis + 1, k) for key, array in sample.items()}
         if self.cases:
@@ -135,7 +135,7 @@ class StreamSampler(Sampler[Draw]):
     """
 
     def __init__(
-        self, data_source: Dataset, batch_size: int, seed: int, stream: int, rank: int = 0, num_ranks: int = 1
+        self, data_source: Sized, batch_size: int, seed: int, stream: int, rank: int = 0, num_ranks: int = 1
     ) -> None:
         self.size = len(data_source)
         self.batch_size = batch_size
@@ -183,7 +183,7 @@ class StreamDataLoader(DataLoader):
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: SampleDataset,
         batch_size: int,
         seed: int,
         stream: int,
@@ -229,8 +229,9 @@ class StreamLoader:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for loader in self.loaders.values():
-            if isinstance(getattr(loader, "sampler", None), StreamSampler):
-                loader.sampler.iteration = self.iteration
+            sampler = getattr(loader, "sampler", None)
+            if isinstance(sampler, StreamSampler):
+                sampler.iteration = self.iteration
         for batches in zip(*self.loaders.values(), strict=False):
             self.iteration += 1
             yield dict(zip(self.loaders, batches, strict=True))

@@ -10,6 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 from monai.networks.utils import eval_mode
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..data.streams import StreamLoader
 from ..utils.distributed import mean_over_ranks, share_buffers
@@ -99,17 +100,19 @@ class BatchNormRecalibration:
             _average_over_ranks(norm)
 
 
-def _batch_norms(network: nn.Module) -> list[nn.Module]:
-    return [module for module in network.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)]
+def _batch_norms(network: nn.Module) -> list[_BatchNorm]:
+    return [module for module in network.modules() if isinstance(module, _BatchNorm)]
 
 
 def _images(batch: Mapping[str, Mapping[str, torch.Tensor]]) -> list[torch.Tensor]:
     return [stream["image"] for stream in batch.values()]
 
 
-def _average_over_ranks(norm: nn.Module) -> None:
+def _average_over_ranks(norm: _BatchNorm) -> None:
     """Pool the running statistics of equally many voxels on each rank."""
-    mean = mean_over_ranks(norm.running_mean)
-    square = mean_over_ranks(norm.running_var + norm.running_mean.square())
-    norm.running_var.copy_(norm.running_var if mean is norm.running_mean else square - mean.square())
-    norm.running_mean.copy_(mean)
+    mean, var = norm.running_mean, norm.running_var
+    if mean is None or var is None:
+        return  # it keeps none
+    pooled, square = mean_over_ranks(mean), mean_over_ranks(var + mean.square())
+    var.copy_(var if pooled is mean else square - pooled.square())
+    mean.copy_(pooled)

@@ -15,7 +15,7 @@ import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import FrameType
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from ignite.engine import Engine, Events
@@ -24,7 +24,7 @@ from ..utils.config import flat_config
 from ..utils.distributed import any_rank, gather_in_turn
 from ..utils.errors import UserError
 from ..utils.files import whole_file
-from ..utils.weights import save_weights
+from ..utils.weights import Stateful, save_weights
 
 __all__ = ["EXIT_STOPPED", "Checkpoints", "Stateful"]
 
@@ -32,16 +32,6 @@ __all__ = ["EXIT_STOPPED", "Checkpoints", "Stateful"]
 EXIT_STOPPED = 75
 _PATTERN = "iteration_*.pt"
 logger = logging.getLogger(__name__)
-
-
-class Stateful(Protocol):
-    """Anything whose state can be taken and given back."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Take the state: tensors, numbers, texts, and lists and dictionaries of them."""
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> Any:
-        """Give it back."""
 
 
 class Checkpoints:

@@ -70,7 +70,7 @@ class CaseTable:
         spacing = None if lacks_spacing(label.meta) else affine_to_spacing(label.affine, label.ndim - 1).tolist()
         rows = []
         for index, name in enumerate(self.class_names, start=1):
-            found, true = pred[index].as_tensor().cpu(), label[index].as_tensor().cpu()
+            found, true = pred.as_tensor()[index].cpu(), label.as_tensor()[index].cpu()
             row = {**names, "class": name, **case_metrics(found, true, spacing)}
             rows.append({**row, "empty_prediction": int(not found.any())})
         return rows

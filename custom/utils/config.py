@@ -13,7 +13,8 @@ import shlex
 import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, TypeGuard
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import version_leq
@@ -135,7 +136,7 @@ def resolved_config() -> dict[str, Any]:
 
 def flat_config(config: Mapping[str, Any], leave_out: Container[str] = (), prefix: str = "") -> dict[str, Any]:
     """Name every value of a config by its path, such as ``train::handlers``, without the paths to leave out."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in config.items():
         path = f"{prefix}{name}"
         if path in leave_out:
@@ -304,7 +305,7 @@ class _Settling:
         return value
 
 
-def _is_structure(node: Any) -> bool:
+def _is_structure(node: Any) -> TypeGuard[dict | list]:
     """Say whether a node is a mapping, or a list that has some."""
     return isinstance(node, dict) or (isinstance(node, list) and any(isinstance(item, (dict, list)) for item in node))
 
@@ -345,7 +346,7 @@ def _mend_tracking(parser: ConfigParser) -> None:
 
 def _running_workflow() -> ConfigWorkflow | None:
     """Find the workflow that is instantiating us; MONAI hands its components no reference to it."""
-    frame = sys._getframe()
+    frame: FrameType | None = sys._getframe()
     while frame is not None:
         caller = frame.f_locals.get("self")
         if isinstance(caller, ConfigWorkflow):

@@ -59,7 +59,8 @@ def start() -> None:
     # gloo carries tensors of the CPU, among them the processes' agreement to stop.
     distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     if distributed.get_rank() > 0:
-        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)  # its variable is read on import only
+        # Put into its place, since its variable is read on import only.
+        tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)  # type: ignore[method-assign,assignment]
         logging.getLogger().setLevel(logging.ERROR)
 
 

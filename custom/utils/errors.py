@@ -6,12 +6,13 @@ import errno
 import sys
 from collections.abc import Sequence
 from types import TracebackType
+from typing import TypeGuard
 
 __all__ = ["UserError", "show_user_errors_plainly"]
 
 
 #: What an error of the system says about a file or a folder that was named.
-_PLACES = {
+_PLACES: dict[int | None, str] = {
     errno.EACCES: "no permission; choose another place, or have the permission changed.",
     errno.EPERM: "no permission; choose another place, or have the permission changed.",
     errno.EROFS: "is on a read-only file system; choose another place.",
@@ -64,5 +65,5 @@ def _print_user_error(kind: type[BaseException], error: BaseException, traceback
         print(f"\nerror: {plain}", file=sys.stderr)
 
 
-def _is_about_a_place(error: BaseException) -> bool:
+def _is_about_a_place(error: BaseException) -> TypeGuard[OSError]:
     return isinstance(error, OSError) and error.errno in _PLACES and error.filename is not None

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -193,7 +193,7 @@ def _read_mapping(value: Any, example: Mapping[str, Any]) -> dict[str, Any]:
     return read
 
 
-_READERS = {
+_READERS: dict[type, Callable[[Any, Any], Any]] = {
     bool: _read_boolean,
     int: _read_whole,
     float: _read_number,

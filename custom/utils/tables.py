@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from .files import FILE_NAMES, whole_file
 
 __all__ = ["Row", "format_table", "write_csv"]
 
-
-Row = dict[str, str | float]
+#: Texts and numbers by column.
+Row = dict[str, Any]
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import nn
@@ -13,10 +13,20 @@ from torch import nn
 from .errors import UserError
 from .files import whole_file
 
-__all__ = ["read_settings", "read_weights", "save_weights", "settings_path", "weight_problems"]
+__all__ = ["Stateful", "read_settings", "read_weights", "save_weights", "settings_path", "weight_problems"]
 
 
-def save_weights(network: nn.Module, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
+class Stateful(Protocol):
+    """Anything whose state can be taken and given back."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Take the state: tensors, numbers, texts, and lists and dictionaries of them."""
+
+    def load_state_dict(self, state: Mapping[str, Any], /) -> Any:
+        """Give it back."""
+
+
+def save_weights(network: Stateful, path: str | Path, settings: Mapping[str, Any] | None = None) -> None:
     """Write a flat state dictionary, whole or not at all.
 
     Args:

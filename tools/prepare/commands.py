@@ -314,19 +314,19 @@ def _scan(name: str, files: Files, process: Callable[[dict], dict] | None, one_s
     return scan
 
 
-def _read(files: Files, process: Callable[[dict], dict] | None) -> dict[str, MetaTensor]:
+def _read(files: Files, process: Callable[[dict], dict] | None) -> dict[str, MetaTensor | Path]:
     """Read a scan; in another process, when scans are written in parallel."""
-    is_photo = isinstance(files.image, Path)
-    sample = {"image": sources.read_volume(str(files.image)) if is_photo else files.image()}
+    image = sources.read_volume(str(files.image)) if isinstance(files.image, Path) else files.image()
+    sample: dict[str, MetaTensor | Path] = {"image": image}
     if files.label is not None:
         label = files.label()
-        difference = grid_problem(label, sample["image"])
+        difference = grid_problem(label, image)
         if difference is not None:
             raise UserError(f"the label's {difference}; they must be on one grid.")
-        label.affine = sample["image"].affine
+        label.affine = image.affine
         sample["label"] = label
     sample = sample if process is None else process(sample)
-    return sample | {"image": files.image} if is_photo else sample
+    return sample | {"image": files.image} if isinstance(files.image, Path) else sample
 
 
 def _crop(margin: Sequence[int | None], size: Sequence[int]) -> list[Callable]:
@@ -422,7 +422,7 @@ def _split_patients(
         raise UserError(f"validation and test must be fractions that leave some for training, got {dict(fractions)}.")
 
     def count(seed: int) -> dict[str, list[str]]:
-        lists = {"training": [], **{key: [] for key in fractions}}
+        lists: dict[str, list[str]] = {"training": [], **{key: [] for key in fractions}}
         for patient in sorted({patients[name] for name in names}):
             lists["training" if patient in trained_before else _list_of(patient, seed, **fractions)].append(patient)
         return lists

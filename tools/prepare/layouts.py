@@ -127,11 +127,12 @@ def pancreas_community(folder: Path) -> dict[str, Files]:
     matches = _matches(folder, r"(?:image)?(\d{4})(?:_norm)?\.h5")
     for number, path in _one_each(folder, ((match[1], path) for path, match in matches)).items():
         files = _h5_files(path, axes=(0, 1, 2), spacing=(1.0, 1.0, 1.0), num_classes=2)
-        found[number] = files._replace(image=partial(_to_hounsfield, files.image))
+        read: Any = files.image  # no path, as that of a photograph
+        found[number] = files._replace(image=partial(_to_hounsfield, read))
     return found
 
 
-def _to_hounsfield(read: Callable[[], MetaTensor]) -> MetaTensor:
+def _to_hounsfield(read: Callable[[], Any]) -> MetaTensor:
     return read() * 400 - 125
 
 

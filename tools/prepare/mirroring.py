@@ -109,7 +109,7 @@ def _compare(image_path: str, label_path: str) -> dict[str, Any]:
     if not label.any():
         raise UserError(f"{label_path}: labels nothing, so that its direction cannot be told.")
     start, stop = generate_spatial_bounding_box(label, margin=RING)
-    box = (0, *(slice(max(low, 0), high) for low, high in zip(start, stop, strict=True)))
+    box: tuple[int | slice, ...] = (0, *(slice(max(low, 0), high) for low, high in zip(start, stop, strict=True)))
     inside = label.numpy()[box] > 0
     ring = binary_dilation(inside, iterations=RING) & ~inside
     low, high = SOFT_TISSUE

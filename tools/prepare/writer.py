@@ -117,7 +117,7 @@ def refuse_other_data(output: str | Path, record: Mapping[str, Any]) -> None:
         UserError: says what differs.
     """
     file = Path(output) / RECORD
-    earlier = json.loads(file.read_text()) if file.is_file() else None
+    earlier = json.loads(file.read_text()) if file.is_file() else {}
     record = json.loads(json.dumps(record))
     changed = [key for key in record if earlier and key != "versions" and record[key] != earlier.get(key)]
     if changed:
@@ -137,7 +137,8 @@ def _finished_files(output: Path, record: Mapping[str, Any]) -> tuple[dict[str, 
     if not (output / RECORD).is_file():
         return {}, {}
     earlier = json.loads((output / RECORD).read_text())
-    files = {path: digest for path, digest in earlier["files"].items() if _checksum(output / path) == digest}
+    there = {path: digest for path, digest in earlier["files"].items() if (output / path).is_file()}
+    files = {path: digest for path, digest in there.items() if _checksum(output / path) == digest}
     return files, earlier.get("made_from", {})
 
 
@@ -179,7 +180,7 @@ def _reason(error: BaseException) -> str:
 
 def _write_scan(output: Path, scan: Scan) -> dict[str, str]:
     """Read a scan and write its files; return their checksums."""
-    sample = scan.read()
+    sample: Mapping[str, Any] = scan.read()
     digests = {}
     for key, path in scan.paths.items():
         is_label = key == "label"
@@ -212,9 +213,7 @@ def _compact_dtype(volume: MetaTensor) -> type:
     return np.float32
 
 
-def _checksum(path: Path) -> str | None:
-    if not path.is_file():
-        return None
+def _checksum(path: Path) -> str:
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
