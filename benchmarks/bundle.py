@@ -6,11 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.bundle import ConfigParser
 
 from custom.utils.errors import UserError
 
-__all__ = ["bundle_config", "refuse_unknown"]
+__all__ = ["available_device", "bundle_config"]
 
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 
@@ -38,7 +39,13 @@ def bundle_config(bundle: str, files: Sequence[str], changes: Mapping[str, Any])
     return parser
 
 
-def refuse_unknown(flags: Mapping[str, Any]) -> None:
-    """Raise an error for flags that a benchmark does not have."""
-    if flags:
-        raise UserError(f"unknown flag --{', --'.join(flags)}; see --help.")
+def available_device(name: str) -> torch.device:
+    """Find a device by its name.
+
+    Raises:
+        UserError: when it is not there.
+    """
+    try:
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"--device: there is no {name} here; cpu is always there.") from error

@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
-import fire
 import torch
 
 from custom.trainer import CrossMatchTrainer
-from custom.utils.errors import show_user_errors_plainly
+from custom.utils.cli import run
 
-from .bundle import bundle_config, refuse_unknown
+from .bundle import available_device, bundle_config
 from .timing import machine, seconds
 from .training_step import CPU_PATCH, start_threshold
 
@@ -35,7 +34,6 @@ def data_loading(
     rounds: int = 3,
     num_workers: int | None = None,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
-    **unknown: Any,
 ) -> None:
     """Print iterations per second both ways and their ratio.
 
@@ -48,13 +46,11 @@ def data_loading(
         rounds: how often each way is timed, in turn.
         num_workers: processes per stream; the bundle's own by default.
         device: cpu or cuda.
-        unknown: refused.
 
     Raises:
-        UserError: for an unknown flag or bundle, or when something is wrong with the data.
+        UserError: for an unknown bundle or device, or when something is wrong with the data.
     """
-    refuse_unknown(unknown)
-    where = torch.device(device)
+    where = available_device(device)
     size = patch_size or (CPU_PATCH.get(bundle) if where.type == "cpu" else None)
     with tempfile.TemporaryDirectory() as folder:
         places = {"dataset_dir": str(dataset_dir), "datalist": datalist, "output_dir": folder, "ckpt_dir": folder}
@@ -94,5 +90,4 @@ def _compare(trainer: CrossMatchTrainer, device: torch.device, iterations: int, 
 
 
 if __name__ == "__main__":
-    show_user_errors_plainly()
-    fire.Fire(data_loading)
+    run(data_loading)

@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import fire
 import numpy as np
 import torch
 
-from custom.utils.errors import show_user_errors_plainly
+from custom.utils.cli import run
 from custom.utils.weights import read_weights
 
-from .bundle import bundle_config, refuse_unknown
+from .bundle import available_device, bundle_config
 from .timing import machine, measure, print_table
 
 __all__ = ["inference"]
@@ -33,7 +32,6 @@ def inference(
     overlay: str | None = None,
     repeats: int = 3,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
-    **unknown: Any,
 ) -> None:
     """Print seconds, ratio and peak memory of both ways, and the share of voxels whose label differs.
 
@@ -44,13 +42,11 @@ def inference(
         overlay: a config that the weights were trained with, such as quick.
         repeats: how often each way is timed.
         device: cpu or cuda.
-        unknown: refused.
 
     Raises:
-        UserError: for an unknown flag or bundle, or weights that do not fit.
+        UserError: for an unknown bundle or device, or weights that do not fit.
     """
-    refuse_unknown(unknown)
-    where = torch.device(device)
+    where = available_device(device)
     files = ["inference", overlay] if overlay else ["inference"]
     settings = {"device": where, "files": [image]}
     read_weights(ckpt_path, bundle_config(bundle, files, settings).get_parsed_content("network"))
@@ -83,5 +79,4 @@ def _segmentation(
 
 
 if __name__ == "__main__":
-    show_user_errors_plainly()
-    fire.Fire(inference)
+    run(inference)

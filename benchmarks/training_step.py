@@ -1,6 +1,6 @@
 """Time the training step against the order of the original code: ``python -m benchmarks.training_step --bundle la``.
 
-All see the same tensors, in turn, each in a process of its own unless ``--one_process True`` is given: the original's
+All see the same tensors, in turn, each in a process of its own unless ``--one_process true`` is given: the original's
 order, in float32 with memory as it comes; ours in float32; and ours in the device's fastest 16-bit type, where it has
 one.
 """
@@ -11,16 +11,15 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-import fire
 import monai
 import torch
 from monai.bundle import ConfigParser
 
 from custom.trainer import CrossMatchTrainer
+from custom.utils.cli import run
 from custom.utils.device import MixedPrecision
-from custom.utils.errors import show_user_errors_plainly
 
-from .bundle import bundle_config, refuse_unknown
+from .bundle import available_device, bundle_config
 from .original_order import OriginalStep
 from .timing import machine, measure, print_table
 
@@ -40,7 +39,6 @@ def training_step(
     repeats: int = 5,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
     one_process: bool = False,
-    **unknown: Any,
 ) -> None:
     """Print seconds, ratio and peak memory of every step.
 
@@ -51,13 +49,11 @@ def training_step(
         repeats: how often each step is timed.
         device: cpu or cuda.
         one_process: put all into one process, where the original's order finds the memory that ours keeps.
-        unknown: refused.
 
     Raises:
-        UserError: for an unknown flag or bundle.
+        UserError: for an unknown bundle or device.
     """
-    refuse_unknown(unknown)
-    where = torch.device(device)
+    where = available_device(device)
     size = patch_size or (CPU_PATCH.get(bundle) if where.type == "cpu" else None)
     settings = {"device": where, "patch_size": size}
 
@@ -132,5 +128,4 @@ def _learner(config: ConfigParser) -> list[Any]:
 
 
 if __name__ == "__main__":
-    show_user_errors_plainly()
-    fire.Fire(training_step)
+    run(training_step)

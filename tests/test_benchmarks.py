@@ -1,6 +1,8 @@
 """The benchmarks run, in small, and say what they measured."""
 
 import re
+import runpy
+import sys
 import time
 from pathlib import Path
 
@@ -125,9 +127,17 @@ def test_every_bundle_has_the_settings_that_benchmarks_read(bundle):
 
 
 def test_wrong_use_is_refused(tmp_path):
-    with pytest.raises(UserError, match="unknown flag --repeat"):
-        training_step(repeat=1)
     with pytest.raises(UserError, match=r"no such config: .*crossmatch_heart"):
         training_step("heart")
     with pytest.raises(UserError, match=r"no such config: .*quik\.yaml"):
         inference(str(tmp_path), str(tmp_path), overlay="quik")
+    with pytest.raises(UserError, match="--device: there is no gpu here"):
+        training_step(device="gpu")
+
+
+@pytest.mark.parametrize("name", ["training_step", "inference", "data_loading"])
+def test_flags_are_read_as_those_of_the_tools(name, monkeypatch):
+    required = {"training_step": [], "inference": ["a.nii.gz", "model.pt"], "data_loading": ["data"]}[name]
+    monkeypatch.setattr(sys, "argv", [name, *required, "--repeats", "no", "--devise", "cpu", "--one_process", "off"])
+    with pytest.raises(UserError, match=r"unknown flag --devise; did you mean --device\?"):
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")

@@ -43,6 +43,27 @@ def test_known_flags_are_read(monkeypatch):
     assert DONE == [(("a", "b"), "1e3", True)]
 
 
+@pytest.mark.parametrize("name", ["20240611", "-", "a,b", "#1", "it's", "True", "1e3", "a=b", "[x", "C:\\new"])
+def test_texts_are_taken_as_they_are(name, monkeypatch):
+    for flags in (["--output", name], [f"--output={name}"]):
+        monkeypatch.setattr(sys, "argv", ["segment", name, *flags])
+        run(segment)
+    assert [*DONE] == [((name,), name, False)] * 2
+
+
+@pytest.mark.parametrize(("word", "value"), [("no", False), ("off", False), ("true", True), ("yes", True)])
+def test_booleans_are_read_as_yaml_does(word, value, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["segment", "a", f"--overwrite={word}"])
+    run(segment)
+    assert [(("a",), "out", value)] == DONE
+
+
+def test_a_flag_without_its_value_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["segment", "a", "--output"])
+    with pytest.raises(UserError, match="--output: expected a text, such as TEXT; got no value"):
+        run(segment)
+
+
 def test_all_commands_have_one_name(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["crossmatch"])
     main()
@@ -55,8 +76,9 @@ def test_all_commands_have_one_name(monkeypatch, capsys):
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_is_there(command, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["crossmatch", command, "--help"])
+    monkeypatch.setattr(sys, "argv", ["crossmatch", command, "given", "--output", "x", "--help"])
     with pytest.raises(SystemExit) as done:
         main()
     assert done.value.code == 0
-    assert "refused" not in "".join(capsys.readouterr())
+    printed = "".join(capsys.readouterr())
+    assert not [word for word in ("refused", "GROUP", "FIRE_METADATA", "'str", "Optional[co") if word in printed]

@@ -3,6 +3,7 @@ import sys
 
 import pytest
 import torch
+import yaml
 from conftest import BUNDLES, TINY_3D
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigWorkflow
@@ -325,6 +326,12 @@ train::extra: {_target_: RandFlipd, keys: image, prob: 0.1}
 weak_view: [{_target_: LoadImaged, keys: image, reader: NibabelReader, as_closest_canonical: true}]
 """
     assert typed(overlay=overlay).parser.get_parsed_content("optimizer::momentum") == 0.9
+
+
+@pytest.mark.parametrize("handlers", ["'@extra'", "['@extra', {_target_: ignite.handlers.TerminateOnNan}]"])
+def test_handlers_may_be_references(handlers, typed):
+    overlay = f"extra: []\ntrain::handlers: {handlers}\n"
+    assert typed(overlay=overlay).parser["train::handlers"] == yaml.safe_load(handlers)
 
 
 @pytest.mark.parametrize("name", BUNDLES)

@@ -95,7 +95,7 @@ def study(
     dry_run: bool = False,
     bundle: str | None = None,
     datalist: str | None = None,
-    seeds: Sequence[int] | None = None,
+    seeds: list[int] | None = None,
     **settings: Any,
 ) -> None:
     """Train, score and compare the arms of a study.
@@ -238,8 +238,11 @@ def _configs(files: Sequence[str], arms: Mapping[str, dict[str, Any]]) -> tuple[
     refused: dict[str, list[str]] = {}
     for arm, settings in arms.items():
         problems = [f"{key} is given to each run by the study." for key in settings if re.split("#|::", key)[0] in OWN]
-        problems += [f"there is no {key} in the bundle's config." for key in settings if not _exists(base.get(), key)]
-        workflow = ConfigWorkflow(every, logging_file=False, init_id="checks", **_typed(settings))
+        missing = {key: _missing(base.get(), key) for key in settings}
+        problems += [text for found in missing.values() for text in found]
+        there = {key: value for key, value in settings.items() if not missing[key]}  # MONAI fails at the others
+        # Without weights, since those that are there, the bundle's own, may have been trained with other settings.
+        workflow = ConfigWorkflow(every, logging_file=False, init_id="checks", ckpt_dir=os.devnull, **_typed(there))
         try:
             workflow.initialize()
         except RuntimeError as error:
@@ -260,18 +263,20 @@ def _runtime_keys(config: ConfigParser | Mapping[str, Any]) -> set[str]:
     return set(config["runtime_keys"]) - {"max_iterations"}
 
 
-def _exists(node: Any, key: str) -> bool:
-    """Whether a nested setting is there to be replaced; the training itself knows the settings at the top."""
-    top, *below = re.split("#|::", key)
-    node = node.get(top)
-    for part in below:
-        if isinstance(node, list) and part.isdigit() and int(part) < len(node):
-            node = node[int(part)]
-        elif isinstance(node, dict) and (part in node or part.startswith("_")):
-            node = node.get(part)
-        else:  # perhaps an argument that the config leaves at its default
-            return isinstance(node, dict) and "_target_" in node
-    return True
+def _missing(config: Mapping[str, Any], key: str) -> list[str]:
+    """Say that a nested setting is not there to be replaced; the training itself knows the settings at the top."""
+    parts, node = re.split("#|::", key), config
+    for depth, part in enumerate(parts if len(parts) > 1 else []):
+        items = dict(enumerate(node)) if isinstance(node, list) else node if isinstance(node, dict) else {}
+        known = {str(name): item for name, item in items.items()}
+        if part not in known:  # perhaps what a component has besides its arguments, or an argument left at its default
+            has_more = "_target_" in known or (part.startswith("_") and isinstance(node, dict))
+            what = f"there is no {key} in the bundle's config"
+            near = difflib.get_close_matches(part, known, n=1)
+            hint = f"; did you mean {'::'.join([*parts[:depth], near[0], *parts[depth + 1 :]])}?" if near else "."
+            return [] if depth == len(parts) - 1 and has_more else [what + hint]
+        node = known[part]
+    return []
 
 
 def _seed_problems(seeds: Any) -> list[str]:

@@ -9,14 +9,13 @@ import sys
 import types
 import typing
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import fire
-from fire.decorators import SetParseFn
 
 from .errors import UserError, show_user_errors_plainly
-from .settings import UnfitError, describe, read_as, shown, typed_settings
+from .settings import UnfitError, describe, is_flag, read_as, shown, typed_settings
 
 __all__ = ["run"]
 
@@ -32,28 +31,40 @@ def run(commands: Command | Mapping[str, Command]) -> None:
         commands: a function, or several by name.
     """
     show_user_errors_plainly()
-    typed = sys.argv[1:]
-    if typed[-1:] in (["--help"], ["-h"]):
-        typed = [*typed[:-1], "--", "--help"]  # else a command that takes any flag takes this one too
+    typed, known = sys.argv[1:], commands if isinstance(commands, Mapping) else {}
+    words = [word for word in typed[:1] if word in known]
+    asks = bool({"--help", "-h"} & set(typed))  # whatever else is typed; behind the dashes no command takes it
     fire.Fire(
-        {k: _typed(c) for k, c in commands.items()} if isinstance(commands, Mapping) else _typed(commands),
-        command=typed,
+        _typed(commands) if callable(commands) else {name: _typed(command) for name, command in known.items()},
+        command=[*words, "--", "--help"] if asks else [*words, *map(_quoted, typed[len(words) :])],
+        name=_program(),
     )
 
 
-def _typed(command: Command) -> Command:
-    """Give a command its arguments as its annotations say, where Fire, which is kept from reading them, has texts."""
-    signature, kinds = inspect.signature(command), typing.get_type_hints(command)
+def _quoted(argument: str) -> str:
+    """Quote a value, so that Fire takes it for the text that it is."""
+    if not is_flag(argument):
+        return repr(argument)
+    name, equals, value = argument.partition("=")
+    return f"{name}={value!r}" if equals else name
 
-    @SetParseFn(str)
-    @functools.wraps(command)
+
+def _program() -> str:
+    """Say how this program was started, for its help; of ``python -m`` the path of a file is left."""
+    spec = sys.modules["__main__"].__spec__
+    return spec.name.removesuffix(".__main__") if spec and sys.argv[0].endswith(".py") else sys.argv[0]
+
+
+def _typed(command: Command) -> Command:
+    """Give a command its arguments as its annotations say, where Fire has texts, or True for a flag alone."""
+    signature = inspect.signature(command, eval_str=True)
+
     def read_and_call(*args: Any, **kwargs: Any) -> Any:
         given, typed = signature.bind(*args, **kwargs), typed_settings(sys.argv[1:])
         problems = _unknown(typed, signature)
         for name, value in given.arguments.items():
-            examples = _examples(kinds.get(name))
-            if isinstance(value, str) and examples:
-                value = True if typed.get(name) is True else value  # a flag without a value
+            examples = _examples(signature.parameters[name].annotation)
+            if isinstance(value, (str, bool)) and examples:
                 try:
                     given.arguments[name] = read_as(value, examples)
                 except UnfitError:
@@ -63,6 +74,8 @@ def _typed(command: Command) -> Command:
             raise UserError("the command cannot be understood, nothing was done:", problems)
         return command(*given.args, **given.kwargs)
 
+    functools.update_wrapper(read_and_call, command)
+    vars(read_and_call)["__signature__"] = signature  # with kinds instead of their names, for the help
     return read_and_call
 
 
@@ -80,6 +93,6 @@ def _unknown(typed: Mapping[str, Any], signature: inspect.Signature) -> list[str
 def _examples(kind: Any) -> list[Any]:
     """Give an example of every kind in an annotation."""
     parts = typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else [kind]
-    lists = {Sequence[str]: ["A", "B"], Sequence[int]: [1]}
-    found = [lists.get(part, _EXAMPLES.get(part, ...)) for part in parts]
+    lists = {str: ["A", "B"], int: [1]}
+    found = [lists[typing.get_args(part)[0]] if typing.get_args(part) else _EXAMPLES.get(part, ...) for part in parts]
     return [example for example in found if example is not ...]

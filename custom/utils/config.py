@@ -335,12 +335,12 @@ def _mend_tracking(parser: ConfigParser) -> None:
     loss in a way that fits a list of outputs only, at every iteration.
     """
     config = parser.get()
-    handlers = [handler for handler in config.get("train", {}).get("handlers", []) if contains_target(handler)]
-    handlers = [handler for handler in handlers if handler["_target_"] == "MLFlowHandler"]
+    handlers = config.get("train", {}).get("handlers") or []  # may be, or hold, references
+    mlflow = [h for h in handlers if isinstance(h, dict) and h.get("_target_") == "MLFlowHandler"]
     path, folder = config.get("save_execute_config"), config.get("output_dir")
     if isinstance(path, str) and isinstance(folder, str) and not folder.startswith("$"):
         config["save_execute_config"] = path.replace(f"{folder} + '", folder).removesuffix("'")
-    for handler in handlers:
+    for handler in mlflow:
         handler |= {"output_transform": "@scalars", "iteration_log": "$lambda engine, event: event % 10 == 0"}
 
 

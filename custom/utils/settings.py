@@ -15,7 +15,7 @@ from typing import Any
 
 import yaml
 
-__all__ = ["UnfitError", "describe", "guess", "is_expression", "read_as", "shown", "typed_settings"]
+__all__ = ["UnfitError", "describe", "guess", "is_expression", "is_flag", "read_as", "shown", "typed_settings"]
 
 _NULL = ("", "~", "null", "none")
 _BOOLEANS = {
@@ -99,6 +99,11 @@ def is_expression(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("$", "@", "%"))
 
 
+def is_flag(argument: str) -> bool:
+    """Say whether an argument of a command line is a flag, as Fire sees it; a negative number is none."""
+    return re.match("--|-[a-zA-Z]", argument) is not None
+
+
 def typed_settings(arguments: Sequence[str]) -> dict[str, str | bool]:
     """Find the flags of a command line as they were typed, the last where one is given twice.
 
@@ -110,18 +115,14 @@ def typed_settings(arguments: Sequence[str]) -> dict[str, str | bool]:
     """
     found: dict[str, str | bool] = {}
     for place, argument in enumerate(arguments):
-        if not _is_flag(argument):
+        if not is_flag(argument):
             continue
         name, equals, value = argument.lstrip("-").partition("=")
-        follows = place + 1 < len(arguments) and not _is_flag(arguments[place + 1])
+        follows = place + 1 < len(arguments) and not is_flag(arguments[place + 1])
         found[name.replace("-", "_").replace("#", "::")] = (
             value if equals else arguments[place + 1] if follows else True
         )
     return found
-
-
-def _is_flag(argument: str) -> bool:
-    return re.match("--|-[a-zA-Z]", argument) is not None  # as Fire sees it; a negative number is none
 
 
 def _read_boolean(value: Any, _: Any) -> bool:

@@ -198,7 +198,7 @@ def own(
     labels: str | None = None,
     validation: float = 0.0,
     test: float = 0.0,
-    classes: str | Sequence[str] = "foreground",
+    classes: str | list[str] = "foreground",
     patient_pattern: str | None = None,
     modality: str = "unknown",
     seed: int = 1337,
