@@ -15,7 +15,7 @@ demo: $(VENV)/ready  ## train with and without unlabeled scans on synthetic hear
 test: $(VENV)/ready  ## run the test suite on all cores
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal
 
-test-fast: $(VENV)/ready  ## run the tests that train nothing
+test-fast: $(VENV)/ready  ## run the tests that take little time: no training, no preparing of data
 	$(BIN)/python -m pytest --numprocesses auto --dist worksteal -m "not slow"
 
 matrix:  ## run the fast tests in each Python from 3.11 to 3.14 that is here, in environments of their own in .matrix/

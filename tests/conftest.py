@@ -195,3 +195,15 @@ def learned(
         dice = workflow.parser.get_parsed_content("validate::evaluator").state.metrics["val_mean_dice"]
         _learned[bundle.name] = Learned(datalist, network, folder / "model.pt", dice, expected)
     return _learned[bundle.name]
+
+
+#: Tests that ask for one of these, or are in one of these modules, train, prepare data or start other processes.
+SLOW_FIXTURES = {"run_bundle", "learned", "python"}
+SLOW_MODULES = {"test_benchmarks", "test_distributed", "test_federated", "test_package", "test_prepare", "test_resume"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark slow tests, which ``make test-fast`` leaves out."""
+    for item in items:
+        if SLOW_FIXTURES & set(getattr(item, "fixturenames", ())) or item.path.stem in SLOW_MODULES:
+            item.add_marker(pytest.mark.slow)

@@ -289,6 +289,7 @@ def _command_line(bundle: Bundle, run_id: list[str], cwd: Path, **overrides) -> 
     return run_command(*command, cwd=cwd)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["crossmatch_la", "crossmatch_acdc"], indirect=True)
 @pytest.mark.parametrize("run_id", [["training"], []], ids=["run training", "run"])
 def test_command_line_trains(run_id, bundle, tiny_dataset, tmp_path):
@@ -299,6 +300,7 @@ def test_command_line_trains(run_id, bundle, tiny_dataset, tmp_path):
     assert (tmp_path / "models" / "model.pt").is_file()
 
 
+@pytest.mark.slow
 @LEFT_ATRIUM
 def test_command_line_refuses_bad_data_in_one_message_and_writes_nothing(bundle, own_dataset, edit, tmp_path):
     weights = tmp_path / "models" / "model.pt"
@@ -317,6 +319,7 @@ def test_command_line_refuses_bad_data_in_one_message_and_writes_nothing(bundle,
     assert not (tmp_path / "eval").exists()
 
 
+@pytest.mark.slow
 @LEFT_ATRIUM
 def test_command_line_refuses_an_unknown_setting(bundle, tiny_dataset, tmp_path):
     done = _command_line(bundle, ["training"], tmp_path, datalist=tiny_dataset, ckpt_dir=tmp_path / "models", etaa=0.9)

@@ -21,6 +21,9 @@ from tools.compare import compare
 
 CASES = ("a", "b", "c")
 
+#: As the configs name them.
+RUNTIME = {"runtime_keys": ["output_dir", "datalist", "dataset_dir", "max_iterations", "runtime_keys"]}
+
 
 def _rows(path: Path) -> list[dict[str, str]]:
     with open(path, newline="") as file:
@@ -36,7 +39,7 @@ def _run(
     session |= {"versions": {"torch": "2"}, "git_commit": None}
     config = {"seed": seed, "max_iterations": 20, "eta": 0.3, "output_dir": str(folder)} | settings
     data_list = {"path": "d.json", "sha256": "0"} if datalist is None else data_list_record(str(datalist))
-    record = {"seed": seed, "data_list": data_list, "sessions": [session], "config": config}
+    record = {"seed": seed, "data_list": data_list, "sessions": [session], "config": config | RUNTIME}
     (folder / "run.json").write_text(json.dumps(record))
     lines = [f"{case},organ,{value}" for case, value in zip(cases, dice, strict=True)]
     (folder / "metrics.csv").write_text("\n".join(["case,class,dice", *lines, "mean,organ,0.5\n"]))

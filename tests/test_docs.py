@@ -16,6 +16,7 @@ def _commands(page: str) -> list[list[str]]:
     return [shlex.split(line) for block in blocks for line in block.splitlines() if line.startswith("python -m")]
 
 
+@pytest.mark.slow
 def test_own_data_guide_leads_from_scans_to_predictions(tmp_path):
     datalist = write_dataset(tmp_path / "made", {"training": 5, "unlabeled": 3}, size=(24, 24, 20))
     shutil.copytree(datalist.parent / "images", tmp_path / "scans")

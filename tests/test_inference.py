@@ -155,6 +155,7 @@ def test_uncertainty_of_a_series_has_its_frames_and_changes_no_label(learned, ru
     assert nib.load(tmp_path / "eval" / "cine_uncertainty.nii.gz").shape == (40, 36, 3, 4)
 
 
+@pytest.mark.slow
 @LEFT_ATRIUM
 def test_one_bad_volume_of_many_is_named_at_the_end_and_the_others_are_segmented(untrained, tmp_path):
     for name in ("a", "b", "c"):

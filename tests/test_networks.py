@@ -113,6 +113,7 @@ def test_the_doubling_convolution_is_a_transposed_convolution_forward_and_backwa
         assert (ours(image.to(ours.weight.dtype)) - results[1][0]).norm() <= tolerance * results[1][0].norm()
 
 
+@pytest.mark.slow
 @COMPILES
 def test_compiled_networks_drop_as_others_do():
     """Whole channels, at their rates, another time others, and the same again with the same seed."""

@@ -127,6 +127,7 @@ def test_case_panels_show_the_slice_with_the_largest_structure():
     assert len(draw_panels([panels]).axes) == 3
 
 
+@pytest.mark.slow
 def test_a_page_is_written_where_the_locale_is_ascii(tmp_path):
     folder = tmp_path / "Übung"
     folder.mkdir()

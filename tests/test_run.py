@@ -72,6 +72,7 @@ def test_the_record_of_a_run_says_what_repeats_it(run_bundle, tiny_dataset, tmp_
     assert record["config"]["loss_weights"] == {"supervised": 0.5, "image_perturbation": 0.25, "distillation": 0.25}
 
 
+@pytest.mark.slow
 @SHORT_AXIS
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_test_cases_are_never_opened_in_training(num_workers, tiny_dataset, tmp_path):

@@ -113,6 +113,7 @@ def _is_free(output: Path) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_a_study_that_was_killed_and_stopped_goes_on_to_the_same_table(tmp_path, hearts, monkeypatch, capsys):
     """SIGKILL and SIGTERM in the middle of a training; the same study in one go has the same table."""
     settings = SMALLEST | {"max_iterations": 120, "ckpt_interval": 5, "val_interval": 120}
@@ -177,6 +178,7 @@ print(os.environ["OMP_NUM_THREADS"], begin, time.monotonic())
 """
 
 
+@pytest.mark.slow
 def test_runs_go_side_by_side_and_one_that_fails_stops_no_other(tmp_path, hearts, monkeypatch, capsys):
     compared = []
     monkeypatch.setattr(Run, "command", lambda run, run_id: ["-c", SCRIPT, run_id, str(run.folder)])

@@ -256,6 +256,7 @@ def test_16_bit_training_gives_about_the_same_loss():
     assert losses[0] != losses[1]
 
 
+@pytest.mark.slow
 def test_compiled_training_gives_the_same_loss_and_keeps_the_names_of_the_weights(monkeypatch):
     """Over a supervised and a CrossMatch step, with dropout off, which compiled networks draw in their own way.
 
