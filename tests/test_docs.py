@@ -1,6 +1,7 @@
 """The commands of the documentation run, on synthetic scans and with tiny settings."""
 
 import re
+import runpy
 import shlex
 import shutil
 
@@ -8,7 +9,10 @@ import pytest
 from conftest import BUNDLES, ROOT
 from starter import run_command
 
+from custom.losses import PAIRS
 from tools.synthetic import write_dataset
+
+STEP = ROOT / "docs" / "figures" / "step.svg"
 
 
 def _commands(page: str) -> list[list[str]]:
@@ -50,3 +54,27 @@ def test_configs_fit_a_screen_and_find_the_package_once(path):
     lines = path.read_text().splitlines()
     assert [line for line in lines if len(line) > 120] == []
     assert sum("_requires_" in line for line in lines) <= 1
+
+
+PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("bundles/*/docs/*.md")]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    links = re.findall(r"\]\(([^)\s]+)\)", re.sub(r"```.*?```", "", page.read_text(), flags=re.DOTALL))
+    for link in links:
+        target, _, anchor = link.partition("#")
+        if re.match(r"https?:|mailto:", link):
+            continue
+        path = page.parent / target if target else page
+        assert path.exists(), link
+        if anchor:
+            headings = re.findall(r"^#+ (.*)$", path.read_text(), flags=re.MULTILINE)
+            assert anchor in {re.sub(r"[^\w\- ]", "", text.lower()).replace(" ", "-") for text in headings}, link
+
+
+def test_the_figure_of_the_step_shows_every_pair_as_it_is(tmp_path):
+    script = runpy.run_path(str(ROOT / "docs" / "figures" / "step.py"))
+    script["draw"](tmp_path / "step.svg")
+    drawn, kept = (re.findall(r'id="(pair-\w+)"', path.read_text()) for path in (tmp_path / "step.svg", STEP))
+    assert drawn == kept == [f"pair-{pair.name}" for pairs in PAIRS.values() for pair in pairs]
