@@ -18,7 +18,7 @@ from torch.nn.functional import cross_entropy, one_hot
 
 from custom.losses import PAIRS, CrossMatchLoss, Pair
 from custom.perturbations import CutMix
-from custom.trainer import CLEAN, STRONG
+from custom.trainer import FIRST_PASS, SECOND_PASS
 
 __all__ = ["OriginalStep"]
 
@@ -64,10 +64,10 @@ class OriginalStep:
 
         with torch.no_grad():
             partners = {"weak": self.network(partner["image"])}
-            decoded = self._decode(CLEAN, labeled["image"], partner["image"])
+            decoded = self._decode(FIRST_PASS, labeled["image"], partner["image"])
             partners |= {name: decoded[name] for name in ("weak_fw", "weak_fs")}
         strong = [_cutmix(boxes[k], unlabeled[f"strong_{k}"], partner[f"strong_{k}"]) for k in (1, 2)]
-        logits = self._decode(CLEAN, labeled["image"], unlabeled["image"]) | self._decode(STRONG, *strong)
+        logits = self._decode(FIRST_PASS, labeled["image"], unlabeled["image"]) | self._decode(SECOND_PASS, *strong)
 
         loss = self.loss_of(logits, labeled["label"], partners, boxes)
         self.optimizer.zero_grad()

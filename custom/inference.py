@@ -21,7 +21,7 @@ from torch import nn
 from .perturbations import FeatureDropout
 from .utils.device import MixedPrecision
 from .utils.errors import UserError
-from .utils.files import whole_file
+from .utils.files import atomic_write
 from .utils.names import case_of
 
 __all__ = [
@@ -261,7 +261,7 @@ class SavePredictiond(SaveImaged):
             layout: Any = self.saver.folder_layout
             path = Path(layout.output_dir) / f"{case_of(data[key].meta)}_{layout.postfix}{layout.ext}"
             try:
-                with whole_file(path) as part:
+                with atomic_write(path) as part:
                     self.saver(data[key], filename=str(part).removesuffix(layout.ext))
             except (OSError, RuntimeError) as error:  # MONAI's, which quotes the writer's error last
                 reason = str(error).strip().splitlines()[-1]

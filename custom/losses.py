@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from .perturbations import paste
-from .utils.distributed import mean_over_ranks, sum_over_ranks
+from .utils.distributed import all_reduce_mean, all_reduce_sum
 from .utils.errors import UserError
 
 __all__ = [
@@ -132,7 +132,7 @@ def dice_loss(
     overlap = (probs * is_class).sum(axes)
     predicted = (probs.square() * (label != IGNORE_INDEX)).sum(axes)
     true = is_class.sum(axes)
-    overlap, predicted, true = sum_over_ranks(torch.stack([overlap, predicted, true.to(probs.dtype)]))
+    overlap, predicted, true = all_reduce_sum(torch.stack([overlap, predicted, true.to(probs.dtype)]))
     return (1 - (2 * overlap + smooth) / (predicted + true + smooth)).mean()
 
 
@@ -231,7 +231,7 @@ class CrossMatchLoss(nn.Module):
         return {"loss": supervised + unsupervised_weight * unsupervised, **terms}
 
     def _supervised(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
-        entropy = mean_over_ranks(cross_entropy(logits, label.squeeze(1).long()))
+        entropy = all_reduce_mean(cross_entropy(logits, label.squeeze(1).long()))
         return (entropy + dice_loss(logits.softmax(1), label, **self.dice)) / 2
 
     @staticmethod

@@ -10,18 +10,18 @@ from ignite.engine import Events
 from monai.engines import SupervisedTrainer
 from monai.engines.utils import IterationEvents
 
-from .data.streams import StreamLoader
-from .losses import STUDENTS, TEACHERS, CrossMatchLoss, add_terms, mix_teachers, pseudo_label
+from .data.streams import TwoStreamLoader
+from .losses import TEACHERS, CrossMatchLoss, add_terms, mix_teachers, pseudo_label
 from .perturbations import CutMix, paste
 from .utils.device import MixedPrecision
-from .utils.distributed import without_exchange
+from .utils.distributed import no_sync
 from .utils.randomness import derived_seed
 
-__all__ = ["CLEAN", "STRONG", "CrossMatchTrainer"]
+__all__ = ["FIRST_PASS", "SECOND_PASS", "CrossMatchTrainer"]
 
 #: What the network predicts in the first pass and in the second: both inputs, then the last one's perturbed features.
-CLEAN = ("labeled", "weak", "weak_fw", "weak_fs")
-STRONG = ("strong_1", "strong_2", "strong_2_fw", "strong_2_fs")
+FIRST_PASS = ("labeled", "weak", "weak_fw", "weak_fs")
+SECOND_PASS = ("strong_1", "strong_2", "strong_2_fw", "strong_2_fs")
 
 _Tensors = dict[str, torch.Tensor]
 #: Tells the step's random numbers from those of the streams, which count from 0.
@@ -31,15 +31,15 @@ _STEP = 99
 class CrossMatchTrainer(SupervisedTrainer):
     """Train a network on labeled and unlabeled patches.
 
-    A batch is a dictionary of streams, see :class:`custom.data.StreamLoader`: ``labeled`` with ``image`` BCH[WD] and
+    A batch is a dictionary of streams, see :class:`custom.data.TwoStreamLoader`: ``labeled`` with ``image`` BCH[WD] and
     ``label`` B1H[WD], and optionally ``unlabeled`` with ``image`` (the weak view), ``strong_1`` and ``strong_2``. The
     streams may differ in batch size. Without unlabeled patches, or while ``unsupervised_weight`` is 0, the step is the
     supervised one.
 
     The step reads ``engine.state.threshold`` and ``engine.state.unsupervised_weight``, which
-    :class:`custom.handlers.RampUp` writes, and leaves in ``engine.state.output`` a dictionary of detached scalars:
-    every term of the loss, ``confident_share`` (of the voxels, those where the weak view's pseudo-label is kept),
-    ``confident_share_0``, ``confident_share_1``, ... (the same by class) and ``threshold``.
+    :class:`custom.handlers.SigmoidRampUp` writes, and leaves in ``engine.state.output`` a dictionary of detached
+    scalars: every term of the loss, ``confident_share`` (of the voxels, those where the weak view's pseudo-label is
+    kept), ``confident_share_0``, ``confident_share_1``, ... (the same by class) and ``threshold``.
 
     The step predicts and learns in two passes. When both are done, and the weights not yet updated, the events
     ``FORWARD_COMPLETED``, ``LOSS_COMPLETED`` and ``BACKWARD_COMPLETED`` are fired one after the other;
@@ -56,9 +56,6 @@ class CrossMatchTrainer(SupervisedTrainer):
         rank: number of this process among those that train together; their dropout differs.
         kwargs: other arguments, see :class:`monai.engines.SupervisedTrainer`. ``network`` must satisfy
             :class:`custom.networks.PerturbedNetwork` with two feature dropouts, weak and strong.
-
-    Raises:
-        ValueError: when :data:`custom.losses.PAIRS` has a student or a teacher that the step does not predict in time.
     """
 
     def __init__(
@@ -72,7 +69,6 @@ class CrossMatchTrainer(SupervisedTrainer):
         rank: int = 0,
         **kwargs: Any,
     ) -> None:
-        _check_pairs()
         # Streams of different batch size cannot be decollated, and our scalars need not be.
         super().__init__(loss_function=loss_function, amp=False, decollate=False, **kwargs)
         self.cutmix = cutmix
@@ -91,7 +87,7 @@ class CrossMatchTrainer(SupervisedTrainer):
 
     def run(self) -> None:
         """Train, from the iteration on that ``state.iteration`` counts as done."""
-        if isinstance(self.data_loader, StreamLoader):
+        if isinstance(self.data_loader, TwoStreamLoader):
             self.data_loader.iteration = self.state.iteration
         super().run()
 
@@ -128,13 +124,13 @@ class CrossMatchTrainer(SupervisedTrainer):
         boxes = {number: self._sample_boxes(weak) for number in (1, 2)}
         strong = [paste(boxes[number], view, _partner(view)) for number, view in enumerate(strong, start=1)]
 
-        with without_exchange(self.network):
-            logits = self._predict(CLEAN, image, weak)
+        with no_sync(self.network):
+            logits = self._predict(FIRST_PASS, image, weak)
             teachers = {name: pseudo_label(logits[name], self.state.threshold) for name in TEACHERS}
             partners = {name: _partner(teacher) for name, teacher in teachers.items()}
             pseudo_labels = mix_teachers(teachers, partners, boxes)
             terms = self._learn(logits, label, pseudo_labels)
-        terms = add_terms(terms, self._learn(self._predict(STRONG, *strong), pseudo_labels=pseudo_labels))
+        terms = add_terms(terms, self._learn(self._predict(SECOND_PASS, *strong), pseudo_labels=pseudo_labels))
 
         terms |= {**_shares(logits["weak"], teachers["weak"]), "threshold": torch.tensor(self.state.threshold)}
         views = {"labeled": image, "label": label, "weak": weak, "strong_1": strong[0], "strong_2": strong[1]}
@@ -177,14 +173,6 @@ def _shares(logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor
     """How much of the voxels a pseudo-label keeps, in all and by class."""
     shares = torch.stack([(label == index).sum() for index in range(logits.shape[1])]) / label.numel()
     return {"confident_share": shares.sum(), **{f"confident_share_{i}": share for i, share in enumerate(shares)}}
-
-
-def _check_pairs() -> None:
-    late = sorted(set(TEACHERS) - set(CLEAN)) + sorted(set(STUDENTS) - {*CLEAN, *STRONG})
-    if late:
-        raise ValueError(
-            f"PAIRS names {late}; teachers must be among {CLEAN}, the first pass, and students among {CLEAN + STRONG}."
-        )
 
 
 def _raise(_: CrossMatchTrainer, error: BaseException) -> None:

@@ -6,7 +6,7 @@ import torch
 from torch import distributed, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from custom.utils.distributed import mean_over_ranks
+from custom.utils.distributed import all_reduce_mean
 
 
 def synchronize_batch_norm(network: nn.Module) -> nn.Module:
@@ -42,8 +42,8 @@ class CPUSyncBatchNorm(_BatchNorm):
         dtype, x = x.dtype, x.float()
         axes = [0, *range(2, x.ndim)]
         shape = [1, -1, *[1] * (x.ndim - 2)]
-        mean = mean_over_ranks(x.mean(axes))
-        variance = mean_over_ranks((x - mean.view(shape)).square().mean(axes))
+        mean = all_reduce_mean(x.mean(axes))
+        variance = all_reduce_mean((x - mean.view(shape)).square().mean(axes))
         self._update(mean.detach(), variance.detach(), x.numel() // x.shape[1] * distributed.get_world_size())
         scale = self.weight * (variance + self.eps).rsqrt()
         return ((x - mean.view(shape)) * scale.view(shape) + self.bias.view(shape)).to(dtype)

@@ -23,7 +23,7 @@ from custom.losses import CrossMatchLoss
 from custom.networks import UNet, VNet
 from custom.perturbations import CutMix
 from custom.trainer import CrossMatchTrainer
-from custom.utils.distributed import any_rank, gather_in_turn, wrap
+from custom.utils.distributed import any_rank, gather_in_turn, to_ddp
 from custom.utils.distributed import start as start_processes
 from custom.utils.errors import UserError
 
@@ -92,7 +92,7 @@ def _rank(target, rank: int, num_ranks: int, folder: Path, arguments: tuple) -> 
 
 def _step_of_a_rank(rank: int, kind: str, compiled: bool) -> dict[str, torch.Tensor]:
     ranks = range(rank, rank + 1)
-    return _train_one_step(kind, ranks, lambda network: wrap(synchronize_batch_norm(network)), compiled)
+    return _train_one_step(kind, ranks, lambda network: to_ddp(synchronize_batch_norm(network)), compiled)
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def _exchanges_of_a_rank(rank: int) -> list[bool]:
     exchanges = []
 
     def prepare(network: nn.Module) -> nn.Module:
-        wrapped = wrap(network)
+        wrapped = to_ddp(network)
         wrapped.register_forward_pre_hook(lambda module, _: exchanges.append(module.require_backward_grad_sync))
         return wrapped
 

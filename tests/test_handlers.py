@@ -8,7 +8,7 @@ from monai.networks.nets import BasicUNet
 from custom.handlers.batch_norm import BatchNormRecalibration
 from custom.handlers.best_weights import WeightsCheckpointLoader
 from custom.handlers.progress import ProgressBar
-from custom.handlers.schedule import RampUp
+from custom.handlers.schedule import SigmoidRampUp
 from custom.networks import VNet
 from custom.utils.errors import UserError
 
@@ -19,15 +19,15 @@ ORIGINAL = {"start": 0.75 * math.log(2), "end": math.log(2), "rampup_iterations"
 def test_threshold_follows_the_original_formula(iteration):
     t = min(iteration, 17000)
     expected = (0.75 + 0.25 * math.exp(-5 * (1 - t / 17000) ** 2)) * math.log(2)
-    assert RampUp("threshold", ORIGINAL).value_at(iteration) == pytest.approx(expected)
+    assert SigmoidRampUp("threshold", ORIGINAL).value_at(iteration) == pytest.approx(expected)
 
 
 def test_a_number_is_held():
-    assert RampUp("threshold", 0.95).value_at(0) == RampUp("threshold", 0.95).value_at(10**6) == 0.95
+    assert SigmoidRampUp("threshold", 0.95).value_at(0) == SigmoidRampUp("threshold", 0.95).value_at(10**6) == 0.95
 
 
 def test_delay_keeps_the_start_value():
-    ramp = RampUp("unsupervised_weight", {"start": 0.0, "end": 1.0, "delay": 10, "rampup_iterations": 5})
+    ramp = SigmoidRampUp("unsupervised_weight", {"start": 0.0, "end": 1.0, "delay": 10, "rampup_iterations": 5})
     assert [ramp.value_at(t) for t in (0, 9)] == [0, 0]
     assert 0 < ramp.value_at(10) < ramp.value_at(14) < 1
     assert ramp.value_at(15) == 1
@@ -36,7 +36,7 @@ def test_delay_keeps_the_start_value():
 def test_the_first_iteration_is_time_zero():
     seen = []
     engine = Engine(lambda engine, batch: seen.append(engine.state.threshold))
-    RampUp("threshold", {"start": 0, "end": 1, "rampup_iterations": 1}).attach(engine)
+    SigmoidRampUp("threshold", {"start": 0, "end": 1, "rampup_iterations": 1}).attach(engine)
     engine.run([0, 0, 0])
     assert seen == [pytest.approx(math.exp(-5)), 1, 1]
 
@@ -44,12 +44,12 @@ def test_the_first_iteration_is_time_zero():
 @pytest.mark.parametrize("value", [{"start": 0, "end": 1}, {"start": 0, "end": 1, "rampup_iterations": 1, "warm": 1}])
 def test_ramp_with_wrong_keys_is_refused(value):
     with pytest.raises(ValueError, match="threshold must be a number or give start, end, rampup_iterations"):
-        RampUp("threshold", value)
+        SigmoidRampUp("threshold", value)
 
 
 def test_ramp_of_negative_length_is_refused():
     with pytest.raises(ValueError, match="must not be negative"):
-        RampUp("threshold", {"start": 0, "end": 1, "rampup_iterations": -1})
+        SigmoidRampUp("threshold", {"start": 0, "end": 1, "rampup_iterations": -1})
 
 
 def _trainer(network):

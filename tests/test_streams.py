@@ -5,12 +5,19 @@ import pytest
 import torch
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 
-from custom.data.streams import Draw, SampleDataset, StreamDataLoader, StreamLoader, StreamSampler, default_num_workers
+from custom.data.streams import (
+    ResumableSampler,
+    SeededDataset,
+    SeededIndex,
+    StreamLoader,
+    TwoStreamLoader,
+    default_num_workers,
+)
 from custom.utils.randomness import derived_seed, private_generators
 
 
 def test_streams_are_drawn_side_by_side():
-    loader = StreamLoader(
+    loader = TwoStreamLoader(
         [{"image": torch.tensor(i)} for i in range(3)], [{"image": torch.tensor(-i)} for i in range(2)]
     )
     batches = list(loader)
@@ -31,7 +38,7 @@ def test_workers_are_counted_by_the_cores_that_a_process_may_use(cores, ranks, e
 
 def test_without_an_unlabeled_list_training_says_that_it_is_supervised(caplog):
     with caplog.at_level(logging.WARNING):
-        loader = StreamLoader([{"image": torch.tensor(0)}], None)
+        loader = TwoStreamLoader([{"image": torch.tensor(0)}], None)
     assert "unlabeled list is empty: training is supervised" in caplog.text
     assert [sorted(batch) for batch in loader] == [["labeled"]]
 
@@ -40,7 +47,7 @@ def test_without_an_unlabeled_list_training_says_that_it_is_supervised(caplog):
 def test_a_single_unlabeled_patch_per_batch_warns_that_cutmix_does_nothing(batch_size, warns, caplog):
     labeled, unlabeled = (torch.utils.data.DataLoader(range(2), batch_size=size) for size in (1, batch_size))
     with caplog.at_level(logging.WARNING):
-        StreamLoader(labeled, unlabeled)
+        TwoStreamLoader(labeled, unlabeled)
     assert ("CutMix finds no partner patch" in caplog.text) == warns
 
 
@@ -51,28 +58,28 @@ def _volumes(depths: list[int]) -> list[dict[str, torch.Tensor]]:
 
 
 def test_every_slice_of_every_volume_is_a_sample():
-    samples = SampleDataset(_volumes([3, 1, 2]), transform=lambda sample: sample, slice_axis=2)
+    samples = SeededDataset(_volumes([3, 1, 2]), transform=lambda sample: sample, slice_axis=2)
     assert [sample["image"][0, 0, 0].item() for sample in samples] == [0, 1, 2, 10, 20, 21]
     assert {tuple(sample["label"].shape) for sample in samples} == {(1, 4, 4)}
 
 
 def test_volumes_are_samples_where_nothing_is_sliced():
-    samples = SampleDataset(_volumes([3, 1]), transform=lambda sample: sample)
+    samples = SeededDataset(_volumes([3, 1]), transform=lambda sample: sample)
     assert [sample["image"].shape[-1] for sample in samples] == [3, 1]
 
 
 def test_a_pass_over_the_slices_takes_each_once():
-    samples = SampleDataset(_volumes([3, 1, 2]), transform=lambda sample: sample, slice_axis=2)
+    samples = SeededDataset(_volumes([3, 1, 2]), transform=lambda sample: sample, slice_axis=2)
     loader = torch.utils.data.DataLoader(samples, batch_size=2, shuffle=True)
     drawn = torch.cat([batch["image"][:, 0, 0, 0] for batch in loader])
     assert sorted(drawn.tolist()) == [0, 1, 2, 10, 20, 21]
 
 
-def _sampler(size: int, batch_size: int = 2, **arguments) -> StreamSampler:
-    return StreamSampler(range(size), batch_size, seed=7, stream=arguments.pop("stream", 0), **arguments)
+def _sampler(size: int, batch_size: int = 2, **arguments) -> ResumableSampler:
+    return ResumableSampler(range(size), batch_size, seed=7, stream=arguments.pop("stream", 0), **arguments)
 
 
-def _take(sampler: StreamSampler, count: int) -> list[Draw]:
+def _take(sampler: ResumableSampler, count: int) -> list[SeededIndex]:
     return [draw for draw, _ in zip(sampler, range(count), strict=False)]
 
 
@@ -104,18 +111,18 @@ def test_ranks_share_what_one_process_with_a_larger_batch_draws(num_ranks):
         assert drawn == together[2 * num_ranks * iteration : 2 * num_ranks * (iteration + 1)]
 
 
-def _noisy_loader(num_workers: int) -> StreamDataLoader:
+def _noisy_loader(num_workers: int) -> StreamLoader:
     torch.manual_seed(0)
     views = Compose([RandFlipd("image", prob=0.5), RandGaussianNoised("image", prob=0.5), _draw_globally])
-    samples = SampleDataset([{"image": torch.randn(1, 8, 8)} for _ in range(5)], views)
-    return StreamDataLoader(samples, batch_size=2, seed=7, stream=0, num_workers=num_workers)
+    samples = SeededDataset([{"image": torch.randn(1, 8, 8)} for _ in range(5)], views)
+    return StreamLoader(samples, batch_size=2, seed=7, stream=0, num_workers=num_workers)
 
 
 def _draw_globally(sample: dict) -> dict:
     return sample | {"noise": torch.rand(3), "number": np.random.rand()}
 
 
-def _images(loader: StreamLoader, count: int) -> list[torch.Tensor]:
+def _images(loader: TwoStreamLoader, count: int) -> list[torch.Tensor]:
     return [
         torch.cat([batch["labeled"]["image"].flatten(), batch["labeled"]["noise"].flatten()])
         for batch, _ in zip(loader, range(count), strict=False)
@@ -123,9 +130,9 @@ def _images(loader: StreamLoader, count: int) -> list[torch.Tensor]:
 
 
 def test_samples_do_not_depend_on_worker_processes_or_on_where_the_stream_was_entered():
-    expected = _images(StreamLoader(_noisy_loader(0)), 9)
+    expected = _images(TwoStreamLoader(_noisy_loader(0)), 9)
     for num_workers in (0, 1, 3):
-        loader = StreamLoader(_noisy_loader(num_workers))
+        loader = TwoStreamLoader(_noisy_loader(num_workers))
         torch.manual_seed(num_workers)  # what was drawn before is of no importance
         for start in (0, 4):
             loader.iteration = start
@@ -153,5 +160,5 @@ def test_seeds_of_neighbouring_places_are_unrelated():
 def test_a_batch_tells_its_cases():
     volumes = torch.utils.data.Subset([{"image": torch.zeros(1, 4, 4, 2)}], [0])
     volumes.data = [{"image": "images/heart.nii.gz"}]
-    samples = SampleDataset(volumes, lambda sample: sample, slice_axis=2)
+    samples = SeededDataset(volumes, lambda sample: sample, slice_axis=2)
     assert [samples[i]["case"] for i in range(2)] == ["heart, slice 0", "heart, slice 1"]

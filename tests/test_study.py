@@ -29,7 +29,7 @@ from starter import start
 from torch import nn
 
 from custom.handlers.checkpoints import EXIT_STOPPED
-from custom.handlers.schedule import RampUp
+from custom.handlers.schedule import SigmoidRampUp
 from custom.report.record import read_run_record
 from custom.trainer import CrossMatchTrainer
 from custom.utils.errors import UserError
@@ -344,7 +344,7 @@ def _loss_of_one_step(parser: ConfigParser) -> float:
         cutmix=parser.get_parsed_content("cutmix"),
     )
     for name in ("threshold", "unsupervised_weight"):
-        ramp = RampUp(name, parser.get_parsed_content(name))
+        ramp = SigmoidRampUp(name, parser.get_parsed_content(name))
         setattr(trainer.state, name, ramp.value_at(10**9))
     trainer.run()
     return trainer.state.output["loss"].item()

@@ -7,11 +7,11 @@ from ignite.engine import Events
 from monai.engines.utils import IterationEvents
 
 from custom.handlers.guards import SizeAdvice
-from custom.handlers.schedule import RampUp
-from custom.losses import TEACHERS, CrossMatchLoss, mix_teachers, pseudo_label
+from custom.handlers.schedule import SigmoidRampUp
+from custom.losses import STUDENTS, TEACHERS, CrossMatchLoss, mix_teachers, pseudo_label
 from custom.networks import VNet
 from custom.perturbations import CutMix, paste
-from custom.trainer import CLEAN, STRONG, CrossMatchTrainer
+from custom.trainer import FIRST_PASS, SECOND_PASS, CrossMatchTrainer
 from custom.utils.errors import UserError
 from custom.utils.randomness import derived_seed
 
@@ -141,7 +141,7 @@ def test_two_passes_learn_what_one_backward_pass_through_both_does():
         paste(boxes[number], unlabeled[f"strong_{number}"], unlabeled[f"strong_{number}"].flip(0)) for number in boxes
     ]
     logits = {}
-    for names, images in {CLEAN: [labeled["image"], unlabeled["image"]], STRONG: strong}.items():
+    for names, images in {FIRST_PASS: [labeled["image"], unlabeled["image"]], SECOND_PASS: strong}.items():
         logits |= dict(zip(names, networks[1].train()(torch.cat(images), num_perturbed=2).chunk(4), strict=True))
     teachers = {name: pseudo_label(logits[name], 0.55) for name in TEACHERS}
     pseudo_labels = mix_teachers(teachers, {name: value.flip(0) for name, value in teachers.items()}, boxes)
@@ -183,10 +183,9 @@ def test_handlers_are_told_of_the_step_when_gradients_are_there_and_weights_are_
     assert seen == [*told, ("MODEL_COMPLETED", True, False)]
 
 
-def test_pairs_that_the_step_cannot_serve_are_refused(monkeypatch):
-    monkeypatch.setattr("custom.trainer.TEACHERS", ["strong_1", "weak"])
-    with pytest.raises(ValueError, match=r"PAIRS names \['strong_1'\]; teachers must be among"):
-        _trainer([_batch()])
+def test_the_step_predicts_every_teacher_in_its_first_pass_and_every_student_in_either():
+    assert set(TEACHERS) <= set(FIRST_PASS)
+    assert set(STUDENTS) <= {*FIRST_PASS, *SECOND_PASS}
 
 
 def test_strong_views_are_cutmixed_with_the_partner_s_same_view():
@@ -221,7 +220,7 @@ def test_zero_unsupervised_weight_saves_the_unlabeled_passes():
 
 def test_the_loss_is_one_function_of_its_weights_on_both_sides_of_the_end_of_a_delay():
     trainer = _trainer([_batch(2, 2)] * 4)
-    RampUp("unsupervised_weight", {"start": 0.0, "end": 1.0, "delay": 2, "rampup_iterations": 2}).attach(trainer)
+    SigmoidRampUp("unsupervised_weight", {"start": 0.0, "end": 1.0, "delay": 2, "rampup_iterations": 2}).attach(trainer)
     steps = []
     trainer.add_event_handler(
         Events.ITERATION_COMPLETED,

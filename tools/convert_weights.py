@@ -19,7 +19,7 @@ import torch
 from custom.networks import PerturbedNetwork, UNet, VNet
 from custom.utils.cli import run
 from custom.utils.errors import UserError
-from custom.utils.files import whole_file
+from custom.utils.files import atomic_write
 from custom.utils.weights import weight_problems
 
 __all__ = ["convert", "convert_file"]
@@ -74,7 +74,7 @@ def convert_file(source: str, output: str, overwrite: bool = False) -> None:
     _check_target(origin, target, overwrite)
     network = convert(_read(origin), str(origin))
     try:
-        with whole_file(target) as part:
+        with atomic_write(target) as part:
             torch.save(network.state_dict(), part)
     except (OSError, RuntimeError) as error:  # torch reports a folder that it cannot write to as a RuntimeError
         hint = "give --output a file in a folder that you may write to, with enough space"

@@ -22,7 +22,7 @@ import custom
 from custom.utils.cli import run
 from custom.utils.config import refuse_newer_bundle
 from custom.utils.errors import UserError
-from custom.utils.files import whole_file
+from custom.utils.files import atomic_write
 from custom.utils.weights import read_weights, settings_path
 
 __all__ = ["check_archive", "package", "write_archive"]
@@ -125,7 +125,7 @@ def write_archive(archive: Path, name: str, files: Files) -> None:
 
     The archive appears only when it is complete.
     """
-    with whole_file(archive) as part, zipfile.ZipFile(part, "w") as target:
+    with atomic_write(archive) as part, zipfile.ZipFile(part, "w") as target:
         for place in sorted(files):
             info = zipfile.ZipInfo(f"{name}/{place}", _FIRST_DAY)
             info.compress_type = zipfile.ZIP_DEFLATED

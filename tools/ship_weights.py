@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 
 from custom.utils.cli import run
 from custom.utils.errors import UserError
-from custom.utils.files import whole_file
+from custom.utils.files import atomic_write
 from custom.utils.weights import read_settings, read_weights, settings_path
 
 __all__ = ["ship_weights"]
@@ -43,9 +43,9 @@ def ship_weights(weights: str, bundle: str, half: bool = True) -> None:
     if large:
         raise UserError(f"{source}: not representable in float16:", large)
     target = folder / "models" / "model.pt"
-    with whole_file(target) as part:
+    with atomic_write(target) as part:
         torch.save(state, part)
-    with whole_file(settings_path(target)) as part:
+    with atomic_write(settings_path(target)) as part:
         part.write_bytes(settings_path(source).read_bytes())
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, {settings_path(target).name} beside it")
 

@@ -31,7 +31,7 @@ from custom.data.datalist import default_evaluation_list, read_lists
 from custom.handlers.checkpoints import EXIT_STOPPED
 from custom.utils import cli
 from custom.utils.errors import UserError
-from custom.utils.files import whole_file
+from custom.utils.files import atomic_write
 from custom.utils.names import groups
 from custom.utils.settings import guess
 
@@ -344,9 +344,9 @@ def _keep_plan(folder: Path, plan: Mapping[str, Any], runs: Sequence[Run]) -> No
             problems.append(f"the bundle's configs have changed since: {', '.join(runs[0].files)}")
         if problems:
             raise UserError(f"{folder} holds another study; choose another --output. What differs:", problems)
-    with whole_file(folder / PLAN) as part:
+    with atomic_write(folder / PLAN) as part:
         part.write_text(json.dumps(record, indent=2) + "\n")
-    with whole_file(folder / JOBS) as part:
+    with atomic_write(folder / JOBS) as part:
         part.write_text("".join(f"{run.line}\n" for run in runs))
 
 

@@ -5,37 +5,37 @@ from .checks import CaseRule, check_cases, image_problems, read_image, read_labe
 from .datalist import LISTS, default_evaluation_list, load_datalist, overlap_problems, read_lists
 from .dicom import SeriesReader, check_series, dicom_files, series_folders, series_problems
 from .dicom_headers import Series, Slice, read_series
-from .finding import VOLUME_ENDINGS, Listing, list_scans, own_scans, pair_labels, refuse_channels, tell_left_out
+from .finding import VOLUME_SUFFIXES, Listing, list_scans, own_scans, pair_labels, refuse_channels, tell_left_out
 from .folders import visible_files, walk
 from .geometry import grid_problem, has_volume, lacks_spacing
 from .labels import to_label
 from .nifti import NiftiWriter, SeriesWriter
-from .photos import PHOTO_ENDINGS, PhotoReader, is_colored, is_photo
+from .photos import PHOTO_SUFFIXES, PhotoReader, is_colored, is_photo
 from .readers import LoadLabel, LoadScan, LoadScand
 from .scans import Scans, find_scans, refuse_left_out
-from .streams import Draw, SampleDataset, StreamDataLoader, StreamLoader, StreamSampler, default_num_workers
+from .streams import ResumableSampler, SeededDataset, SeededIndex, StreamLoader, TwoStreamLoader, default_num_workers
 
 __all__ = [
     "LISTS",
-    "PHOTO_ENDINGS",
-    "VOLUME_ENDINGS",
+    "PHOTO_SUFFIXES",
+    "VOLUME_SUFFIXES",
     "CaseRule",
-    "Draw",
     "Listing",
     "LoadLabel",
     "LoadScan",
     "LoadScand",
     "NiftiWriter",
     "PhotoReader",
-    "SampleDataset",
+    "ResumableSampler",
     "Scans",
+    "SeededDataset",
+    "SeededIndex",
     "Series",
     "SeriesReader",
     "SeriesWriter",
     "Slice",
-    "StreamDataLoader",
     "StreamLoader",
-    "StreamSampler",
+    "TwoStreamLoader",
     "cached_dataset",
     "check_cases",
     "check_series",

@@ -16,14 +16,14 @@ from ..utils.errors import UserError
 from ..utils.names import CHANNEL, case_name, file_stem, same_name
 from .dicom import dicom_files
 from .folders import walk
-from .photos import PHOTO_ENDINGS
+from .photos import PHOTO_SUFFIXES
 
-__all__ = ["VOLUME_ENDINGS", "Listing", "list_scans", "own_scans", "pair_labels", "refuse_channels", "tell_left_out"]
+__all__ = ["VOLUME_SUFFIXES", "Listing", "list_scans", "own_scans", "pair_labels", "refuse_channels", "tell_left_out"]
 
-VOLUME_ENDINGS = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 #: Files with the voxels of headers that stand beside them.
-VOXEL_ENDINGS = (".raw", ".zraw", ".raw.gz")
-HEADER_ENDINGS = (".nhdr", ".mhd")
+VOXEL_SUFFIXES = (".raw", ".zraw", ".raw.gz")
+HEADER_SUFFIXES = (".nhdr", ".mhd")
 
 WORDS = r"(?:d?seg|segmentations?|labels?|lbl|masks?|gts?|ground[-_ ]?truths?|annotations?)"
 PART = "(?:tr|ts|va|val|train|test)?"
@@ -53,7 +53,7 @@ class Listing(NamedTuple):
 
 def list_scans(
     folder: Path,
-    endings: tuple[str, ...] = (*VOLUME_ENDINGS, *PHOTO_ENDINGS),
+    endings: tuple[str, ...] = (*VOLUME_SUFFIXES, *PHOTO_SUFFIXES),
     skip: Iterable[Path] = (),
     all_labels: bool = False,
 ) -> Listing:
@@ -72,15 +72,15 @@ def list_scans(
     scans: dict[str, Path] = {}
     labels, others = [], []
     for here in folders:
-        dicom = dicom_files(here) if VOLUME_ENDINGS[0] in endings else ()
+        dicom = dicom_files(here) if VOLUME_SUFFIXES[0] in endings else ()
         slices = {path for path in dicom if not path.name.startswith(".")}
         files = sorted((path for path in here.iterdir() if not path.is_dir()), key=lambda p: (p.is_symlink(), p.name))
-        has_header = any(path.name.lower().endswith(HEADER_ENDINGS) for path in files)
+        has_header = any(path.name.lower().endswith(HEADER_SUFFIXES) for path in files)
         for path in [*([here] if slices else []), *files]:
             name, real = str(path.relative_to(folder)), os.path.realpath(path)
             if path.name.startswith(".") and path != folder:
                 left_out.append(f"{name} (hidden)")
-            elif path in slices or real in skipped or (has_header and name.lower().endswith(VOXEL_ENDINGS)):
+            elif path in slices or real in skipped or (has_header and name.lower().endswith(VOXEL_SUFFIXES)):
                 continue
             elif not path.exists():
                 left_out.append(f"{name} (link to nothing)")
@@ -169,7 +169,7 @@ def own_scans(images: Path, labels: Path | None, output: Path) -> dict[Path, Pat
         left_out = [*left_out, *listed.left_out]
     tell_left_out(left_out)
     if not found.scans:
-        endings = ", ".join((*VOLUME_ENDINGS, *PHOTO_ENDINGS))
+        endings = ", ".join((*VOLUME_SUFFIXES, *PHOTO_SUFFIXES))
         raise UserError(f"{images}: no scans; expected files ending in {endings}, or folders of DICOM files.")
     refuse_channels(found.scans, candidates)
     pairs, strays = pair_labels(found.scans, candidates, images, root)

@@ -14,7 +14,7 @@ from monai.utils import ensure_tuple, optional_import
 
 from ..utils.errors import UserError
 
-__all__ = ["PHOTO_ENDINGS", "PhotoReader", "is_colored", "is_photo"]
+__all__ = ["PHOTO_SUFFIXES", "PhotoReader", "is_colored", "is_photo"]
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFile, ImageOps
@@ -22,7 +22,7 @@ else:  # volumes do without Pillow, which is not among the packages of their bun
     Image, _ = optional_import("PIL.Image")
     ImageOps, _ = optional_import("PIL.ImageOps")
 
-PHOTO_ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 #: Modes of Pillow with a channel of opacity.
 TRANSPARENT = ("LA", "La", "PA", "RGBA", "RGBa")
 GREY = ("1", "L", "LA", "La", "I", "F")
@@ -32,7 +32,7 @@ SPREAD = {"L;2": 85, "L;4": 17}
 
 def is_photo(path: PathLike) -> bool:
     """Say whether a path's ending is that of a photograph."""
-    return str(path).lower().endswith(PHOTO_ENDINGS)
+    return str(path).lower().endswith(PHOTO_SUFFIXES)
 
 
 def is_colored(path: Path) -> bool:

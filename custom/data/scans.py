@@ -14,8 +14,8 @@ from ..utils.errors import UserError
 from ..utils.names import case_names
 from .checks import Case, CaseRule, check_cases
 from .datalist import read_lists
-from .finding import VOLUME_ENDINGS, list_scans, refuse_channels, tell_left_out
-from .photos import PHOTO_ENDINGS
+from .finding import VOLUME_SUFFIXES, list_scans, refuse_channels, tell_left_out
+from .photos import PHOTO_SUFFIXES
 
 __all__ = ["Scans", "find_scans", "refuse_left_out"]
 
@@ -89,7 +89,7 @@ def _cases(sources: Sequence[str], dimensions: int) -> list[Case]:
     paths: dict[str, Path] = {}
     left_out: list[str] = []
     for source in map(os.path.expanduser, sources):
-        found, others = _expand(Path(source), PHOTO_ENDINGS if dimensions == 2 else VOLUME_ENDINGS)
+        found, others = _expand(Path(source), PHOTO_SUFFIXES if dimensions == 2 else VOLUME_SUFFIXES)
         left_out += others
         for path in found:
             first = paths.setdefault(os.path.realpath(path), path)

@@ -25,11 +25,11 @@ from ..utils.names import case_name
 from ..utils.randomness import derived_seed, private_generators
 
 __all__ = [
-    "Draw",
-    "SampleDataset",
-    "StreamDataLoader",
+    "ResumableSampler",
+    "SeededDataset",
+    "SeededIndex",
     "StreamLoader",
-    "StreamSampler",
+    "TwoStreamLoader",
     "default_num_workers",
     "start_worker",
 ]
@@ -46,14 +46,14 @@ def default_num_workers() -> int:
     return max(2, min(4, cores // (4 * int(os.environ.get("LOCAL_WORLD_SIZE", "1")))))
 
 
-class Draw(NamedTuple):
+class SeededIndex(NamedTuple):
     """A sample to draw, and the seed of its random views."""
 
     index: int  # type: ignore[assignment]  # instead of the method of tuples, which nothing calls
     seed: int
 
 
-class SampleDataset(Dataset):
+class SeededDataset(Dataset):
     """Samples drawn from volumes that are read once: whole volumes, or their slices.
 
     Unlike MONAI's ``PatchDataset``, a sample's random transforms follow from a seed that comes with its index.
@@ -83,9 +83,9 @@ class SampleDataset(Dataset):
     def __len__(self) -> int:
         return len(self.places)
 
-    def __getitem__(self, draw: Draw | int) -> Any:
-        """Draw a sample; the same :class:`Draw` gives the same sample in any process."""
-        if not isinstance(draw, Draw):
+    def __getitem__(self, draw: SeededIndex | int) -> Any:
+        """Draw a sample; the same :class:`SeededIndex` gives the same sample in any process."""
+        if not isinstance(draw, SeededIndex):
             return self._view(draw)
         if isinstance(self.transform, Randomizable):
             self.transform.set_random_state(draw.seed)
@@ -118,7 +118,7 @@ def _no_metadata() -> Iterator[None]:
         set_track_meta(before)
 
 
-class StreamSampler(Sampler[Draw]):
+class ResumableSampler(Sampler[SeededIndex]):
     """Go through all samples again and again, in a new order each time.
 
     Unlike PyTorch's ``RandomSampler``, what it draws follows from the seed and the position, so that a training resumes
@@ -149,7 +149,7 @@ class StreamSampler(Sampler[Draw]):
         """Samples of this process in a pass over all of them."""
         return -(-self.size // self.num_ranks)
 
-    def __iter__(self) -> Iterator[Draw]:
+    def __iter__(self) -> Iterator[SeededIndex]:
         """Draw for ever, from the first sample of ``iteration`` on."""
         epoch, order = -1, np.arange(0)
         iteration = self.iteration
@@ -160,15 +160,15 @@ class StreamSampler(Sampler[Draw]):
                     epoch = position // self.size
                     order = np.random.default_rng((self.seed, self.stream, epoch)).permutation(self.size)
                 index = int(order[position % self.size])
-                yield Draw(index, derived_seed(self.seed, self.stream, 1, position))
+                yield SeededIndex(index, derived_seed(self.seed, self.stream, 1, position))
             iteration += 1
 
 
-class StreamDataLoader(DataLoader):
+class StreamLoader(DataLoader):
     """Draw one stream in batches, for ever.
 
-    Unlike MONAI's ``DataLoader``, it brings its :class:`StreamSampler`, and processes that live as long as itself and
-    outlive a SIGTERM that is meant for the training.
+    Unlike MONAI's ``DataLoader``, it brings its :class:`ResumableSampler`, and processes that live as long as itself
+    and outlive a SIGTERM that is meant for the training.
 
     Args:
         dataset: the samples.
@@ -183,7 +183,7 @@ class StreamDataLoader(DataLoader):
 
     def __init__(
         self,
-        dataset: SampleDataset,
+        dataset: SeededDataset,
         batch_size: int,
         seed: int,
         stream: int,
@@ -195,7 +195,7 @@ class StreamDataLoader(DataLoader):
         super().__init__(
             dataset,
             batch_size,
-            sampler=StreamSampler(dataset, batch_size, seed, stream, rank, num_ranks),
+            sampler=ResumableSampler(dataset, batch_size, seed, stream, rank, num_ranks),
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             collate_fn=list_data_collate,
@@ -204,7 +204,7 @@ class StreamDataLoader(DataLoader):
         )
 
 
-class StreamLoader:
+class TwoStreamLoader:
     """Draw from a labeled and an unlabeled loader side by side, for ever.
 
     Args:
@@ -212,7 +212,7 @@ class StreamLoader:
         unlabeled: yields dictionaries with ``image``, ``strong_1`` and ``strong_2``; None to train supervised.
 
     ``iteration`` counts the batches that were drawn. Set it before the loader is iterated to enter the streams there;
-    loaders whose sampler is a :class:`StreamSampler` follow.
+    loaders whose sampler is a :class:`ResumableSampler` follow.
     """
 
     def __init__(self, labeled: DataLoader, unlabeled: DataLoader | None = None) -> None:
@@ -230,7 +230,7 @@ class StreamLoader:
     def __iter__(self) -> Iterator[dict[str, Any]]:
         for loader in self.loaders.values():
             sampler = getattr(loader, "sampler", None)
-            if isinstance(sampler, StreamSampler):
+            if isinstance(sampler, ResumableSampler):
                 sampler.iteration = self.iteration
         for batches in zip(*self.loaders.values(), strict=False):
             self.iteration += 1

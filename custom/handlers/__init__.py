@@ -6,7 +6,7 @@ from .checkpoints import EXIT_STOPPED, Checkpoints, Stateful
 from .guards import CollapseWarning, NonFiniteGuard, SizeAdvice
 from .panels import CasePanels, TensorBoardSession, ViewPanels
 from .progress import ProgressBar
-from .schedule import RampUp
+from .schedule import SigmoidRampUp
 from .tables import CaseTable, VolumeTable
 
 __all__ = [
@@ -19,7 +19,7 @@ __all__ = [
     "CollapseWarning",
     "NonFiniteGuard",
     "ProgressBar",
-    "RampUp",
+    "SigmoidRampUp",
     "SizeAdvice",
     "Stateful",
     "TensorBoardSession",

@@ -12,8 +12,8 @@ from monai.networks.utils import eval_mode
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from ..data.streams import StreamLoader
-from ..utils.distributed import mean_over_ranks, share_buffers
+from ..data.streams import TwoStreamLoader
+from ..utils.distributed import all_reduce_mean, share_buffers
 
 __all__ = ["BatchNormRecalibration"]
 
@@ -59,7 +59,7 @@ class BatchNormRecalibration:
     def _remember_earlier(self, engine: Engine) -> None:
         """Draw again what a training that was cut off had remembered."""
         loader, last = getattr(engine, "data_loader", None), engine.state.iteration
-        if last == 0 or self.batches or not isinstance(loader, StreamLoader):
+        if last == 0 or self.batches or not isinstance(loader, TwoStreamLoader):
             return
         loader.iteration = max(0, last - self.batches.maxlen)
         for batch in islice(loader, last - loader.iteration):
@@ -113,6 +113,6 @@ def _average_over_ranks(norm: _BatchNorm) -> None:
     mean, var = norm.running_mean, norm.running_var
     if mean is None or var is None:
         return  # it keeps none
-    pooled, square = mean_over_ranks(mean), mean_over_ranks(var + mean.square())
+    pooled, square = all_reduce_mean(mean), all_reduce_mean(var + mean.square())
     var.copy_(var if pooled is mean else square - pooled.square())
     mean.copy_(pooled)

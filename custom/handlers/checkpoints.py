@@ -23,7 +23,7 @@ from ignite.engine import Engine, Events
 from ..utils.config import flat_config
 from ..utils.distributed import any_rank, gather_in_turn
 from ..utils.errors import UserError
-from ..utils.files import whole_file
+from ..utils.files import atomic_write
 from ..utils.weights import Stateful, save_weights
 
 __all__ = ["EXIT_STOPPED", "Checkpoints", "Stateful"]
@@ -134,7 +134,7 @@ class Checkpoints:
             "config": json.dumps(self.config),
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
         }
-        with whole_file(self.folder / f"iteration_{iteration:08d}.pt") as part:
+        with atomic_write(self.folder / f"iteration_{iteration:08d}.pt") as part:
             torch.save(content, part)
         for path in self._files()[self.n_saved :]:
             path.unlink()

@@ -15,7 +15,7 @@ from monai.utils import optional_import
 from ..data.checks import read_image
 from ..losses import IGNORE_INDEX
 from ..report.drawing import Panel, case_panels, draw_panels, largest_slice
-from ..utils.files import whole_file
+from ..utils.files import atomic_write
 from ..utils.names import case_of
 
 __all__ = ["CasePanels", "TensorBoardSession", "ViewPanels"]
@@ -121,7 +121,7 @@ class CasePanels:
                 continue
             label, pred = (output[name].argmax(0).cpu().numpy() for name in ("label", "pred"))
             row = case_panels(image.numpy(), label, pred, affine_to_spacing(output["label"].affine)[:2].tolist())
-            with whole_file(self.folder / f"{case_of(meta)}.png") as part:
+            with atomic_write(self.folder / f"{case_of(meta)}.png") as part:
                 draw_panels([row]).savefig(part, dpi=100)
 
 

@@ -9,10 +9,10 @@ from ignite.engine import Engine, Events
 
 from ..utils.errors import UserError
 
-__all__ = ["RampUp"]
+__all__ = ["SigmoidRampUp"]
 
 
-class RampUp:
+class SigmoidRampUp:
     """Write a scheduled number into ``engine.state`` before each iteration.
 
     Unlike Ignite's ``LambdaStateScheduler``, which acts when an iteration is completed, its first value is there at the

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from ..utils.files import FILE_NAMES, whole_file
+from ..utils.files import FILE_NAMES, atomic_write
 from ..utils.names import ALL, MEAN
 from .drawing import new_figure
 
@@ -29,7 +29,7 @@ def write_page(path: Path, content: Mapping[str, Any]) -> Path:
     """Fill the template of the page's name."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text(environment.get_template(path.name).render(content), encoding="utf-8", errors=FILE_NAMES)
     return path
 
@@ -90,7 +90,7 @@ def draw_curves(pictures: Mapping[str, Mapping[str, Sequence[Curve]]], logarithm
 
 def saved(figure: Figure, path: Path) -> str:
     """Write a figure as PNG, and give it as the text of a page's image."""
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         figure.savefig(part, dpi=130)
     return embedded(path)
 

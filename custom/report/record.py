@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..utils.files import whole_file
+from ..utils.files import atomic_write
 
 __all__ = ["RECORD", "data_list_record", "read_run_record", "training_seconds", "write_run_record"]
 
@@ -75,7 +75,7 @@ def write_run_record(
 
     def write() -> None:
         session["seconds"] = round(time.monotonic() - start, 1)
-        with whole_file(path) as part:
+        with atomic_write(path) as part:
             part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
 
     write()

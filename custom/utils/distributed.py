@@ -23,16 +23,16 @@ from tqdm import tqdm
 from .errors import UserError
 
 __all__ = [
+    "all_reduce_mean",
+    "all_reduce_sum",
     "any_rank",
     "gather_in_turn",
     "local_device",
-    "mean_over_ranks",
+    "no_sync",
     "share_buffers",
     "start",
     "stop",
-    "sum_over_ranks",
-    "without_exchange",
-    "wrap",
+    "to_ddp",
 ]
 
 Item = TypeVar("Item")
@@ -75,7 +75,7 @@ def local_device() -> torch.device:
     return torch.device("cuda", int(os.environ["LOCAL_RANK"])) if torch.cuda.is_available() else torch.device("cpu")
 
 
-def wrap(network: nn.Module) -> DistributedDataParallel:
+def to_ddp(network: nn.Module) -> DistributedDataParallel:
     """Average the gradients over the ranks.
 
     Buffers are not exchanged before each pass, since training does not use running statistics; validation and the end
@@ -87,7 +87,7 @@ def wrap(network: nn.Module) -> DistributedDataParallel:
     )
 
 
-def without_exchange(network: nn.Module) -> AbstractContextManager[None]:
+def no_sync(network: nn.Module) -> AbstractContextManager[None]:
     """Leave out the exchange of gradients, for passes that are not a step's last; the last one exchanges the sum."""
     return network.no_sync() if isinstance(network, DistributedDataParallel) else nullcontext()
 
@@ -96,7 +96,7 @@ def _together() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
-def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
+def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     """Add up a tensor over the ranks, for a loss; the tensor itself where there is one process.
 
     The gradient reaches every rank's share.
@@ -104,9 +104,9 @@ def sum_over_ranks(values: torch.Tensor) -> torch.Tensor:
     return all_reduce(values) if _together() else values
 
 
-def mean_over_ranks(values: torch.Tensor) -> torch.Tensor:
+def all_reduce_mean(values: torch.Tensor) -> torch.Tensor:
     """Average a tensor over the ranks, for a loss; the tensor itself where there is one process."""
-    return sum_over_ranks(values) / distributed.get_world_size() if _together() else values
+    return all_reduce_sum(values) / distributed.get_world_size() if _together() else values
 
 
 def any_rank(flag: bool) -> bool:

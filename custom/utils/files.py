@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import UserError
 
-__all__ = ["FILE_NAMES", "fingerprint", "read_json", "refuse_unwritable", "whole_file"]
+__all__ = ["FILE_NAMES", "atomic_write", "fingerprint", "read_json", "refuse_unwritable"]
 
 #: How texts with names of files are encoded: in an ASCII locale Python keeps the other bytes of a name this way.
 FILE_NAMES = "surrogateescape"
@@ -43,7 +43,7 @@ def refuse_unwritable(**folders: str | Sequence[str] | None) -> None:
 
 
 @contextmanager
-def whole_file(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """Give a place to write to; what is there at the end becomes ``path`` in one step.
 
     After an error ``path`` is as it was. The place ends as ``path`` does, for writers that go by the ending.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .files import FILE_NAMES, whole_file
+from .files import FILE_NAMES, atomic_write
 
 __all__ = ["Row", "format_table", "write_csv"]
 
@@ -17,7 +17,7 @@ Row = dict[str, Any]
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
     """Write rows, whose columns may differ, with four decimals; the file is replaced when all are written."""
-    with whole_file(path) as part, open(part, "w", newline="", encoding="utf-8", errors=FILE_NAMES) as file:
+    with atomic_write(path) as part, open(part, "w", newline="", encoding="utf-8", errors=FILE_NAMES) as file:
         writer = csv.DictWriter(file, _columns(rows))
         writer.writeheader()
         writer.writerows({name: _rounded(value) for name, value in row.items()} for row in rows)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from .errors import UserError
-from .files import whole_file
+from .files import atomic_write
 
 __all__ = ["Stateful", "read_settings", "read_weights", "save_weights", "settings_path", "weight_problems"]
 
@@ -34,10 +34,10 @@ def save_weights(network: Stateful, path: str | Path, settings: Mapping[str, Any
         path: of the file.
         settings: that inference must share, such as ``spacing``; they are written beside it, as ``model.json``.
     """
-    with whole_file(Path(path)) as part:
+    with atomic_write(Path(path)) as part:
         torch.save(network.state_dict(), part)
     if settings is not None:
-        with whole_file(settings_path(path)) as part:
+        with atomic_write(settings_path(path)) as part:
             part.write_text(json.dumps(settings, indent=2) + "\n")
 
 

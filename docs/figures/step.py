@@ -13,13 +13,13 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch, FancyBboxPatch
 
 from custom.losses import PAIRS
-from custom.trainer import CLEAN, STRONG
+from custom.trainer import FIRST_PASS, SECOND_PASS
 
 __all__ = ["draw"]
 
 WIDTH, HEIGHT = 900, 478
 INK, MUTED, LINE, PANEL = "#1f2933", "#616e7c", "#cbd2d9", "#ffffff"
-FILLS = {CLEAN: "#eef4fb", STRONG: "#fdf3ea"}
+FILLS = {FIRST_PASS: "#eef4fb", SECOND_PASS: "#fdf3ea"}
 #: Colour, sign and meaning of each group of pairs.
 GROUPS = {
     "image_perturbation": ("#2b6cb0", r"$L_{ip}$", "strong views learn\nfrom the weak view"),
@@ -39,7 +39,7 @@ MEANING = {
     "strong_2_fs": "75 % of channels dropped",
 }
 ROW = 46
-TOP = {CLEAN: 50, STRONG: 280}
+TOP = {FIRST_PASS: 50, SECOND_PASS: 280}
 LEFT, NODE, NODE_WIDTH, NODE_HEIGHT = 150, 372, 196, 36
 
 
@@ -54,8 +54,8 @@ def draw(path: str | Path) -> None:
     axes = figure.add_axes((0, 0, 1, 1), xlim=(0, WIDTH), ylim=(HEIGHT, 0))
     axes.axis("off")
     _box(axes, 1, 1, WIDTH - 2, HEIGHT - 2, PANEL, 14)
-    for number, (names, inputs) in enumerate({CLEAN: CLEAN[:2], STRONG: STRONG[:2]}.items(), start=1):
-        _pass(axes, number, names, inputs)
+    for number, names in enumerate((FIRST_PASS, SECOND_PASS), start=1):
+        _pass(axes, number, names, names[:2])
     for group, pairs in PAIRS.items():
         for pair in pairs:
             _pair(axes, pair.name, pair.teacher, pair.student, GROUPS[group][0])
@@ -93,7 +93,7 @@ def _pass(axes: Axes, number: int, names: tuple[str, ...], inputs: tuple[str, ..
 
 def _row(name: str) -> float:
     """Give the height at which a prediction is drawn."""
-    names = CLEAN if name in CLEAN else STRONG
+    names = FIRST_PASS if name in FIRST_PASS else SECOND_PASS
     return TOP[names] + names.index(name) * ROW + 18
 
 

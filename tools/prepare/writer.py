@@ -27,7 +27,7 @@ from tqdm import tqdm
 from custom.data.labels import to_label
 from custom.data.nifti import NiftiWriter
 from custom.utils.errors import UserError
-from custom.utils.files import fingerprint, whole_file
+from custom.utils.files import atomic_write, fingerprint
 
 from .pool import process_pool
 
@@ -127,7 +127,7 @@ def refuse_other_data(output: str | Path, record: Mapping[str, Any]) -> None:
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one step."""
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=1) + "\n")
 
 
@@ -190,7 +190,7 @@ def _write_scan(output: Path, scan: Scan) -> dict[str, str]:
 
 
 def _write(path: Path, content: MetaTensor | Path, is_label: bool, white: int | None = None) -> str:
-    with whole_file(path) as part:
+    with atomic_write(path) as part:
         if isinstance(content, Path):
             shutil.copyfile(content, part)
         else:
