@@ -83,15 +83,12 @@ def _run(module: str, *arguments: str, **flags: object) -> None:
 
 def _infer(arm: str, folder: Path, datalist: Path, seed: int) -> None:
     """Segment the unseen patients with the weights of an arm."""
-    plan = yaml.safe_load(STUDY.read_text())
-    configs = ROOT / "bundles" / plan["bundle"] / "configs"
-    files = json.dumps([str(configs / name) for name in ("inference.yaml", *plan["overlays"])])
+    bundle = yaml.safe_load(STUDY.read_text())["bundle"]
     _run(
         "monai.bundle",
         *("run", "inference"),
-        config_file=files,
+        config_file=ROOT / "bundles" / bundle / "configs" / "inference.yaml",
         datalist=datalist,
-        patch_size=plan["settings"]["patch_size"],
         ckpt_dir=folder / "study" / arm / f"seed_{seed}" / "models",
         output_dir=folder / "predictions" / arm,
     )
