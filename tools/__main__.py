@@ -14,6 +14,7 @@ COMMANDS = {
     "compare": ("tools.compare", "make one page of several finished runs"),
     "report": ("custom.report", "make the page of one run again"),
     "package": ("tools.package", "make an archive of a bundle, or check one"),
+    "ship": ("tools.ship_weights", "store trained weights in a bundle"),
     "convert": ("tools.convert_weights", "turn weights of the original code into a bundle's"),
 }
 
