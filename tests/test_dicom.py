@@ -329,6 +329,15 @@ def test_own_lists_all_series_that_cannot_be_read(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("given", ["in/scan", "in/scan/", "."])
+def test_a_series_may_be_given_by_its_own_folder(given, tmp_path, monkeypatch):
+    write_dicom(tmp_path / "in" / "scan", _volume())
+    monkeypatch.chdir(tmp_path / "in" / "scan" if given == "." else tmp_path)
+    prepare.own(given, str(tmp_path / "out"), patient_pattern="sc.n")
+    assert [path.name for path in (tmp_path / "out" / "images").iterdir()] == ["scan.nii.gz"]
+    assert [case["case"] for case in find_scans(given, in_channels=1, dimensions=3).cases] == ["scan"]
+
+
 def test_pancreas_lists_all_series_that_cannot_be_read(tmp_path):
     names = [f"PANCREAS_000{number}" for number in (1, 2, 3)]
     _two_bad_and_a_good(tmp_path / "in", names)

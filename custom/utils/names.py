@@ -73,7 +73,7 @@ def case_of(meta: Mapping[str, Any]) -> str:
 
 def file_stem(file: str | Path) -> str:
     """Give a file's name without its ending, ``.nii.gz`` is one; a folder's name as it is."""
-    path = Path(file)
+    path = Path(os.path.abspath(file))  # the folder "." has a name too
     if path.is_dir():
         return path.name  # may be a DICOM identifier, full of dots
     return Path(path.stem).stem if path.name.lower().endswith(".nii.gz") else path.stem

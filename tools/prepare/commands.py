@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -223,11 +224,13 @@ def own(
         seed: of the split.
     """
     names = _class_names(classes)
-    source, folder = Path(images).expanduser(), Path(output).expanduser()
+    source, folder = Path(os.path.abspath(Path(images).expanduser())), Path(output).expanduser()
     pairs = own_scans(source, None if labels is None else Path(labels).expanduser(), folder)
     named = {name: Path(file) for file, name in case_names(pairs).items()}
     found = _own_files({name: (image, pairs[image]) for name, image in named.items()}, len(names) + 1)
-    patients = _patients({name: image.relative_to(source) for name, image in named.items()}, patient_pattern)
+    # The source may itself be the only scan, a DICOM series.
+    below = {name: image.relative_to(source if image != source else source.parent) for name, image in named.items()}
+    patients = _patients(below, patient_pattern)
     labeled = [name for name, files in found.items() if files.label is not None]
     fractions, before = {"validation": float(validation), "test": float(test)}, _trained_before(folder, patients)
     lists = _split_patients(labeled, patients, fractions, int(seed), before)
