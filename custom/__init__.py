@@ -8,8 +8,10 @@ Perturbation Strategies and Knowledge Distillation", IEEE JBHI 2024, doi:10.1109
 """
 
 import logging
+import warnings
 
 __version__ = "0.3.0"
 
-# With pydicom installed, MONAI 1.6.1 says of every reader that it makes that an optional GPU decoder is not there.
+# With pydicom installed, MONAI 1.6.1 says twice of every reader that it makes that an optional GPU decoder is not there.
+warnings.filterwarnings("ignore", "NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register")
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)

@@ -35,6 +35,7 @@ def test_own_data_guide_leads_from_scans_to_predictions(tmp_path):
             command += [text for name, value in settings.items() for text in (f"--{name}", str(value))]
         done = run_command(*command[2:], cwd=tmp_path)
         assert done.returncode == 0, done.stderr
+        assert re.findall("NvImgCodec.*|.*Warning.*", done.stdout + done.stderr) == []
     assert (tmp_path / "runs" / "own" / "metrics.csv").is_file()
     assert len(list((tmp_path / "runs" / "own" / "predictions").glob("*_seg.nii.gz"))) == 8
 
