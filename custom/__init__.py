@@ -12,6 +12,6 @@ import warnings
 
 __version__ = "0.3.0"
 
-# With pydicom installed, MONAI 1.6.1 says twice of every reader that it makes that an optional GPU decoder is not there.
+# With pydicom installed, MONAI 1.6.1 says twice of every reader that an optional GPU decoder is not there.
 warnings.filterwarnings("ignore", "NvImgCodecPydicomReader: nvImageCodec decoder plugin did not register")
 logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)

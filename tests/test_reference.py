@@ -19,7 +19,7 @@ from custom.losses import PAIRS, CrossMatchLoss, mix_teachers, pseudo_label
 from custom.networks import UNet, VNet
 from tools.convert_weights import convert
 
-GOLDEN = Path(os.environ.get("CROSSMATCH_GOLDEN") or Path(__file__).parent / "data" / "golden")
+GOLDEN = Path(os.environ.get("CROSSMATCH_GOLDEN") or Path(__file__).parent / "golden")
 
 LOGITS = {
     "labeled": "labeled",

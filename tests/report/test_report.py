@@ -1,13 +1,12 @@
 import csv
 import os
 import re
-import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, look_at
 from conftest import ROOT, SHORT_AXIS
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
@@ -16,13 +15,6 @@ from custom.report.drawing import COLORS, case_panels, draw_panels, new_figure
 from custom.report.page import report
 from custom.report.record import read_run_record
 from custom.utils.errors import UserError
-
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-#: Counts the pictures that the browser could show, when the page is complete.
-COUNT_PICTURES = """<script>addEventListener("load", () => {
-  const shown = [...document.images].filter(image => image.complete && image.naturalWidth > 100);
-  document.title = `${shown.length} of ${document.images.length} pictures, ${document.body.scrollWidth} wide`;
-});</script>"""
 
 
 @SHORT_AXIS
@@ -48,7 +40,7 @@ def test_evaluating_ends_with_a_page_that_a_browser_shows(run_bundle, tiny_datas
 
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine to look at the page")
-    shown, picture = _look(page, tmp_path)
+    shown, picture = look_at(page, tmp_path)
     pictures = re.search(r"<title>(\d+) of 5 pictures, (\d+) wide</title>", shown)
     assert int(pictures[1]) == 5  # four cases and the curves
     assert int(pictures[2]) <= 1200
@@ -57,19 +49,6 @@ def test_evaluating_ends_with_a_page_that_a_browser_shows(run_bundle, tiny_datas
     for color in COLORS[:3]:  # every class is in the legend
         wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
         assert (np.abs(pixels - wanted).max(-1) < 8).sum() > 50, color
-
-
-def _look(page: str, folder: Path) -> tuple[str, Path]:
-    """The document as the browser has it, and a picture of it."""
-    copy, picture = folder / "copy.html", folder / "page.png"
-    copy.write_text(page.replace("</body>", COUNT_PICTURES + "</body>"))
-    settings = ["--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--window-size=1200,2400"]
-    settings += [f"--user-data-dir={folder / 'browser'}", "--virtual-time-budget=5000"]
-    results = []
-    for action in ("--dump-dom", f"--screenshot={picture}"):
-        command = [CHROMIUM, *settings, action, copy.as_uri()]
-        results.append(subprocess.run(command, capture_output=True, text=True, timeout=120, check=True).stdout)
-    return results[0], picture
 
 
 def test_a_page_is_made_of_what_there_is(tmp_path, capsys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import LEFT_ATRIUM
+from conftest import LEFT_ATRIUM, ROOT
 from monai.bundle import ConfigParser
 from monai.networks.nets import BasicUNet
 
@@ -98,5 +98,5 @@ def test_names_in_a_data_list_are_no_expressions(run_bundle, own_dataset, edit, 
 
 
 def test_the_readme_says_that_configs_must_be_trusted():
-    text = (Path(__file__).parent.parent / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
     assert "MONAI configs execute Python expressions: run only configs that you trust." in text

@@ -31,7 +31,7 @@ from custom.utils.config import refuse_newer_bundle
 from custom.utils.errors import UserError
 from tools.package import check_archive, package, write_archive
 
-SCHEMA = Path(__file__).parent / "data" / "schema" / "meta_schema_20240725.json"
+SCHEMA = ROOT / "tests" / "schema" / "meta_schema_20240725.json"
 #: Installed for development, and not in the metadata of any bundle.
 NOT_LISTED = ("h5py", "matplotlib", "onnxruntime", "pytest", "ruff")
 

@@ -8,11 +8,11 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from by_intensity import ByIntensity
 from conftest import LEARNABLE, LEFT_ATRIUM, ROOT, SHORT_AXIS
 from monai.transforms import LoadImage
 from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 from starter import run_command
-from test_bundles import ByIntensity
 
 from custom.networks import VNet
 
@@ -105,7 +105,7 @@ def test_only_the_largest_component_of_each_class_is_kept_in_every_frame(run_bun
     intensity[2:10, 2:10], intensity[20:24, 20:24], intensity[14:18, 2:6] = 1 / 3, 1 / 3, 1
     write_nifti(tmp_path / "scans" / "scan.nii.gz", intensity, np.diag([1.4, 1.4, 8, 1]))
     torch.save(ByIntensity().state_dict(), tmp_path / "model.pt")
-    options = {"ckpt_path": str(tmp_path / "model.pt"), "network_def": {"_target_": "test_bundles.ByIntensity"}}
+    options = {"ckpt_path": str(tmp_path / "model.pt"), "network_def": {"_target_": "by_intensity.ByIntensity"}}
     expected = np.rint(intensity * 3)
     for keep in ([], [1, 2, 3]):
         run_bundle(

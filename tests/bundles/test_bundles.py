@@ -8,6 +8,7 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from by_intensity import ByIntensity
 from conftest import BUNDLES, LEARNABLE, LEFT_ATRIUM, ROOT, SHORT_AXIS, Bundle
 from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
@@ -217,15 +218,6 @@ def test_frames_of_a_series_are_segmented_as_volumes_of_their_own(trained, run_b
     np.testing.assert_array_equal(series, np.stack(frames, -1))
 
 
-class ByIntensity(torch.nn.Conv2d):
-    """Give each pixel the class k whose intensity k / 3 is nearest: logits -(x - c)^2 without their common x^2."""
-
-    def __init__(self) -> None:
-        super().__init__(1, 4, kernel_size=1)
-        c = torch.arange(4) / 3
-        self.load_state_dict({"weight": 200 * c[:, None, None, None], "bias": -100 * c**2})
-
-
 @SHORT_AXIS
 def test_inference_measures_the_ejection_fraction_of_a_beating_heart(run_bundle, tmp_path):
     _, label, fractions = make_heart(np.random.default_rng(1), (96, 96, 10), frames=12)
@@ -238,7 +230,7 @@ def test_inference_measures_the_ejection_fraction_of_a_beating_heart(run_bundle,
         dataset_dir=str(tmp_path / "scans"),
         ckpt_path=str(tmp_path / "model.pt"),
         patch_size=[96, 96],
-        network_def={"_target_": "test_bundles.ByIntensity"},
+        network_def={"_target_": "by_intensity.ByIntensity"},
     )
     rows = _rows(tmp_path / "eval" / "ejection_fraction.csv")
     assert [row["ventricle"] for row in rows] == ["left_ventricle", "right_ventricle"]

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from browser import CHROMIUM, look_at
 from PIL import Image
-from test_report import CHROMIUM, _look
 from torch.utils.tensorboard import SummaryWriter
 
 from custom.report.drawing import new_figure
@@ -71,7 +71,7 @@ def test_runs_that_no_study_made_are_compared_by_what_differs(tmp_path):
     assert "max_iterations" not in page
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine to look at the page")
-    shown, _ = _look(page, tmp_path)
+    shown, _ = look_at(page, tmp_path)
     pictures = re.search(r"<title>(\d+) of 5 pictures, (\d+) wide</title>", shown)
     assert int(pictures[1]) == 5  # curves, cases, three pictures of cases
     assert int(pictures[2]) <= 1200
