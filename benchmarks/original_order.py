@@ -108,10 +108,8 @@ class OriginalStep:
             return self._dice(logits[pair.student], teacher.label, teacher.confidence >= self.threshold)
 
         mean = {group: torch.stack([term(pair) for pair in pairs]).mean() for group, pairs in PAIRS.items()}
-        eta, weights = self.loss.eta, self.loss.weights
-        distillation = (1 - eta) * mean["teacher_distillation"] + eta * mean["decoder_distillation"]
-        image = weights["image_perturbation"] * mean["image_perturbation"]
-        return weights["supervised"] * supervised + image + weights["distillation"] * distillation
+        weights = self.loss.term_weights
+        return weights["supervised"] * supervised + sum(weights[group] * value for group, value in mean.items())
 
     def _dice(self, logits: torch.Tensor, label: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
         probs, smooth = logits.softmax(1), self.loss.dice["smooth"]

@@ -176,8 +176,14 @@ class CrossMatchLoss(nn.Module):
         if not set(given) <= set(names) or any(value < 0 for value in given.values()):
             raise UserError(f"pair_weights must give numbers >= 0 for any of {', '.join(names)}; got {given}.")
         self.pair_weights = dict.fromkeys(names, 1.0) | given
-        self.weights = dict(weights)
-        self.eta = eta
+        distillation = weights["distillation"]
+        #: Of the terms that the loss is the sum of.
+        self.term_weights = {
+            "supervised": weights["supervised"],
+            "image_perturbation": weights["image_perturbation"],
+            "teacher_distillation": (1 - eta) * distillation,
+            "decoder_distillation": eta * distillation,
+        }
         self.dice: dict[str, Any] = {"include_background": include_background, "smooth": smooth}
 
     def forward(
@@ -210,9 +216,8 @@ class CrossMatchLoss(nn.Module):
         terms: dict[str, Any] = {}
         if "labeled" in logits and label is not None:
             terms["supervised"] = self._supervised(logits["labeled"], label)
-        supervised = self.weights["supervised"] * terms.get("supervised", 0)
         if pseudo_labels is None:
-            return {"loss": supervised, **terms}
+            return {"loss": self.term_weights["supervised"] * terms["supervised"], **terms}
         probs = {name: logits[name].softmax(1) for name in STUDENTS if name in logits}
         for group, pairs in PAIRS.items():
             values = {
@@ -221,14 +226,12 @@ class CrossMatchLoss(nn.Module):
                 if pair.student in probs
             }
             if values:
-                weighted = torch.stack([self.pair_weights[name] * value for name, value in values.items()])
                 total = sum(self.pair_weights[pair.name] for pair in pairs) or 1.0
-                terms |= {**values, group: weighted.sum() / total}
-        distillation = (1 - self.eta) * terms.get("teacher_distillation", 0)
-        distillation = distillation + self.eta * terms.get("decoder_distillation", 0)
-        unsupervised = self.weights["image_perturbation"] * terms.get("image_perturbation", 0)
-        unsupervised = unsupervised + self.weights["distillation"] * distillation
-        return {"loss": supervised + unsupervised_weight * unsupervised, **terms}
+                part = torch.stack([self.pair_weights[name] * value for name, value in values.items()]).sum()
+                terms |= {**values, group: part / total}
+        weighted = {name: weight * terms[name] for name, weight in self.term_weights.items() if name in terms}
+        loss = weighted.pop("supervised", 0) + unsupervised_weight * sum(weighted.values())
+        return {"loss": loss, **terms}
 
     def _supervised(self, logits: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
         entropy = all_reduce_mean(cross_entropy(logits, label.squeeze(1).long()))
