@@ -29,6 +29,14 @@ class NiftiWriter(NibabelWriter):
     fails on a volume with a last axis of one that does not lie axially.
     """
 
+    def set_data_array(
+        self, data_array: Any, channel_dim: int | None = 0, squeeze_end_dims: bool = False, **kwargs: Any
+    ) -> None:
+        """Take channels or frames, CHW[D]; they become the last axis if there are several. A single slice is kept."""
+        super().set_data_array(data_array, channel_dim, squeeze_end_dims=False, **kwargs)
+        if self.data_obj.shape[-1] == 1:
+            self.data_obj = self.data_obj[..., 0]
+
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = False, **options: Any) -> None:
         """Take the affine, 4x4; nothing is resampled."""
         meta = {"affine": np.eye(4)} if meta_dict is None else meta_dict
@@ -55,16 +63,8 @@ class SeriesWriter(NiftiWriter):
     """:class:`NiftiWriter` for what lies on the grid of the file that was read, whose header it repeats.
 
     Geometry, units and time step are those of that file, also where they contradict one another, so that a reader sees
-    both files on one grid, whichever fields it goes by. A single frame is no axis.
+    both files on one grid, whichever fields it goes by.
     """
-
-    def set_data_array(
-        self, data_array: Any, channel_dim: int | None = 0, squeeze_end_dims: bool = False, **kwargs: Any
-    ) -> None:
-        """Take class indices, TH[WD]; the frames become the last axis, if there are several."""
-        super().set_data_array(data_array, channel_dim, squeeze_end_dims=False, **kwargs)
-        if self.data_obj.shape[-1] == 1:
-            self.data_obj = self.data_obj[..., 0]
 
     def set_metadata(self, meta_dict: Mapping | None, resample: bool = False, **options: Any) -> None:
         """Take the affine, 4x4, and remember which file was read."""

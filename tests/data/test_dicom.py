@@ -338,6 +338,14 @@ def test_a_series_may_be_given_by_its_own_folder(given, tmp_path, monkeypatch):
     assert [case["case"] for case in find_scans(given, in_channels=1, dimensions=3).cases] == ["scan"]
 
 
+def test_a_series_of_one_slice_stays_a_volume(tmp_path):
+    write_dicom(tmp_path / "in" / "scan", _volume(1), edit=_set(SpacingBetweenSlices=2.0))
+    prepare.own(str(tmp_path / "in"), str(tmp_path / "out"))
+    prepared = nib.load(tmp_path / "out" / "images" / "scan.nii.gz")
+    assert prepared.shape == (*_volume().shape[:2], 1)
+    np.testing.assert_allclose(np.diag(prepared.affine)[2], 2)
+
+
 def test_pancreas_lists_all_series_that_cannot_be_read(tmp_path):
     names = [f"PANCREAS_000{number}" for number in (1, 2, 3)]
     _two_bad_and_a_good(tmp_path / "in", names)

@@ -200,7 +200,7 @@ def _write(path: Path, content: MetaTensor | Path, is_label: bool, white: int | 
 
 def _write_array(path: Path, array: MetaTensor, dtype: type, white: int | None) -> None:
     writer = PILWriter(dtype, scale=white) if path.suffix == ".png" else NiftiWriter(dtype)
-    writer.set_data_array(array, channel_dim=0, squeeze_end_dims=True)
+    writer.set_data_array(array, channel_dim=0)
     writer.set_metadata({**array.meta, "affine": array.affine}, resample=False)
     writer.write(path)
 
