@@ -2,8 +2,8 @@
 
 DIR is a virtual environment for MONAI Label, which brings packages that do not go with ours; it is made when missing,
 in about six minutes. Then the left-atrium bundle is packaged, unzipped into MONAI Label's ``monaibundle`` app, given
-tiny settings and weights, and served on 127.0.0.1; the server is asked what it has, segments a volume, and trains on
-labeled studies, all through its REST API.
+tiny settings and weights, and served on 127.0.0.1; the server is asked what it has, segments a volume, ranks the
+unlabeled studies, and trains on the labeled ones, all through its REST API.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def main() -> None:
             step("server", wait_for_server, url, server)
             step("GET /info/", check_info, url)
             step("POST /infer/", check_inference, url, studies)
+            step("GET /scoring/", check_scoring, url)
             step("POST /train/", check_training, url, app)
         except BaseException:
             print(log.read_text()[-6000:], file=sys.stderr)
@@ -136,6 +137,7 @@ def server_command(venv: Path, app: Path, studies: Path, port: int) -> list[Any]
     command = [*server_python(venv), "start_server", "--app", app, "--studies", studies]
     command += ["--host", "127.0.0.1", "--port", port, "--conf", "models", NAME, "--conf", "zoo_source", "ngc"]
     command += ["--conf", "sam2", "false"]
+    command += ["--conf", "epistemic_model", NAME, "--conf", "epistemic_simulation_size", "2"]
     return [str(part) for part in command]
 
 
@@ -205,20 +207,33 @@ def check_inference(url: str, studies: Path) -> str:
     return f"{case}: {found.shape}, labels {values}, on the study's grid"
 
 
+def check_scoring(url: str) -> str:
+    """Rank the study without a label by how much predictions under dropout differ; the server begins by itself."""
+    wait_for_task(f"{url}/scoring/")
+    objects = json.loads(request(f"{url}/datastore/?output=all")[1])["objects"]
+    scores = {case: entry["image"]["info"].get("epistemic_entropy") for case, entry in objects.items()}
+    scored = {case: score for case, score in scores.items() if score is not None}
+    assert len(scored) == 1, scores
+    assert all(score > 0 for score in scored.values()), scored
+    return f"epistemic entropy {scored}"
+
+
+def wait_for_task(url: str) -> None:
+    """Wait until the server has done a task in the background."""
+    while (status := json.loads(request(url)[1]))["status"] == "RUNNING":
+        time.sleep(2)
+    assert status["status"] == "DONE", status
+
+
 def check_training(url: str, app: Path, epochs: int = 2) -> str:
     """Train on the labeled studies; the bundle's weights are new afterwards."""
     weights = app / "model" / NAME / "models" / "model.pt"
     before = weights.read_bytes()
     options = {"model": NAME, "max_epochs": epochs, "val_split": 0.34, "device": "cpu", "pretrained": True}
-    body = json.dumps(options).encode()
     headers = {"Content-Type": "application/json"}
+    body = json.dumps(options).encode()
     urllib.request.urlopen(urllib.request.Request(f"{url}/train/{NAME}", body, headers), timeout=60).close()
-    while True:
-        status = json.loads(request(f"{url}/train/")[1])
-        if status["status"] != "RUNNING":
-            break
-        time.sleep(2)
-    assert status["status"] == "DONE", status
+    wait_for_task(f"{url}/train/")
     assert weights.read_bytes() != before, "training left the weights as they were"
     return f"{epochs} epochs, weights are new"
 
