@@ -118,6 +118,16 @@ def test_short_axis_frames_are_named_by_their_phase(acdc_folder, tmp_path):
     assert [case["image"] for case in content["unlabeled"]] == [f"images/patient003_{p}.nii.gz" for p in ("ED", "ES")]
 
 
+def test_a_list_that_lost_all_its_labeled_scans_is_not_written(acdc_folder, tmp_path, capsys):
+    patient = acdc_folder / "training" / "patient099"
+    patient = patient.rename(patient.with_name("patient038"))  # which labeled_1.json has no label of
+    for path in patient.glob("patient099*"):
+        path.rename(path.with_name(path.name.replace("patient099", "patient038")))
+    prepare.acdc(str(acdc_folder), str(tmp_path / "out"), allow_missing=True)
+    assert sorted(path.name for path in (tmp_path / "out").glob("labeled*")) == ["labeled_3.json", "labeled_7.json"]
+    assert "labeled_1.json: not written, none of its labeled scans is there" in capsys.readouterr().out
+
+
 def test_a_frame_that_info_names_must_be_there(acdc_folder, tmp_path):
     next(acdc_folder.rglob("patient099_frame09.nii.gz")).unlink()
     with pytest.raises(UserError, match=r"Info.cfg: says that ES is frame 9, but patient099_frame09.nii.gz is missing"):

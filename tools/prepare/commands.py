@@ -286,6 +286,7 @@ def _prepare(
         file: {name: [scan for scan in names if scan not in left_out] for name, names in content.items()}
         for file, content in lists.items()
     }
+    usable = _with_labeled_scans(usable, lists)
     names = [name for name in listed if name not in left_out]
     refuse_other_data(output, record)
     files = files if settle is None else settle({name: files[name] for name in names})
@@ -294,6 +295,16 @@ def _prepare(
     datalists = {file: {**about, **_entries(content, scans)} for file, content in usable.items()}
     folder = write_dataset(output, list(scans.values()), datalists, record)
     print(f"{len(scans)} scan(s) in {folder}; data lists: {', '.join(datalists)}")
+
+
+def _with_labeled_scans(usable: Mapping[str, Lists], lists: Mapping[str, Lists]) -> dict[str, Lists]:
+    """Leave out the lists that lost all their labeled scans, unless all did: then the folder is one for evaluation."""
+    empty = [file for file, content in usable.items() if lists[file]["training"] and not content["training"]]
+    if len(empty) == len(usable):
+        return dict(usable)
+    for file in empty:
+        print(f"{file}: not written, none of its labeled scans is there")
+    return {file: content for file, content in usable.items() if file not in empty}
 
 
 def _supervised(content: Lists) -> list[str]:
