@@ -8,13 +8,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import signal
-import threading
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
@@ -25,6 +21,7 @@ from ..utils.distributed import any_rank, gather_in_turn
 from ..utils.errors import UserError
 from ..utils.files import atomic_write
 from ..utils.weights import Stateful, save_weights
+from .stopping import StopRequest
 
 __all__ = ["EXIT_STOPPED", "Checkpoints", "Stateful"]
 
@@ -40,8 +37,8 @@ class Checkpoints:
     Unlike Ignite's ``Checkpoint`` and MONAI's ``CheckpointSaver``, it refuses to resume with other settings, falls back
     from a damaged file to the one before, and writes one when the program is asked to stop.
 
-    Attach it last. On SIGTERM, with which clusters announce that they will stop a job, and on Ctrl-C, the iteration is
-    finished, a checkpoint written, and the program ends with exit code 75. A second Ctrl-C ends it at once.
+    Attach it last. On a :class:`StopRequest` the iteration is finished, a checkpoint written, and the program ends with
+    exit code 75.
 
     Args:
         folder: where the checkpoints are, ``iteration_*.pt``.
@@ -90,8 +87,7 @@ class Checkpoints:
         self.resume = resume
         self.rank = rank
         self.finished = False
-        self.stop_requested = False
-        self.interrupted = False
+        self.stop_request = StopRequest(rank)
         self.saved: list[Callable[[], None]] = []  #: called after each checkpoint
 
     def attach(self, trainer: Engine) -> None:
@@ -109,9 +105,9 @@ class Checkpoints:
         elif self.rank == 0:
             self._move_away()
         self._agree()
-        trainer.add_event_handler(Events.STARTED, self._listen)
+        trainer.add_event_handler(Events.STARTED, self._start)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
-        trainer.add_event_handler(Events.COMPLETED, self._stop_listening)
+        trainer.add_event_handler(Events.COMPLETED, self.stop_request.stop_listening)
 
     def finish(self) -> None:
         """Write the final weights beside the folder: ``model.pt``, and ``model_ema.pt`` when they were averaged."""
@@ -156,10 +152,7 @@ class Checkpoints:
             return
 
     def _refuse_other_config(self, path: Path, config: dict[str, Any]) -> None:
-        found = flat_config(config, self.runtime_keys)
-        wanted = flat_config(json.loads(json.dumps(self.config)), self.runtime_keys)
-        differing = [key for key in sorted({*found, *wanted}) if found.get(key) != wanted.get(key)]
-        lines = [f"{key}: there {_text(found, key)}, now {_text(wanted, key)}" for key in differing]
+        lines = _changes(config, json.loads(json.dumps(self.config)), self.runtime_keys)
         if lines:
             raise UserError(
                 f"{path} is of another configuration; give the settings it was made with, choose another --ckpt_dir, "
@@ -209,7 +202,7 @@ class Checkpoints:
         iteration = trainer.state.iteration
         if iteration >= self.max_iterations:
             return  # finish() writes the last one, with the final weights
-        stop = any_rank(self.stop_requested)
+        stop = any_rank(self.stop_request.made)
         if stop:
             self._stop(trainer)
         elif iteration % self.interval == 0:
@@ -228,29 +221,11 @@ class Checkpoints:
             )
         raise SystemExit(EXIT_STOPPED)
 
-    def _listen(self, _: Engine) -> None:
+    def _start(self, _: Engine) -> None:
         if self.rank == 0:
             for part in self.folder.glob(f".part-{_PATTERN}"):  # of a training that was killed while it wrote
                 part.unlink()
-        if threading.current_thread() is threading.main_thread():  # others must not, Python says
-            stops = (signal.SIGTERM, signal.SIGINT)
-            self.previous_handlers = {stop: signal.signal(stop, self._request_stop) for stop in stops}
-
-    def _stop_listening(self, _: Engine) -> None:
-        if threading.current_thread() is threading.main_thread():
-            for stop, handler in self.previous_handlers.items():
-                signal.signal(stop, handler)
-
-    def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        # torchrun hands on the Ctrl-C that the terminal has sent to every process already.
-        if number == signal.SIGINT and self.interrupted and "TORCHELASTIC_RUN_ID" not in os.environ:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGINT)
-        if number == signal.SIGINT and self.rank == 0 and not self.interrupted:
-            # Not print(), which may be at work just now.
-            os.write(2, b"\nStopping after this iteration, with a checkpoint; Ctrl-C again ends at once.\n")
-        self.interrupted = self.interrupted or number == signal.SIGINT
-        self.stop_requested = True
+        self.stop_request.listen()
 
 
 def _read(path: Path) -> dict[str, Any] | None:
@@ -262,6 +237,13 @@ def _read(path: Path) -> dict[str, Any] | None:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception:  # a damaged file fails in many ways
         return None
+
+
+def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any], left_out: Collection[str]) -> list[str]:
+    """Name the settings that differ between two configurations, a line each."""
+    there, now = flat_config(found, left_out), flat_config(wanted, left_out)
+    differing = [key for key in sorted({*there, *now}) if there.get(key) != now.get(key)]
+    return [f"{key}: there {_text(there, key)}, now {_text(now, key)}" for key in differing]
 
 
 def _text(config: Mapping[str, Any], key: str) -> str:

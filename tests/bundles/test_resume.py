@@ -345,7 +345,7 @@ def _plain_trainer(folder: Path, losses: list[float], **parts) -> tuple[Engine, 
     engine.state.epoch_length, engine.state.max_epochs = 4, 1
     checkpoints = Checkpoints(str(folder), {"network": torch.nn.Linear(2, 2), **parts}, {}, max_iterations=9)
     at_the_end = Events.ITERATION_COMPLETED(once=len(losses))
-    engine.add_event_handler(at_the_end, lambda: setattr(checkpoints, "stop_requested", True))
+    engine.add_event_handler(at_the_end, lambda: setattr(checkpoints.stop_request, "made", True))
     checkpoints.attach(engine)
     return engine, checkpoints
 

@@ -282,7 +282,7 @@ def _prepare(
         hint = "nothing was written; complete the download, or give --allow_missing"
         raise UserError(f"{record['source']}: {len(problems)} of {len(listed)} scans are incomplete; {hint}:", problems)
     left_out = {*missing, *unlabeled}
-    usable = {
+    usable: Mapping[str, Lists] = {
         file: {name: [scan for scan in names if scan not in left_out] for name, names in content.items()}
         for file, content in lists.items()
     }

@@ -1,0 +1,49 @@
+"""What a training does when it is asked to stop: by a cluster, or by Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType
+
+__all__ = ["StopRequest"]
+
+
+class StopRequest:
+    """Note that the program is asked to stop, so that an iteration can be finished first.
+
+    SIGTERM, with which clusters announce that they will stop a job, and Ctrl-C set ``made``; a second Ctrl-C ends the
+    program at once.
+
+    Args:
+        rank: number of this process among those that train together; only 0 says that it has heard.
+    """
+
+    def __init__(self, rank: int = 0) -> None:
+        self.rank = rank
+        self.made = False
+        self.interrupted = False
+
+    def listen(self) -> None:
+        """Catch the signals; in the main thread only, as Python wants it."""
+        if threading.current_thread() is threading.main_thread():
+            stops = (signal.SIGTERM, signal.SIGINT)
+            self.previous_handlers = {stop: signal.signal(stop, self._note) for stop in stops}
+
+    def stop_listening(self) -> None:
+        """Let the signals do what they did before."""
+        if threading.current_thread() is threading.main_thread():
+            for stop, handler in self.previous_handlers.items():
+                signal.signal(stop, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        # torchrun hands on the Ctrl-C that the terminal has sent to every process already.
+        if number == signal.SIGINT and self.interrupted and "TORCHELASTIC_RUN_ID" not in os.environ:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGINT)
+        if number == signal.SIGINT and self.rank == 0 and not self.interrupted:
+            # Not print(), which may be at work just now.
+            os.write(2, b"\nStopping after this iteration, with a checkpoint; Ctrl-C again ends at once.\n")
+        self.interrupted = self.interrupted or number == signal.SIGINT
+        self.made = True
