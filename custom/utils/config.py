@@ -297,8 +297,10 @@ class _Settling:
             expected = "expected a component or a list of them, as in the bundle's config"
         except UnfitError as error:
             expected = f"{str(error).rpartition(', got ')[0]}, such as --{path} {shlex.quote(shown(examples[0]))}"
-        # Arguments of stock parts may be of several kinds; a text for a boolean is always wrong.
-        if in_component and not (examples and isinstance(examples[0], bool)):
+        # Arguments of stock parts may be of several kinds; but a text for a boolean is always wrong, as is another kind
+        # for what is a number of the bundle's own, such as the optimizer's `lr: '@learning_rate'`.
+        is_own_number = isinstance(default, str) and examples and isinstance(examples[0], (int, float))
+        if in_component and not (examples and (isinstance(examples[0], bool) or is_own_number)):
             return guessed
         got = "no value" if self.typed.get(path) is True else shown(value)
         self.problems.append(f"--{path}: {expected}; got {got}.")

@@ -57,7 +57,7 @@ def range_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> list[st
     """
     found = {key: _value(parser, key) for key in RANGES if key in parser}
     problems = [text for key, value in found.items() for text in _number_problems(key, value)]
-    problems += [*_device_problems(parser), *_name_problems(parser)]
+    problems += [*_device_problems(parser), *_format_problems(parser), *_name_problems(parser)]
     return problems or [*_size_problems(parser, found, defaults)]
 
 
@@ -99,6 +99,12 @@ def _device_problems(parser: ConfigParser) -> Iterator[str]:
             except (RuntimeError, AssertionError, NotImplementedError):
                 gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
                 yield f"--{key}: there is no {name} here, but {', '.join(['cpu', *gpus])}."
+
+
+def _format_problems(parser: ConfigParser) -> Iterator[str]:
+    name = parser.get("memory_format")
+    if not (name is None or is_expression(name) or isinstance(name, torch.memory_format)):
+        yield f"--memory_format: expected one of torch's, such as '$torch.contiguous_format'; got {shown(name)}."
 
 
 def _name_problems(parser: ConfigParser) -> Iterator[str]:

@@ -255,6 +255,8 @@ def test_all_settings_of_another_kind_are_listed_together(typed):
             "--unsupervised_weight '{start: 0, end: 1, delay: -5, rampup_iterations: 5}'",
             "must be at least 0, got {start",
         ),
+        ("--optimizer::lr fast", "--optimizer::lr: expected a number, such as"),
+        ("--memory_format channels_last", "--memory_format: expected one of torch's, such as"),
         ("--device gpu", "--device: there is no gpu here, but cpu"),
         ("--device cuda:77", "--device: there is no cuda:77 here, but cpu"),
         ("--patch_size 96,96", "--patch_size: must have 3 numbers, one per axis, got [96, 96]."),
