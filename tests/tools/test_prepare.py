@@ -63,6 +63,13 @@ def test_left_atrium_challenge_comes_out_as_it_went_in(la_folder, tmp_path):
     assert "label" not in content["unlabeled"][0]
 
 
+def test_the_left_atrium_s_list_for_choosing_settings_has_none_of_the_test_cases():
+    split = json.loads((prepare.SPLITS / "la.json").read_text())
+    lists = prepare._development(split)
+    assert {name: len(cases) for name, cases in lists.items()} == {"training": 8, "unlabeled": 60, "validation": 12}
+    assert {case for cases in lists.values() for case in cases} == set(split["train"])
+
+
 def test_an_incomplete_download_is_refused_and_nothing_is_written(la_folder, tmp_path):
     with pytest.raises(UserError, match=r"95 of 100 scans are incomplete; nothing was written"):
         prepare.la(str(la_folder), str(tmp_path / "out"))

@@ -47,6 +47,9 @@ Lists = Mapping[str, Sequence[str]]
 def la(source: str, output: str, crop: str = "benchmark", allow_missing: bool = False) -> None:
     """Prepare the 2018 Left Atrial Segmentation Challenge for the lists with 4, 8 and 16 labels.
 
+    The published split has no validation list. ``dev.json``, to choose settings with, keeps 12 of the 80 training cases
+    for validation, has 8 of the others labeled, and no test list.
+
     Args:
         source: folder of the challenge (a folder per case with lgemri.nrrd and laendo.nrrd), or of mri_norm2.h5 files.
         output: dataset folder.
@@ -60,7 +63,7 @@ def la(source: str, output: str, crop: str = "benchmark", allow_missing: bool = 
     process = None
     if layout == "challenge" and crop == "benchmark":
         process = Compose([NormalizeIntensityd("image"), *_crop(margin=[15, 15, None], size=[112, 112, 80])])
-    lists = _label_budgets(split)
+    lists = _label_budgets(split) | {"dev.json": _development(split)}
     about = {
         "name": "2018 Left Atrial Segmentation Challenge",
         "modality": {"0": "LGE-MRI"},
@@ -368,6 +371,13 @@ def _label_budgets(split: Mapping[str, Any]) -> dict[str, Lists]:
         f"labeled_{count}.json": _semi_supervised(split["train"], labeled, shared)
         for count, labeled in split["labeled"].items()
     }
+
+
+def _development(split: Mapping[str, Any]) -> Lists:
+    """Keep training cases for validation, where the published split keeps none."""
+    validation = split["development"]
+    train = [name for name in split["train"] if name not in validation]
+    return _semi_supervised(train, split["labeled"]["8"], {"validation": validation})
 
 
 def _semi_supervised(train: Sequence[str], labeled: Sequence[str], rest: Lists) -> dict[str, Sequence[str]]:
