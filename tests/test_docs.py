@@ -16,8 +16,12 @@ STEP = ROOT / "docs" / "figures" / "step.svg"
 
 
 def _commands(page: str) -> list[list[str]]:
+    """The page's commands, as what follows ``python -m``."""
     blocks = re.findall(r"```\n(.*?)```", (ROOT / "docs" / page).read_text(), flags=re.DOTALL)
-    return [shlex.split(line) for block in blocks for line in block.splitlines() if line.startswith("python -m")]
+    lines = [line for block in blocks for line in block.splitlines()]
+    folder = next(line for line in lines if line.startswith("C=")).removeprefix("C=")
+    texts = [line.replace("$C", folder).replace("crossmatch ", "python -m tools ", 1) for line in lines]
+    return [shlex.split(text)[2:] for text in texts if text.startswith("python -m ")]
 
 
 @pytest.mark.slow
@@ -27,13 +31,16 @@ def test_own_data_guide_leads_from_scans_to_predictions(tmp_path):
     shutil.copytree(datalist.parent / "labels", tmp_path / "labels")
     (tmp_path / "bundles").symlink_to(ROOT / "bundles")
     commands = _commands("own_data.md")
-    assert [command[3:5] for command in commands[:2]] == [["own", "--images"], ["check", "data/own"]]
-    assert [command[4] for command in commands[2:]] == ["training", "evaluating", "inference"]
+    assert [command[1:4] for command in commands[:2]] == [
+        ["prepare", "own", "--images"],
+        ["prepare", "check", "data/own"],
+    ]
+    assert [command[2] for command in commands[2:]] == ["training", "evaluating", "inference"]
     for command in commands:
         if "monai.bundle" in command:
-            settings = BUNDLES["crossmatch_la"].settings(command[4], num_workers=0)
+            settings = BUNDLES["crossmatch_la"].settings(command[2], num_workers=0)
             command += [text for name, value in settings.items() for text in (f"--{name}", str(value))]
-        done = run_command(*command[2:], cwd=tmp_path)
+        done = run_command(*command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert re.findall("NvImgCodec.*|.*Warning.*", done.stdout + done.stderr) == []
     assert (tmp_path / "runs" / "own" / "metrics.csv").is_file()
