@@ -79,8 +79,8 @@ class CollapseWarning:
     """Warn once when pseudo-labels do harm: hardly any is confident, or hardly one of a certain class.
 
     A class that the teacher hardly ever gives with confidence is one that the students unlearn: Dice counts it as
-    absent. In docs/results.md, "Why the threshold is 0.7", a class that was lost had a mean share of 0 from the first
-    hundred iterations on; in the trainings that lost none, no mean over a hundred iterations was below 0.004.
+    absent. In "Why the threshold is 0.7" of docs/results/2026-11-acdc.md, a class that was lost had a mean share of 0
+    from the first hundred iterations on; in the trainings that lost none, no mean over a hundred was below 0.004.
 
     Args:
         class_names: foreground classes, in the order of the labels 1, 2, ...

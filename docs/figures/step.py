@@ -24,7 +24,7 @@ FILLS = {FIRST_PASS: "#eef4fb", SECOND_PASS: "#fdf3ea"}
 GROUPS = {
     "image_perturbation": ("#2b6cb0", r"$L_{ip}$", "strong views learn\nfrom the weak view"),
     "teacher_distillation": ("#d9730d", r"$L_{tkd}$", "decodings with dropped\nfeatures learn from\nthe weak view"),
-    "decoder_distillation": ("#2f855a", r"$L_{dkd}$", "the same, from\nthe same decoding\nof the weak view"),
+    "decoder_distillation": ("#2f855a", r"$L_{dkd}$", "decodings of strong view 2\nlearn from the weak view's\nwith the same dropout"),
 }
 #: Where its arrows leave a teacher and reach a student, below the middle, and how far they bend.
 LANES = {"#2b6cb0": (7, 0, 0.26), "#d9730d": (-3, -7, 0.42), "#2f855a": (5, 7, 0.3)}
@@ -33,8 +33,8 @@ MEANING = {
     "weak": "makes the pseudo-labels",
     "weak_fw": "25 % of channels dropped",
     "weak_fs": "75 % of channels dropped",
-    "strong_1": "intensities, CutMix",
-    "strong_2": "intensities, CutMix",
+    "strong_1": "changed intensities + CutMix",
+    "strong_2": "changed intensities + CutMix",
     "strong_2_fw": "25 % of channels dropped",
     "strong_2_fs": "75 % of channels dropped",
 }
@@ -70,7 +70,7 @@ def _pass(axes: Axes, number: int, names: tuple[str, ...], inputs: tuple[str, ..
     _box(axes, 16, top - 34, 564, 4 * ROW + 36, FILLS[names], 10)
     _text(axes, 30, top - 16, f"Pass {number}", INK, 12, weight="bold")
     about = (
-        "backpropagated before the second pass starts" if number == 1 else "gradients are added; then the weights move"
+        "backpropagated before the second pass starts" if number == 1 else "gradients are added; then the optimizer steps"
     )
     _text(axes, 88, top - 16, about, MUTED, 10)
     _box(axes, LEFT, top, 190, 4 * ROW - 10, PANEL, 8)
@@ -79,7 +79,7 @@ def _pass(axes: Axes, number: int, names: tuple[str, ...], inputs: tuple[str, ..
     _text(axes, LEFT + 95, middle + 2, "encodes both inputs, decodes", MUTED, 9.5, "center")
     _text(axes, LEFT + 95, middle + 16, "the lower one three times", MUTED, 9.5, "center")
     for name, y in zip(inputs, (_row("labeled" if number == 1 else "strong_1"), _row(inputs[1])), strict=True):
-        title = {"labeled": "labeled", "weak": "weak view"}.get(name, f"strong view {name[-1]}")
+        title = {"labeled": "labeled image", "weak": "weak view"}.get(name, f"strong view {name[-1]}")
         _box(axes, 28, y - 18, 96, NODE_HEIGHT, PANEL, 6)
         _text(axes, 76, y, title, INK, 10.5, "center")
         _arrow(axes, (125, y), (LEFT, y), MUTED)
