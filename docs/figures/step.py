@@ -24,7 +24,10 @@ FILLS = {FIRST_PASS: "#eef4fb", SECOND_PASS: "#fdf3ea"}
 GROUPS = {
     "image_perturbation": ("#2b6cb0", r"$L_{ip}$", "strong views learn\nfrom the weak view"),
     "teacher_distillation": ("#d9730d", r"$L_{tkd}$", "decodings with dropped\nfeatures learn from\nthe weak view"),
-    "decoder_distillation": ("#2f855a", r"$L_{dkd}$", "decodings of strong view 2\nlearn from the weak view's\nwith the same dropout"),
+    "decoder_distillation": (
+        *("#2f855a", r"$L_{dkd}$"),
+        "decodings of strong view 2\nlearn from the weak view's\nwith the same dropout",
+    ),
 }
 #: Where its arrows leave a teacher and reach a student, below the middle, and how far they bend.
 LANES = {"#2b6cb0": (7, 0, 0.26), "#d9730d": (-3, -7, 0.42), "#2f855a": (5, 7, 0.3)}
@@ -69,10 +72,8 @@ def _pass(axes: Axes, number: int, names: tuple[str, ...], inputs: tuple[str, ..
     top, bottom = TOP[names], TOP[names] + 4 * ROW - 10
     _box(axes, 16, top - 34, 564, 4 * ROW + 36, FILLS[names], 10)
     _text(axes, 30, top - 16, f"Pass {number}", INK, 12, weight="bold")
-    about = (
-        "backpropagated before the second pass starts" if number == 1 else "gradients are added; then the optimizer steps"
-    )
-    _text(axes, 88, top - 16, about, MUTED, 10)
+    then = ("backpropagated before the second pass starts", "gradients are added; then the optimizer steps")
+    _text(axes, 88, top - 16, then[number - 1], MUTED, 10)
     _box(axes, LEFT, top, 190, 4 * ROW - 10, PANEL, 8)
     middle = (top + bottom) / 2
     _text(axes, LEFT + 95, middle - 16, "network", INK, 12, "center", weight="bold")
