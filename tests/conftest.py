@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import shutil
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -33,6 +35,21 @@ TINY = {
 TINY_3D = TINY | {"patch_size": [16, 16, 16], "stride": [16, 16, 16], "spacing": "$None"}
 #: Keys that inference does not have.
 TRAINING_ONLY = ("max_iterations", "val_interval", "batch_size")
+
+
+@contextmanager
+def refused(*messages: str) -> Iterator[pytest.ExceptionInfo]:
+    """MONAI's engine ends with an error, whose causes say all of these."""
+    with pytest.raises(RuntimeError) as error:
+        yield error
+    text = str(error.getrepr(chain=True))
+    assert [message for message in messages if message not in text] == []
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    """The rows of a table."""
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
 
 
 class Bundle(NamedTuple):

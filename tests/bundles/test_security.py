@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import LEFT_ATRIUM, ROOT
+from conftest import LEFT_ATRIUM, ROOT, refused
 from monai.bundle import ConfigParser
 from monai.networks.nets import BasicUNet
 
@@ -42,9 +42,8 @@ def test_an_array_that_would_run_code_is_refused(ending, hostile, run_bundle, ow
         array = np.array([hostile], dtype=object)
         np.savez(file, array) if ending == ".npz" else np.save(file, array, allow_pickle=True)
     edit(own_dataset, lambda content: content["unlabeled"][0].update(image=f"images/{path.name}"))
-    with pytest.raises(RuntimeError) as error:
+    with refused(f"{path}: cannot be read"):
         run_bundle("training", ["train"], datalist=str(own_dataset))
-    assert f"{path}: cannot be read" in str(error.getrepr(chain=True))
 
 
 def test_weights_that_would_run_code_are_refused(hostile, tmp_path):
@@ -91,9 +90,8 @@ def test_names_in_a_data_list_are_no_expressions(run_bundle, own_dataset, edit, 
     mark = tmp_path / "executed"
     name = f"$open({str(mark)!r}, 'w')"
     edit(own_dataset, lambda content: content["unlabeled"][0].update(image=name))
-    with pytest.raises(RuntimeError) as error:
+    with refused("no such file"):
         run_bundle("training", ["train"], datalist=str(own_dataset))
-    assert "no such file" in str(error.getrepr(chain=True))
     assert not mark.exists()
 
 

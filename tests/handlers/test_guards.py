@@ -2,7 +2,7 @@ import logging
 
 import pytest
 import torch
-from conftest import LEFT_ATRIUM
+from conftest import LEFT_ATRIUM, refused
 from ignite.engine import Engine, Events
 
 from custom.handlers.guards import CollapseWarning, NonFiniteGuard, SizeAdvice
@@ -70,11 +70,8 @@ def test_training_stops_at_a_bad_loss_and_keeps_the_checkpoint_before(run_bundle
         "training": steps,
         "imports": [*IMPORTS, "$import ignite"],
     }
-    with pytest.raises(RuntimeError) as error:
+    with refused("the loss of iteration 4 is not a finite number", "supervised: nan"):
         run_bundle("training", ["train"], datalist=str(tiny_dataset), **settings)
-    message = str(error.getrepr(chain=True))
-    assert "the loss of iteration 4 is not a finite number" in message
-    assert "supervised: nan" in message
     checkpoints = sorted((tmp_path / "models" / "checkpoints").iterdir())
     assert [path.name for path in checkpoints] == ["iteration_00000002.pt"]
     state = torch.load(checkpoints[0], weights_only=True)["parts"]["network"]

@@ -1,10 +1,10 @@
-import csv
 import math
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
+from conftest import read_csv
 from ignite.engine import Engine
 from monai.data import MetaTensor
 from PIL import Image
@@ -15,11 +15,6 @@ from custom.handlers.tables import CaseTable, VolumeTable
 from tools.synthetic import HEART_SPACING, make_heart
 
 VENTRICLES = {"right_ventricle": 1, "left_ventricle": 3}
-
-
-def _rows(path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _header(name: str, spacing: Sequence[float], code: int = 1) -> dict[str, object]:
@@ -45,7 +40,7 @@ def _evaluate(tmp_path, spacing, names=("a", "b"), codes=(1, 1), **settings):
     engine = Engine(lambda engine, output: output)
     CaseTable(str(tmp_path / "new" / "metrics.csv"), ["one", "two"], **settings).attach(engine)
     engine.run(outputs)
-    return _rows(tmp_path / "new" / "metrics.csv")
+    return read_csv(tmp_path / "new" / "metrics.csv")
 
 
 def test_table_has_a_row_per_case_and_class_and_the_means(tmp_path, capsys):
@@ -105,7 +100,7 @@ def test_volumes_are_in_millilitres_and_grams(tmp_path):
     labels = np.zeros((10, 10, 5, 1), np.uint8)
     labels[:5, :4, 0], labels[5:, :2, 1] = 2, 3
     _measure(tmp_path, labels, spacing=(2.0, 2.0, 10.0), densities={"myocardium": 1.05})
-    (row,) = _rows(tmp_path / "volumes.csv")
+    (row,) = read_csv(tmp_path / "volumes.csv")
     assert row["case"] == "beating"
     assert float(row["myocardium_ml"]) == pytest.approx(20 * 0.04)
     assert float(row["myocardium_g"]) == pytest.approx(20 * 0.04 * 1.05)
@@ -118,8 +113,8 @@ def test_volumes_are_in_millilitres_and_grams(tmp_path):
 def test_ejection_fraction_of_a_beating_heart_is_the_analytic_one(seed, tmp_path):
     _, labels, fractions = make_heart(np.random.default_rng(seed), (96, 96, 10), frames=12)
     _measure(tmp_path, labels, ventricles=list(VENTRICLES))
-    assert len(_rows(tmp_path / "volumes.csv")) == 12
-    for row in _rows(tmp_path / "ejection_fraction.csv"):
+    assert len(read_csv(tmp_path / "volumes.csv")) == 12
+    for row in read_csv(tmp_path / "ejection_fraction.csv"):
         assert (row["end_diastolic_frame"], row["end_systolic_frame"]) == ("1", "7")
         assert float(row["ejection_fraction_percent"]) == pytest.approx(100 * fractions[row["ventricle"]], abs=1)
         stroke = float(row["end_diastolic_ml"]) - float(row["end_systolic_ml"])
@@ -128,7 +123,7 @@ def test_ejection_fraction_of_a_beating_heart_is_the_analytic_one(seed, tmp_path
 
 def test_a_ventricle_that_was_not_found_has_no_ejection_fraction(tmp_path):
     _measure(tmp_path, np.zeros((4, 4, 2, 3), np.uint8), ventricles=["left_ventricle"])
-    (row,) = _rows(tmp_path / "ejection_fraction.csv")
+    (row,) = read_csv(tmp_path / "ejection_fraction.csv")
     assert row["ejection_fraction_percent"] == "nan"
 
 
@@ -149,7 +144,7 @@ def test_volumes_of_the_scans_before_one_that_fails_are_kept(tmp_path):
     VolumeTable(str(tmp_path), ["one"]).attach(engine)
     with pytest.raises(AttributeError):
         engine.run([[{"pred": pred}], [{"pred": None}]])
-    assert [row["case"] for row in _rows(tmp_path / "volumes.csv")] == ["first"]
+    assert [row["case"] for row in read_csv(tmp_path / "volumes.csv")] == ["first"]
 
 
 def test_measures_of_unknown_classes_are_refused(tmp_path):

@@ -1,4 +1,3 @@
-import csv
 import os
 import re
 import subprocess
@@ -7,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 from browser import CHROMIUM, look_at
-from conftest import ROOT, SHORT_AXIS
+from conftest import ROOT, SHORT_AXIS, read_csv
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
@@ -27,8 +26,7 @@ def test_evaluating_ends_with_a_page_that_a_browser_shows(run_bundle, tiny_datas
     page = (folder / "report.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
 
-    with open(folder / "metrics.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_csv(folder / "metrics.csv")
     cases = [row["case"] for row in rows if row["class"] == "all" and row["case"] != "mean"]
     assert len(cases) == 4
     assert sorted(path.stem for path in (folder / "panels").iterdir()) == sorted(cases)

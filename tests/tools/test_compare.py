@@ -1,7 +1,6 @@
 """Runs are compared case by case, and those that cannot be are refused."""
 
 import base64
-import csv
 import json
 import math
 import re
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from browser import CHROMIUM, look_at
+from conftest import read_csv
 from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
@@ -23,11 +23,6 @@ CASES = ("a", "b", "c")
 
 #: As the configs name them.
 RUNTIME = {"runtime_keys": ["output_dir", "datalist", "dataset_dir", "max_iterations", "runtime_keys"]}
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    with open(path, newline="") as file:
-        return list(csv.DictReader(file))
 
 
 def _run(
@@ -57,14 +52,14 @@ def test_runs_that_no_study_made_are_compared_by_what_differs(tmp_path):
     runs = [_run(tmp_path / f"x{seed}", seed, [0.5, 0.6, 0.7 + 0.1 * seed], eta=0.0) for seed in (1, 2)]
     runs += [_run(tmp_path / f"y{seed}", seed, [0.6, 0.7, 0.8 + 0.1 * seed]) for seed in (1, 2)]
     compare(*runs, output=str(tmp_path / "out"))
-    without, with_eta = _rows(tmp_path / "out" / "summary.csv")
+    without, with_eta = read_csv(tmp_path / "out" / "summary.csv")
     assert (without["arm"], with_eta["arm"]) == ("eta=0.0", "eta=0.3")
     assert float(without["dice"]) == pytest.approx((1.9 + 2.0) / 6, abs=1e-4)
     assert float(without["dice_sd"]) == pytest.approx(0.1 / 3 / math.sqrt(2), abs=1e-4)
-    (difference,) = _rows(tmp_path / "out" / "differences.csv")
+    (difference,) = read_csv(tmp_path / "out" / "differences.csv")
     assert [float(difference[name]) for name in ("difference", "low", "high")] == pytest.approx([0.1] * 3)
     assert (difference["cases"], difference["higher"], difference["lower"]) == ("3", "3", "0")
-    assert len(_rows(tmp_path / "out" / "cases.csv")) == 12
+    assert len(read_csv(tmp_path / "out" / "cases.csv")) == 12
     page = (tmp_path / "out" / "comparison.html").read_text()
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert "<td>eta</td><td>0.0</td><td>0.3</td>" in page
@@ -142,7 +137,7 @@ def test_an_arm_has_one_color_in_every_picture(tmp_path, monkeypatch):
 def test_the_interval_comes_from_the_cases(tmp_path):
     runs = [_run(tmp_path / "x", 1, [0.5, 0.5, 0.5]), _run(tmp_path / "y", 1, [0.4, 0.6, 0.9], eta=0.0)]
     compare(*runs, output=str(tmp_path / "out"), baseline="eta=0.3")
-    (row,) = _rows(tmp_path / "out" / "differences.csv")
+    (row,) = read_csv(tmp_path / "out" / "differences.csv")
     assert row["arm"] == "eta=0.0"
     assert -0.1 <= float(row["low"]) < float(row["difference"]) == pytest.approx(0.4 / 3, abs=1e-4)
     assert float(row["difference"]) < float(row["high"]) <= 0.4
@@ -158,7 +153,7 @@ def test_the_interval_is_over_patients_where_they_are_known(tmp_path):
         runs = [_run(folder / "x", 1, [0.5] * 8, cases, patient_pattern=pattern)]
         runs += [_run(folder / "y", 1, [0.5 + gain for gain in gains], cases, patient_pattern=pattern, eta=0.0)]
         compare(*runs, output=str(folder / "out"), baseline="eta=0.3")
-        rows += _rows(folder / "out" / "differences.csv")
+        rows += read_csv(folder / "out" / "differences.csv")
         pages.append((folder / "out" / "comparison.html").read_text())
     by_patient, by_case = ({name: float(row[name]) for name in ("low", "high", "difference")} for row in rows)
     assert (rows[0]["patients"], rows[1]["patients"], rows[0]["cases"]) == ("4", "8", "8")
@@ -176,7 +171,7 @@ def test_the_patient_is_found_in_the_folders_of_the_data_list(tmp_path):
     runs = [_run(tmp_path / "x", 1, [0.5] * 4, cases, datalist, patient_pattern=r"patient\d+")]
     runs += [_run(tmp_path / "y", 1, [0.6, 0.6, 0.8, 0.8], cases, datalist, patient_pattern=r"patient\d+", eta=0.0)]
     compare(*runs, output=str(tmp_path / "out"))
-    assert _rows(tmp_path / "out" / "differences.csv")[0]["patients"] == "2"
+    assert read_csv(tmp_path / "out" / "differences.csv")[0]["patients"] == "2"
 
 
 def test_the_time_of_a_run_is_that_of_all_its_sessions(tmp_path):
