@@ -98,7 +98,7 @@ def image_problems(path: str, image: MetaTensor, rule: CaseRule) -> list[str]:
     if not has_volume(image.affine):
         problems.append(f"{path}: its header has no spacing, or axes that do not span a volume; mend the header.")
     elif rule.pad_to is not None and rule.pad_to["spacing"] is not None and lacks_spacing(image.meta):
-        hint = "write it into the header, or take the voxels as they are with --spacing '$None'"
+        hint = "write it into the header, or train on voxels as they are, with --spacing null"
         problems.append(f"{path}: its header has no spacing, which resampling needs; {hint}.")
     bad = int((~torch.isfinite(image.as_tensor())).sum())
     if bad:

@@ -13,7 +13,15 @@ from torch import nn
 from .errors import UserError
 from .files import atomic_write
 
-__all__ = ["Stateful", "read_settings", "read_weights", "save_weights", "settings_path", "weight_problems"]
+__all__ = [
+    "Stateful",
+    "read_settings",
+    "read_weights",
+    "refuse_missing_weights",
+    "save_weights",
+    "settings_path",
+    "weight_problems",
+]
 
 
 class Stateful(Protocol):
@@ -66,6 +74,16 @@ def read_settings(weights: str | Path) -> dict[str, Any]:
     return settings
 
 
+def refuse_missing_weights(path: str | Path) -> None:
+    """Say that there are no weights, before a thousand scans are read.
+
+    Raises:
+        UserError: when the file does not exist.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such weights; train first, or set --ckpt_path.")
+
+
 def read_weights(
     path: str | Path,
     network: nn.Module,
@@ -81,8 +99,7 @@ def read_weights(
     Raises:
         UserError: when the file does not exist, cannot be read, or belongs to another network.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such weights; train first, or set --ckpt_path.")
+    refuse_missing_weights(path)
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch fails in many ways on a file that is not its own

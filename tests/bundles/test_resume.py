@@ -178,6 +178,15 @@ def test_results_without_a_place_are_not_computed(run, configs, run_bundle, tiny
         run_bundle(run, configs, output_dir=str(tmp_path / "file" / "out"), **data)
 
 
+@SHORT_AXIS
+@pytest.mark.parametrize(("run", "configs"), [("evaluating", ["train", "evaluate"]), ("inference", ["inference"])])
+def test_missing_weights_are_named_before_a_scan_is_read(run, configs, run_bundle, tiny_dataset, tmp_path, capsys):
+    data = {"dataset_dir" if run == "inference" else "datalist": str(tiny_dataset)}
+    with refused("none.pt: no such weights; train first, or set --ckpt_path"):
+        run_bundle(run, configs, ckpt_path=str(tmp_path / "none.pt"), **data)
+    assert "Checking" not in capsys.readouterr().err
+
+
 def _children(pid: int) -> list[int]:
     return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
