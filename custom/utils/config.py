@@ -38,6 +38,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "output_dir": ("out",),
     "ckpt_dir": ("models",),
     "ckpt_path": ("models/model.pt",),
+    "init_weights": ("models/model.pt", None),
     "cache_dir": ("cache",),
     "metrics_file": ("out/metrics.csv",),
     "files": ("scans", ["a.nii.gz", "b.nii.gz"]),
@@ -64,7 +65,10 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "ventricles": (["left_ventricle"],),
 }
 #: Settings that name files and folders.
-PLACES = ("bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "ckpt_path", "cache_dir", "files")
+PLACES = (
+    *("bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "ckpt_path", "init_weights", "cache_dir"),
+    "files",
+)
 _ABSENT = object()
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from monai.networks.utils import copy_model_state
 from torch import nn
 
 from .errors import UserError
@@ -20,8 +21,12 @@ __all__ = [
     "refuse_missing_weights",
     "save_weights",
     "settings_path",
+    "start_from",
     "weight_problems",
 ]
+
+#: Share of a network's parameters that must fit for its training to start from other weights.
+LEAST_SHARE = 0.5
 
 
 class Stateful(Protocol):
@@ -100,14 +105,50 @@ def read_weights(
         UserError: when the file does not exist, cannot be read, or belongs to another network.
     """
     refuse_missing_weights(path)
-    try:
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch fails in many ways on a file that is not its own
-        raise UserError(f"{path}: cannot be read as PyTorch weights ({type(error).__name__}).") from error
+    found = _read(path)
     problems = weight_problems(network.state_dict(), found)
     if problems:
         raise UserError(f"{path} was trained with another network; {advice}:", problems[:3])
     return found
+
+
+def start_from(path: str | Path, network: nn.Module, rank: int = 0) -> None:
+    """Give a network the weights of another one, as far as they fit by name and shape, and name the others.
+
+    So a training may start from another organ's, from one on other classes or channels, or from a supervised one.
+
+    Args:
+        path: of a flat state dictionary; nothing in the file is executed.
+        network: that is to be trained.
+        rank: number of this process among those that train together; only 0 prints.
+
+    Raises:
+        UserError: when the file does not exist or cannot be read, and when fewer than half of the network's parameters
+            would be taken.
+    """
+    if not Path(path).is_file():
+        raise UserError(f"--init_weights {path}: no such file.")
+    found, own = _read(path), network.state_dict()
+    content = found if isinstance(found, Mapping) else {}
+    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
+    state, taken, _ = copy_model_state(network, tensors, inplace=False)
+    sizes = {name: parameter.numel() for name, parameter in network.named_parameters()}
+    share = sum(size for name, size in sizes.items() if name in taken) / sum(sizes.values())
+    others = [line for line in weight_problems(own, found) if line.partition(":")[0] not in taken]
+    if share < LEAST_SHARE:
+        reason = f"fits {share:.0%} of the network's parameters, at least {LEAST_SHARE:.0%} are needed"
+        raise UserError(f"--init_weights {path}: {reason}; give weights of the same kind of network:", others[:3])
+    network.load_state_dict(state)
+    if rank == 0:
+        lines = "".join(f"\n  not taken: {other}" for other in others)
+        print(f"Starting from {path}, {len(taken)} of {len(own)} tensors{lines}")
+
+
+def _read(path: str | Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch fails in many ways on a file that is not its own
+        raise UserError(f"{path}: cannot be read as PyTorch weights ({type(error).__name__}).") from error
 
 
 def weight_problems(expected: Mapping[str, torch.Tensor], found: Any) -> list[str]:
