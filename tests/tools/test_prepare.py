@@ -429,6 +429,60 @@ def test_own_scans_of_any_format_keep_voxels_and_geometry(own_folders, tmp_path)
     assert len(cases["unlabeled"]) == 3
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"labels": {"0": "background", "1": "liver", "2": "tumor"}, "modality": {"0": "CT"}, "numTraining": 2},
+        {"labels": {"background": 0, "liver": 1, "tumor": 2}, "channel_names": {"0": "CT"}, "file_ending": ".nii.gz"},
+    ],
+    ids=["Decathlon and nnU-Net 1", "nnU-Net 2"],
+)
+@pytest.mark.parametrize("given", ["", "imagesTr"])
+def test_own_takes_nnunet_s_layout_and_names(content, given, tmp_path):
+    source = tmp_path / "Dataset001_Liver"
+    for seed, name in enumerate(("imagesTr/a", "imagesTr/b", "imagesTs/c")):
+        image, label = _volumes(seed)
+        write_nifti(source / f"{name}_0000.nii.gz", image)
+        if name == "imagesTr/a":
+            write_nifti(source / "labelsTr" / "a.nii.gz", np.minimum(label, 1) * 2)
+    (source / "dataset.json").write_text(json.dumps(content))
+    prepare.own(str(source / given), str(tmp_path / "out"), labels=str(source / "labelsTr") if given else None)
+    written = _datalist(tmp_path / "out", "datalist.json")
+    assert written["labels"] == {"0": "background", "1": "liver", "2": "tumor"}
+    assert written["modality"] == {"0": "CT"}
+    assert [case["image"] for case in written["training"]] == ["images/a.nii.gz"]
+    expected = ["b"] if given else ["b", "c"]
+    assert [case["image"] for case in written["unlabeled"]] == [f"images/{name}.nii.gz" for name in expected]
+
+
+@pytest.mark.parametrize(
+    ("labels", "classes", "message"),
+    [
+        ({"background": 0, "whole": [1, 2], "core": 2}, None, "regions and ignored voxels cannot be read"),
+        ({"background": 0, "liver": 1, "ignore": 2}, None, "regions and ignored voxels cannot be read"),
+        ({"background": 0, "liver": 2}, None, "labels must be 0 to 1, one structure each"),
+        ({"background": 0, "whole": [1, 2], "core": 2}, "a", None),
+        ({}, None, None),
+    ],
+)
+def test_labels_of_nnunet_that_are_no_structures_are_refused_unless_they_are_named(labels, classes, message, tmp_path):
+    write_nifti(tmp_path / "in" / "imagesTr" / "a_0000.nii.gz", _volumes(0)[0])
+    (tmp_path / "in" / "dataset.json").write_text(json.dumps({"labels": labels}))
+    if message is None:
+        prepare.own(str(tmp_path / "in"), str(tmp_path / "out"), classes=classes)
+        assert _datalist(tmp_path / "out", "datalist.json")["labels"]["1"] == (classes or "foreground")
+    else:
+        with pytest.raises(UserError, match=f"dataset.json: .*{message}"):
+            prepare.own(str(tmp_path / "in"), str(tmp_path / "out"), classes=classes)
+
+
+def test_a_damaged_description_is_named(tmp_path):
+    write_nifti(tmp_path / "in" / "a.nii.gz", _volumes(0)[0])
+    (tmp_path / "in" / "dataset.json").write_text("{")
+    with pytest.raises(UserError, match=r"dataset.json: is not JSON .*; mend it, or take it away"):
+        prepare.own(str(tmp_path / "in"), str(tmp_path / "out"))
+
+
 def test_own_photographs_are_copied_and_their_masks_are_black_and_white(tmp_path):
     for seed in range(2):
         (tmp_path / "photos").mkdir(exist_ok=True), (tmp_path / "masks").mkdir(exist_ok=True)

@@ -33,6 +33,7 @@ from ..synthetic import write_dataset as write_volumes
 from ..synthetic import write_hearts, write_photos
 from . import layouts as sources
 from .check import check_folder
+from .described import Description
 from .layouts import Files
 from .mirroring import settle_mirroring
 from .writer import Scan, refuse_other_data, write_dataset
@@ -202,9 +203,9 @@ def own(
     labels: str | None = None,
     validation: float = 0.0,
     test: float = 0.0,
-    classes: str | list[str] = "foreground",
+    classes: str | list[str] | None = None,
     patient_pattern: str | None = None,
-    modality: str = "unknown",
+    modality: str | None = None,
     seed: int = 1337,
 ) -> None:
     r"""Prepare your own scans: those with a label become labeled, the rest unlabeled. Nothing is cropped or resampled.
@@ -215,19 +216,23 @@ def own(
 
     Args:
         images: folder of NIfTI, NRRD, MetaImage files or photographs, or of folders with a DICOM series each, or of
-            folders with either. Labels that lie there too are taken where no other folder of labels is given.
+            folders with either. Labels that lie there too are taken where no other folder of labels is given; so it may
+            be a data set of nnU-Net or of the Medical Segmentation Decathlon, whose ``imagesTs`` become unlabeled.
         output: dataset folder.
         labels: folder of labels named as their images, or NAME_seg, NAME_label, NAME_mask, NAME_gt; may hold fewer.
         validation: fraction of the labeled patients to keep for validation.
         test: fraction of the labeled patients to keep for the test list.
-        classes: names of the structures labeled 1, 2, and so on, such as "liver,tumor".
+        classes: names of the structures labeled 1, 2, and so on, such as "liver,tumor"; those of ``dataset.json`` if
+            there is one, else "foreground".
         patient_pattern: regular expression that finds the patient in the name of a file or of a folder above it, such
             as 'patient\d+'; without it every scan is a patient of its own.
-        modality: MRI, CT and so on, for the data list.
+        modality: MRI, CT and so on, for the data list; that of ``dataset.json`` if there is one.
         seed: of the split.
     """
-    names = _class_names(classes)
     source, folder = Path(os.path.abspath(Path(images).expanduser())), Path(output).expanduser()
+    described = Description(source)
+    names = _class_names(described.classes or "foreground" if classes is None else classes)
+    modality = described.modality or "unknown" if modality is None else modality
     pairs = own_scans(source, None if labels is None else Path(labels).expanduser(), folder)
     named = {name: Path(file) for file, name in case_names(pairs).items()}
     found = _own_files({name: (image, pairs[image]) for name, image in named.items()}, len(names) + 1)

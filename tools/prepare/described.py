@@ -1,0 +1,62 @@
+"""What a data set says of itself: ``dataset.json``, as nnU-Net (both versions) and the Decathlon have it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from custom.utils.errors import UserError
+
+__all__ = ["Description"]
+
+
+class Description:
+    """Read ``dataset.json`` in a folder of scans, or above its ``imagesTr``.
+
+    Args:
+        images: folder of scans. Where there is no such file, nothing is known.
+
+    Raises:
+        UserError: when the file is damaged.
+    """
+
+    def __init__(self, images: Path) -> None:
+        folders = [images, images.parent] if images.name.startswith("images") else [images]
+        files = [folder / "dataset.json" for folder in folders]
+        self.path = next((path for path in files if path.is_file()), files[0])
+        try:
+            self.content = json.loads(self.path.read_text("utf-8-sig")) if self.path.is_file() else {}
+        except ValueError as error:
+            raise UserError(f"{self.path}: is not JSON ({error}); mend it, or take it away.") from error
+        if not isinstance(self.content, dict):
+            raise UserError(f"{self.path}: expected names and values; mend it, or take it away.")
+
+    @property
+    def modality(self) -> str | None:
+        """Name of the only channel, such as CT; None where there are several, or none is named."""
+        channels: Any = self.content.get("channel_names") or self.content.get("modality")
+        names = list(channels.values()) if isinstance(channels, Mapping) else []
+        return str(names[0]) if len(names) == 1 else None
+
+    @property
+    def classes(self) -> list[str] | None:
+        """Names of the structures labeled 1, 2, ...; None where none are named.
+
+        Raises:
+            UserError: when labels are not whole numbers from 0 on, as with nnU-Net's regions and its label ``ignore``.
+        """
+        labels: Any = self.content.get("labels")
+        if not isinstance(labels, Mapping) or not labels:
+            return None
+        # {"0": "background"} in the Decathlon and in nnU-Net's first version, {"background": 0} in its second
+        pairs = [(name, key) if str(key).isdigit() else (key, name) for key, name in labels.items()]
+        names = {int(value): str(name) for name, value in pairs if str(value).isdigit()}
+        if len(names) < len(labels) or sorted(names) != list(range(len(labels))) or "ignore" in names.values():
+            raise UserError(
+                f"{self.path}: labels must be 0 to {len(labels) - 1}, one structure each, found {dict(labels)}; "
+                "regions and ignored voxels cannot be read: write label maps without, and name their structures with "
+                "--classes."
+            )
+        return [names[value] for value in range(1, len(names))] or None
