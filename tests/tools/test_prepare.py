@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
@@ -481,6 +482,58 @@ def test_a_damaged_description_is_named(tmp_path):
     (tmp_path / "in" / "dataset.json").write_text("{")
     with pytest.raises(UserError, match=r"dataset.json: is not JSON .*; mend it, or take it away"):
         prepare.own(str(tmp_path / "in"), str(tmp_path / "out"))
+
+
+def _own_study(folder, count, unlabeled=()):
+    """Labeled scans of one patient each, and unlabeled ones of the patients that are named."""
+    for number in range(count):
+        image, label = _volumes(number, (6, 5, 4))
+        write_nifti(folder / "images" / f"p{number}_a.nii.gz", image)
+        write_nifti(folder / "labels" / f"p{number}_a.nii.gz", label)
+    for number in unlabeled:
+        write_nifti(folder / "images" / f"p{number}_b.nii.gz", _volumes(100 + number, (6, 5, 4))[0])
+
+
+def _members(folder, key):
+    found = [_datalist(folder, f"fold_{number}.json")[key] for number in range(3)]
+    return [{re.search(r"p\d+_.", case["image"]).group() for case in cases} for cases in found]
+
+
+def test_folds_hold_every_labeled_patient_once_and_stay_when_others_are_added(tmp_path, capsys):
+    _own_study(tmp_path / "in", 7, unlabeled=(1, 8))
+    options = {"folds": 3, "patient_pattern": r"p\d+"}
+    prepare.own(str(tmp_path / "in"), str(tmp_path / "out"), **options)
+    assert "7 labeled patient(s) in 3 folds: 3, 2, 2" in capsys.readouterr().out
+    validation = _members(tmp_path / "out", "validation")
+    everyone = {f"p{number}_a" for number in range(7)}
+    assert sorted(name for fold in validation for name in fold) == sorted(everyone)
+    for held_out, trained, others in zip(
+        validation, _members(tmp_path / "out", "training"), _members(tmp_path / "out", "unlabeled"), strict=True
+    ):
+        assert trained == everyone - held_out
+        assert others == ({"p8_b"} if "p1_a" in held_out else {"p1_b", "p8_b"})
+    assert len(_datalist(tmp_path / "out", "datalist.json")["training"]) == 7
+
+    _own_study(tmp_path / "in", 9)
+    prepare.own(str(tmp_path / "in"), str(tmp_path / "out"), **options)
+    after = _members(tmp_path / "out", "validation")
+    assert [before <= now for before, now in zip(validation, after, strict=True)] == [True] * 3
+    assert [len(fold) for fold in after] == [3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"folds": 4}, "--folds must be from 2 to the number of labeled patients, 3, got 4"),
+        ({"folds": 1}, "--folds must be from 2 to the number of labeled patients, 3, got 1"),
+        ({"folds": 2, "validation": 0.3}, "--folds and --validation exclude each other"),
+    ],
+)
+def test_folds_that_cannot_be_are_refused(options, message, tmp_path):
+    _own_study(tmp_path / "in", 3)
+    with pytest.raises(UserError, match=message):
+        prepare.own(str(tmp_path / "in"), str(tmp_path / "out"), seed=3, **options)
+    assert not (tmp_path / "out").exists()
 
 
 def test_own_photographs_are_copied_and_their_masks_are_black_and_white(tmp_path):

@@ -6,11 +6,10 @@ command can be interrupted and repeated; see :mod:`tools.prepare.writer`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,14 +19,13 @@ import numpy as np
 from monai.data import MetaTensor
 from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, Spacingd, SpatialPadd
 
-from custom.data.datalist import read_lists
 from custom.data.dicom import series_problems
 from custom.data.finding import own_scans, tell_left_out
 from custom.data.folders import visible_files
 from custom.data.geometry import grid_problem
 from custom.data.photos import is_colored, is_photo
 from custom.utils.errors import UserError
-from custom.utils.names import ALL, are_class_names, case_names, file_stem, patient_name
+from custom.utils.names import ALL, are_class_names, case_names, patient_name
 
 from ..synthetic import write_dataset as write_volumes
 from ..synthetic import write_hearts, write_photos
@@ -36,6 +34,7 @@ from .check import check_folder
 from .described import Description
 from .layouts import Files
 from .mirroring import settle_mirroring
+from .splitting import fold_lists, split_patients, trained_before, without_held_out
 from .writer import Scan, refuse_other_data, write_dataset
 
 __all__ = ["acdc", "check", "demo", "isic", "la", "own", "pancreas"]
@@ -207,6 +206,7 @@ def own(
     patient_pattern: str | None = None,
     modality: str | None = None,
     seed: int = 1337,
+    folds: int = 0,
 ) -> None:
     r"""Prepare your own scans: those with a label become labeled, the rest unlabeled. Nothing is cropped or resampled.
 
@@ -228,6 +228,8 @@ def own(
             as 'patient\d+'; without it every scan is a patient of its own.
         modality: MRI, CT and so on, for the data list; that of ``dataset.json`` if there is one.
         seed: of the split.
+        folds: for cross-validation, such as 5: also write fold_0.json, fold_1.json, ..., each of which keeps other
+            labeled patients for validation.
     """
     source, folder = Path(os.path.abspath(Path(images).expanduser())), Path(output).expanduser()
     described = Description(source)
@@ -240,10 +242,11 @@ def own(
     below = {name: image.relative_to(source if image != source else source.parent) for name, image in named.items()}
     patients = _patients(below, patient_pattern)
     labeled = [name for name, files in found.items() if files.label is not None]
-    fractions, before = {"validation": float(validation), "test": float(test)}, _trained_before(folder, patients)
-    lists = _split_patients(labeled, patients, fractions, int(seed), before)
-    held_out = {patients[name] for key in ("validation", "test") for name in lists[key]}
-    lists["unlabeled"] = [name for name in found if name not in labeled and patients[name] not in held_out]
+    fractions, before = {"validation": float(validation), "test": float(test)}, trained_before(folder, patients)
+    lists = split_patients(labeled, patients, fractions, int(seed), before)
+    lists["unlabeled"] = [name for name in found if name not in labeled]
+    of_folds = fold_lists(lists, patients, folds, int(seed), folder) if folds else {}
+    lists = without_held_out(lists, patients)
     about = {
         "name": folder.name,
         "modality": _channels(found.values(), modality),
@@ -258,8 +261,8 @@ def own(
         "modality": modality,
         "seed": seed,
     }
-    record = {"command": "own", "source": str(images), "options": options}
-    _prepare(str(folder), found, {"datalist.json": lists}, about, record)
+    record = {"command": "own", "source": str(images), "options": options | ({"folds": folds} if folds else {})}
+    _prepare(str(folder), found, {"datalist.json": lists} | of_folds, about, record)
 
 
 def _channels(found: Iterable[Files], modality: str) -> dict[str, str]:
@@ -429,54 +432,6 @@ def _patients(scans: Mapping[str, Path], pattern: str | None) -> dict[str, str]:
     if alone:
         print(f"--patient_pattern finds no patient in {len(alone)} scan(s), each then its own: {', '.join(alone[:20])}")
     return patients
-
-
-def _trained_before(folder: Path, patients: Mapping[str, str]) -> set[str]:
-    """Patients whose scans an earlier preparation of this folder has listed for training, labeled or not."""
-    datalist = folder / "datalist.json"
-    lists = read_lists(datalist) if datalist.is_file() else {}
-    names = {file_stem(case["image"]) for key in ("training", "unlabeled") for case in lists.get(key, ())}
-    return {patients[name] for name in names if name in patients}
-
-
-def _split_patients(
-    names: Sequence[str],
-    patients: Mapping[str, str],
-    fractions: Mapping[str, float],
-    seed: int,
-    trained_before: Collection[str] = (),
-) -> dict[str, list[str]]:
-    """Assign whole patients to lists, each by itself, so that none moves when others are added."""
-    if any(value < 0 for value in fractions.values()) or sum(fractions.values()) >= 1:
-        raise UserError(f"validation and test must be fractions that leave some for training, got {dict(fractions)}.")
-
-    def count(seed: int) -> dict[str, list[str]]:
-        lists: dict[str, list[str]] = {"training": [], **{key: [] for key in fractions}}
-        for patient in sorted({patients[name] for name in names}):
-            lists["training" if patient in trained_before else _list_of(patient, seed, **fractions)].append(patient)
-        return lists
-
-    lists = count(seed)
-    number = sum(map(len, lists.values()))
-    wanted = {key: max(1, round(fraction * number)) for key, fraction in fractions.items() if fraction > 0}
-    empty = [f"--{key} {fractions[key]:g}" for key in wanted if not lists[key]]
-    if empty or (wanted and not lists["training"]):
-        better = (s for s in range(seed + 1, seed + 1000) if {key: len(count(s)[key]) for key in wanted} == wanted)
-        found = None if sum(wanted.values()) >= number else next(better, None)
-        sizes = " and ".join(f"{size} for {key}" for key, size in wanted.items())
-        hint = "" if found is None else f"; with --seed {found} there are {sizes}"
-        what = f"{' and '.join(empty)} gives none" if empty else "nothing is left for training"
-        raise UserError(f"{what} of {number} labeled patient(s) with --seed {seed}; give other fractions{hint}.")
-    if wanted:
-        sizes = ", ".join(f"{len(lists[key])} {key} ({fractions[key]:g})" for key in wanted)
-        print(f"{number} labeled patient(s): {len(lists['training'])} training, {sizes}")
-    return {key: [name for name in names if patients[name] in members] for key, members in lists.items()}
-
-
-def _list_of(patient: str, seed: int, validation: float, test: float) -> str:
-    """Choose a patient's list by a hash: the lowest are for validation, the highest for test."""
-    place = int.from_bytes(hashlib.sha256(f"{seed}:{patient}".encode()).digest()[:8], "big") / 2**64
-    return "validation" if place < validation else "test" if place >= 1 - test else "training"
 
 
 def _class_names(classes: str | Sequence[str]) -> list[str]:
