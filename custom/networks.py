@@ -23,7 +23,7 @@ from torch.nn.functional import conv_transpose3d, linear
 from .perturbations import FeatureDropout
 from .utils.errors import UserError
 
-__all__ = ["DoublingConvolution", "PerturbedNetwork", "PerturbedSegResNet", "UNet", "VNet"]
+__all__ = ["DoublingConvolution", "MeanEnsemble", "PerturbedNetwork", "PerturbedSegResNet", "UNet", "VNet"]
 
 
 class PerturbedNetwork(nn.Module):
@@ -69,6 +69,39 @@ class PerturbedNetwork(nn.Module):
         for dropout in self.feature_dropout:
             versions.append(dropout(last))
         return self.decode([torch.cat([version[i] for version in versions]) for i in range(len(clean))])
+
+
+class MeanEnsemble(nn.Module):
+    """Average the probabilities of several networks, such as those of a cross-validation, window by window.
+
+    MONAI's ``MeanEnsemble`` averages predictions that are whole, of which one for each network would have to be kept.
+
+    Args:
+        members: networks of one kind.
+    """
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, image: torch.Tensor, num_perturbed: int = 0) -> torch.Tensor:
+        """Segment a batch, BCH[WD].
+
+        Returns:
+            Logits, BNH[WD], whose softmax is the mean of the members'. With ``num_perturbed``, those of the last images
+            follow as each member alone decodes them, and then its perturbed decodings: all that may disagree.
+        """
+        if num_perturbed == 0:
+            return _log_mean([member(image) for member in self.members])
+        decodings = [member(image, num_perturbed=num_perturbed).float() for member in self.members]
+        clean = [decoding[: len(image)] for decoding in decodings]
+        alone = [decoding[len(image) - num_perturbed :] for decoding in decodings]
+        return torch.cat([_log_mean(clean), *alone])
+
+
+def _log_mean(logits: Sequence[torch.Tensor]) -> torch.Tensor:
+    mean = torch.stack([values.float().softmax(1) for values in logits]).mean(0)
+    return mean.clamp_min(torch.finfo(mean.dtype).tiny).log()
 
 
 class VNet(PerturbedNetwork):

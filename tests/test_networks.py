@@ -5,7 +5,7 @@ import torch
 from conftest import COMPILES
 from torch import nn
 
-from custom.networks import DoublingConvolution, PerturbedNetwork, PerturbedSegResNet, UNet, VNet
+from custom.networks import DoublingConvolution, MeanEnsemble, PerturbedNetwork, PerturbedSegResNet, UNet, VNet
 from custom.utils.errors import UserError
 
 #: Every backbone, small, with its number of spatial axes.
@@ -190,3 +190,25 @@ def test_backbone_must_supply_encode_and_decode():
         PerturbedNetwork()(torch.zeros(1))
     with pytest.raises(NotImplementedError, match=r"must implement decode\(\)"):
         PerturbedNetwork().decode([])
+
+
+@pytest.mark.parametrize("num_perturbed", [0, 2, 3])
+def test_an_ensemble_gives_the_mean_probabilities_and_what_each_member_decodes(num_perturbed):
+    members = [UNet(base_filters=2, out_channels=3).eval() for _ in range(2)]
+    image = torch.rand(3, 1, 32, 32)
+    with torch.no_grad():
+        probs = MeanEnsemble(members)(image, num_perturbed=num_perturbed).softmax(1)
+        alone = [member(image).softmax(1) for member in members]
+    torch.testing.assert_close(probs[:3], (alone[0] + alone[1]) / 2)
+    assert len(probs) == 3 + (2 * 3 * num_perturbed if num_perturbed else 0)
+    for number in range(2 if num_perturbed else 0):  # clean, weak and strong: the same where no dropout acts
+        first = 3 + number * 3 * num_perturbed
+        torch.testing.assert_close(probs[first : first + num_perturbed], alone[number][3 - num_perturbed :])
+
+
+def test_an_ensemble_that_is_sure_of_nothing_of_a_class_stays_finite():
+    class Sure(torch.nn.Module):
+        def forward(self, image):
+            return torch.tensor([[1000.0, -1000.0]]).reshape(1, 2, 1, 1).expand(len(image), 2, *image.shape[2:])
+
+    assert MeanEnsemble([Sure(), Sure()])(torch.rand(1, 1, 2, 2)).isfinite().all()

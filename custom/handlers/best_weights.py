@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
 from torch import nn
 
+from ..networks import MeanEnsemble
 from ..utils.weights import read_weights, save_weights
 
 __all__ = ["BestWeights", "WeightsCheckpointLoader"]
@@ -69,17 +71,23 @@ class BestWeights:
 
 
 class WeightsCheckpointLoader(CheckpointLoader):
-    """MONAI's ``CheckpointLoader`` that says what to do when there are no weights yet.
+    """MONAI's ``CheckpointLoader`` that says what to do when there are no weights, and makes an ensemble of several.
 
     Its name ends as MONAI's does, because clients of bundles recognize checkpoint loaders by it.
     """
 
     def __call__(self, engine: Engine) -> None:
-        """Load the weights.
+        """Load the weights; of several, the engine's network becomes their :class:`custom.networks.MeanEnsemble`.
 
         Raises:
-            UserError: when the file does not exist, cannot be read, or belongs to another network.
+            UserError: when a file does not exist, cannot be read, or belongs to another network.
         """
         (network,) = self.load_dict.values()
-        read_weights(self.load_path, network)
-        super().__call__(engine)
+        if isinstance(self.load_path, str):
+            read_weights(self.load_path, network)
+            super().__call__(engine)
+            return
+        members = [network, *(deepcopy(network) for _ in self.load_path[1:])]
+        for path, member in zip(self.load_path, members, strict=True):
+            member.load_state_dict(read_weights(path, member))
+        engine.network = MeanEnsemble(members)

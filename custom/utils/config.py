@@ -24,7 +24,7 @@ from .arguments import contains_target, did_you_mean, unknown_arguments
 from .errors import UserError, show_user_errors_plainly
 from .ranges import range_problems
 from .settings import UnfitError, guess, is_expression, read_as, shown, typed_settings
-from .weights import read_settings, settings_path
+from .weights import read_settings
 
 __all__ = ["check_config", "client_gives_cases", "flat_config", "refuse_newer_bundle", "resolved_config"]
 
@@ -37,7 +37,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "datalist": ("data/la/labeled_8.json", None),
     "output_dir": ("out",),
     "ckpt_dir": ("models",),
-    "ckpt_path": ("models/model.pt",),
+    "ckpt_path": ("models/model.pt", ["fold_0/model.pt", "fold_1/model.pt"]),
     "init_weights": ("models/model.pt", None),
     "cache_dir": ("cache",),
     "metrics_file": ("out/metrics.csv",),
@@ -225,8 +225,8 @@ def _take_trained_settings(parser: ConfigParser, defaults: Mapping[str, Any], ty
             problems.append(f"--{name}: trained with {shown(trained)}, got {shown(given)}.")
     if problems:
         raise UserError(
-            f"{weights} was trained with other settings; leave these out, since they are read from "
-            f"{settings_path(weights).name} beside it:",
+            f"{weights if isinstance(weights, str) else weights[0]} was trained with other settings; leave these out, "
+            "since they are read from the .json file beside it:",
             problems,
         )
     parser.parse(reset=True)

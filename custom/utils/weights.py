@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -59,13 +59,29 @@ def settings_path(weights: str | Path) -> Path:
     return Path(weights).with_suffix(".json")
 
 
-def read_settings(weights: str | Path) -> dict[str, Any]:
+def read_settings(weights: str | Path | Sequence[str]) -> dict[str, Any]:
     """Read the settings that weights were trained with; empty where none lie beside them.
 
+    Args:
+        weights: a file, or those of an ensemble, which must agree in all settings but ``stride``.
+
     Raises:
-        UserError: when the file cannot be read.
+        UserError: when a file of settings cannot be read, and when the members of an ensemble differ.
     """
-    path = settings_path(weights)
+    paths = [weights] if isinstance(weights, (str, Path)) else weights
+    settings = [_read_settings(settings_path(path)) for path in paths]
+    names = sorted({name for found in settings for name in found} - {"stride"})
+    problems = [
+        f"{name}: {', '.join(f'{found.get(name)} in {path}' for path, found in zip(paths, settings, strict=True))}"
+        for name in names
+        if any(found.get(name) != settings[0].get(name) for found in settings)
+    ]
+    if problems:
+        raise UserError("--ckpt_path: the weights of an ensemble must be trained alike, but differ in", problems)
+    return settings[0]
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
@@ -79,14 +95,18 @@ def read_settings(weights: str | Path) -> dict[str, Any]:
     return settings
 
 
-def refuse_missing_weights(path: str | Path) -> None:
+def refuse_missing_weights(path: str | Path | Sequence[str]) -> None:
     """Say that there are no weights, before a thousand scans are read.
 
+    Args:
+        path: of a file, or of several.
+
     Raises:
-        UserError: when the file does not exist.
+        UserError: names the first that does not exist.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such weights; train first, or set --ckpt_path.")
+    for file in [path] if isinstance(path, (str, Path)) else path:
+        if not Path(file).is_file():
+            raise UserError(f"{file}: no such weights; train first, or set --ckpt_path.")
 
 
 def read_weights(

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from by_intensity import ByIntensity
-from conftest import LEARNABLE, LEFT_ATRIUM, ROOT, SHORT_AXIS
+from conftest import LEARNABLE, LEFT_ATRIUM, ROOT, SHORT_AXIS, refused
 from monai.transforms import LoadImage
 from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 from starter import run_command
@@ -173,3 +173,54 @@ def test_one_bad_volume_of_many_is_named_at_the_end_and_the_others_are_segmented
     assert sorted(path.name for path in (tmp_path / "out").glob("*.nii.gz")) == ["a_seg.nii.gz", "c_seg.nii.gz"]
     with open(tmp_path / "out" / "volumes.csv", newline="") as file:
         assert [row["case"] for row in csv.DictReader(file)] == ["a", "c"]
+
+
+@pytest.fixture
+def members(bundle, tmp_path) -> list[str]:
+    """Weights of two networks."""
+    paths = [tmp_path / "fold_0" / "model.pt", tmp_path / "fold_1" / "model.pt"]
+    for seed, path in enumerate(paths):
+        torch.manual_seed(seed)
+        path.parent.mkdir()
+        torch.save(VNet(base_filters=2).state_dict(), path)
+    return [str(path) for path in paths]
+
+
+@LEFT_ATRIUM
+def test_the_probabilities_of_several_weights_are_averaged_and_their_disagreement_counts(members, run_bundle, tmp_path):
+    write_nifti(tmp_path / "scans" / "scan.nii.gz", _noise(), OBLIQUE)
+
+    def maps(weights: str | list[str]) -> tuple[np.ndarray, np.ndarray]:
+        options = {"save_probabilities": True, "uncertainty": True, "feature_dropout": [0.0, 0.0]}
+        run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "scans"), ckpt_path=weights, **options, **RAW)
+        return tuple(
+            nib.load(tmp_path / "eval" / f"scan_{name}.nii.gz").get_fdata() for name in ("probs", "uncertainty")
+        )
+
+    (first, certain), (second, _), (both, uncertain) = maps(members[0]), maps(members[1]), maps(members)
+    np.testing.assert_allclose(both, (first + second) / 2, atol=1e-5)
+    assert np.abs(first - second).max() > 0.01
+    assert certain.max() < 1e-5
+    # Each member alone differs from the mean by half of their distance; so do its two perturbed decodings. It is the
+    # mean over windows of what differs within each, so no less than what differs between the means.
+    distance = np.abs(first - second).sum(-1) / 4
+    assert (uncertain > distance - 1e-4).all()
+    assert np.median(uncertain - distance) < 1e-4
+
+
+@LEFT_ATRIUM
+def test_weights_that_are_no_ensemble_are_named(members, run_bundle, tiny_dataset, tmp_path):
+    for number, path in enumerate(members):
+        Path(path).with_suffix(".json").write_text(json.dumps({"base_filters": 2, "spacing": [1.0 + number] * 3}))
+    data = {"dataset_dir": str(tiny_dataset.parent), "spacing": ...}
+    line = f"spacing: [1.0, 1.0, 1.0] in {members[0]}, [2.0, 2.0, 2.0] in {members[1]}"
+    with refused("the weights of an ensemble must be trained alike, but differ in", line):
+        run_bundle("inference", ["inference"], ckpt_path=members, **data)
+    with refused("none.pt: no such weights"):
+        run_bundle("inference", ["inference"], ckpt_path=[members[0], str(tmp_path / "none.pt")], **data)
+
+
+@LEFT_ATRIUM
+def test_an_ensemble_is_scored(members, run_bundle, tiny_dataset, tmp_path):
+    run_bundle("evaluating", ["train", "evaluate"], datalist=str(tiny_dataset), ckpt_path=members)
+    assert (tmp_path / "eval" / "metrics.csv").is_file()
