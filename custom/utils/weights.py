@@ -69,16 +69,16 @@ def read_settings(weights: str | Path | Sequence[str]) -> dict[str, Any]:
         UserError: when a file of settings cannot be read, and when the members of an ensemble differ.
     """
     paths = [weights] if isinstance(weights, (str, Path)) else weights
-    settings = [_read_settings(settings_path(path)) for path in paths]
-    names = sorted({name for found in settings for name in found} - {"stride"})
+    known = {path: found for path in paths if (found := _read_settings(settings_path(path)))}
+    first = next(iter(known.values()), {})
     problems = [
-        f"{name}: {', '.join(f'{found.get(name)} in {path}' for path, found in zip(paths, settings, strict=True))}"
-        for name in names
-        if any(found.get(name) != settings[0].get(name) for found in settings)
+        f"{name}: {', '.join(f'{found.get(name)} in {path}' for path, found in known.items())}"
+        for name in sorted({name for found in known.values() for name in found} - {"stride"})
+        if any(found.get(name) != first.get(name) for found in known.values())
     ]
     if problems:
         raise UserError("--ckpt_path: the weights of an ensemble must be trained alike, but differ in", problems)
-    return settings[0]
+    return first
 
 
 def _read_settings(path: Path) -> dict[str, Any]:
