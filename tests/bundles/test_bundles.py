@@ -376,23 +376,19 @@ def test_short_axis_defaults_are_the_paper_s_protocol(bundle):
 
 def test_inference_uses_the_network_and_the_numbers_of_training(bundle):
     train, inference = _config(bundle, "train"), _config(bundle, "inference")
-    only_inference = {"dataset_dir", "files", "datalist", "output_dir", "ckpt_path"}
-    only_inference |= {"series", "densities", "ventricles", "output_ext", "writer", "stitch_device"}
-    only_inference |= {"keep_largest", "test_time_flips", "save_probabilities", "uncertainty"}
-    tail = [
-        "checks",
-        "network",
-        "preprocessing",
-        "scans",
-        "dataset",
-        "dataloader",
-        "inferer",
-        "postprocessing",
-        "handlers",
-    ]
-    tail += ["evaluator", "can_write", "initialize", "inference", "run", "imports", "read_inference"]
-    shared = set(inference) - only_inference - set(tail)
-    assert {"network_def", "class_names", "patch_size", "stride", "base_filters", "memory_format"} <= shared
+    agreeing = {
+        "bundle_root",
+        "_code_path",
+        "ckpt_dir",
+        "device",
+        "amp",
+        "memory_format",
+        "sw_batch_size",
+        "keep_memory",
+    }
+    agreeing |= {"class_names", "num_classes", "in_channels", "slice_axis", "spacing", "window", "patch_size", "pad_to"}
+    agreeing |= {"stride", "image_interpolation", "base_filters", "feature_dropout", "network_def"}
+    shared = sorted(agreeing & set(inference))
     assert {key: inference[key] for key in shared} == {key: train[key] for key in shared}
     options = {"series", "test_time_flips", "uncertainty", "device"}
     inferer = {key: value for key, value in inference["inferer"].items() if key not in options}

@@ -113,7 +113,7 @@ def _without_spacing(path: Path) -> None:
 BROKEN = {
     "voxel": (_not_finite, r"bad\.nii\.gz: 1 voxel\(s\) are NaN or infinite"),
     "flat": (_flat, r"bad\.nii\.gz: its header has no spacing, or axes that do not span a volume"),
-    "spacing": (_without_spacing, r"bad\.nii\.gz: its header has no spacing, which resampling needs; .*'\$None'"),
+    "spacing": (_without_spacing, r"bad\.nii\.gz: its header has no spacing, which resampling needs; .*--spacing null"),
     "truncated": (lambda path: path.write_bytes(b"\x1f\x8b"), r"bad\.nii\.gz: cannot be read"),
 }
 
