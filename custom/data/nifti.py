@@ -25,8 +25,8 @@ class NiftiWriter(NibabelWriter):
     """MONAI's NIfTI writer, for arrays on their final grid, which writes no geometry that another field contradicts.
 
     A qform has no shear; of sheared axes it would tell another grid than the sform does, and readers differ in which
-    of the two they take. Nor is a spacing declared that the file which was read did not declare. MONAI's writer also
-    fails on a volume with a last axis of one that does not lie axially.
+    of the two they take. Nor is a spacing declared that the file which was read did not declare. MONAI's writer drops
+    a last axis of one, or fails where it does not lie axially.
     """
 
     def set_data_array(
