@@ -76,7 +76,8 @@ def draw_curves(pictures: Mapping[str, Mapping[str, Sequence[Curve]]], logarithm
         for number, (label, curves) in enumerate(labeled.items()):
             for first, curve in enumerate(curves):
                 shown = label if first == 0 else f"_{label}"
-                axis.plot(*zip(*curve, strict=True), label=shown, linewidth=1.2, color=f"C{number}")
+                marker = "o" if len(curve) == 1 else None  # a line of one point is none
+                axis.plot(*zip(*curve, strict=True), label=shown, linewidth=1.2, color=f"C{number}", marker=marker)
         axis.set_title(title)
         axis.set_xlabel("iteration")
         if title in logarithmic:

@@ -12,6 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from custom.report.drawing import COLORS, case_panels, draw_panels, new_figure
 from custom.report.page import report
+from custom.report.pages import draw_curves
 from custom.report.record import read_run_record
 from custom.utils.errors import UserError
 
@@ -116,3 +117,8 @@ def test_a_page_is_written_where_the_locale_is_ascii(tmp_path):
     assert done.returncode == 0, done.stderr
     page = (folder / "report.html").read_text(encoding="utf-8")
     assert all(name in page for name in ("Übung", "Müller", "Höhle"))
+
+
+def test_a_curve_of_one_point_shows():
+    figure = draw_curves({"Validation": {"dice": [[(4, 0.5)]], "other": [[(4, 0.5), (8, 0.6)]]}})
+    assert [line.get_marker() for line in figure.axes[0].get_lines()] == ["o", "None"]
