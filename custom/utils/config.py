@@ -46,6 +46,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "num_workers": (4,),
     "resume": (True,),
     "ema_decay": (0.99, None),
+    "planned_for": ("3f2a", None),
     "class_names": (["liver", "tumor"],),
     "num_classes": (3,),
     "patient_pattern": (r"patient\d+", None),
