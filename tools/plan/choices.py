@@ -85,13 +85,14 @@ def choose(
     """
     flat = geometry(facts, known[-1]).spacing is None
     times = {known[-1]: _measured(facts, known[-1], measure)}
-    per_work = _seconds_per_iteration(times[known[-1]], 10**6) / work(known[-1], flat)
     chosen = known[-1]
     for size in known[:-1]:
-        if budget * TRAINING_SHARE < per_work * work(size, flat) * min(size.enough, published):
+        enough = min(size.enough, published)
+        ratio = work(size, flat) / work(known[-1], flat)
+        if budget * TRAINING_SHARE < ratio * enough * _seconds_per_iteration(times[known[-1]], enough):
             continue
         times[size] = _measured(facts, size, measure)
-        if _iterations(facts, times[size], budget, published) >= min(size.enough, published):
+        if _iterations(facts, times[size], budget, published) >= enough:
             chosen = size
             break
     iterations = _iterations(facts, times[chosen], budget, published)
@@ -138,8 +139,9 @@ def settings_of(facts: DataFacts, size: Size) -> dict[str, Choice]:
     }
     if grid.spacing is not None:
         native = "x".join(f"{step:.3g}" for step in facts.spacing)
-        reason = "the scans' own" if np.allclose(grid.spacing, facts.spacing, rtol=0.01) else f"scans have {native}"
-        chosen["spacing"] = Choice(grid.spacing, f"mm; {reason}; a patch then sees the structures")
+        coarser = f"scans have {native}; coarser, so that a patch sees the structures"
+        kept = np.allclose(grid.spacing, facts.spacing, rtol=0.02)
+        chosen["spacing"] = Choice(grid.spacing, "mm, the scans' own" if kept else f"mm; {coarser}")
         chosen["patch_size"] = Choice(grid.patch_size, f"voxels; scans have {shape} of their own")
         chosen["stride"] = Choice([n // 4 for n in grid.patch_size], "voxels, a quarter of a window")
     else:
