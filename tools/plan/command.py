@@ -150,7 +150,9 @@ def _lines(name: str, value: Any, reason: str) -> list[str]:
 def _commands(found: Plan, facts: DataFacts, datalist: Path, path: Path) -> list[str]:
     """Write the commands that train, score and segment."""
     name = re.sub(r"\W+", "_", datalist.parent.name if datalist.name == "datalist.json" else datalist.stem)
-    configs = Path(os.path.relpath(BUNDLES / found.bundle / "configs"))
+    here = Path("bundles")
+    bundles = here if here.resolve() == BUNDLES else Path(os.path.relpath(BUNDLES))
+    configs = bundles / found.bundle / "configs"
     places = ["--ckpt_dir", f"runs/{name}", "--output_dir", f"runs/{name}"]
     training = [*(str(configs / f"{file}.yaml") for file in found.files), str(path)]
     commands = [_command("training", training, ["--datalist", str(datalist), *places])]

@@ -19,6 +19,8 @@ STACK_RATIO = 3.0
 #: half, as the published patches of the left atrium do.
 CONTEXT = 1.5
 COVERAGE = 0.5
+#: Scans are not resampled to a grid that is hardly coarser than their own.
+CLOSE = 1.1
 #: A structure coarser than this many voxels across is lost.
 FEWEST_VOXELS = 6
 #: Peak memory of a training step in bytes, by voxel of its patches and by filter, in 16 and in 32 bits
@@ -93,8 +95,8 @@ def geometry(facts: DataFacts, size: Size) -> Geometry:
     """Fit a patch to the data: slices and photographs are resized to it, volumes are resampled so that it covers."""
     if len(facts.spacing) == 2 or is_stack(facts):
         return Geometry([size.voxels] * 2, None)
-    reach = np.minimum(facts.shape * facts.spacing, CONTEXT * facts.extent)  # mm
-    reach[:2] = math.sqrt(reach[0] * reach[1])  # quarter turns of the weak view swap the two
+    scan = _equal_in_plane(facts.shape * facts.spacing)  # mm
+    reach = np.minimum(scan, _equal_in_plane(CONTEXT * facts.extent))
     coarsest = facts.smallest / FEWEST_VOXELS
     spacing = facts.spacing.copy()
     while np.prod(reach / spacing) * COVERAGE > size.voxels:
@@ -102,13 +104,33 @@ def geometry(facts: DataFacts, size: Size) -> Geometry:
         if not finest.any():
             break
         spacing[finest] *= 1.01
-    return Geometry(_patch(reach / spacing, size.voxels), [float(f"{step:.3g}") for step in spacing])
+    if (spacing <= CLOSE * facts.spacing).all():
+        spacing = facts.spacing
+    return Geometry(_patch(reach / spacing, scan / spacing, size.voxels), [float(f"{step:.3g}") for step in spacing])
 
 
-def _patch(reach: np.ndarray, voxels: int) -> list[int]:
-    """Shrink a box, in voxels, until it holds no more than it may; what loses least gives way."""
-    patch = np.maximum(DIVISOR, DIVISOR * np.ceil(reach / DIVISOR)).astype(int)
+def _equal_in_plane(box: np.ndarray) -> np.ndarray:
+    """Take the geometric mean of the first two sides, which quarter turns of the weak view swap."""
+    side = math.sqrt(box[0] * box[1])
+    return np.asarray([side, side, box[2]])
+
+
+def _patch(reach: np.ndarray, most: np.ndarray, voxels: int) -> list[int]:
+    """Shrink a box, in voxels, until it holds no more than it may, then let it grow where there is room.
+
+    What loses or gains least, against the box, goes first.
+    """
+    patch, largest = (np.maximum(DIVISOR, DIVISOR * np.ceil(box / DIVISOR)).astype(int) for box in (reach, most))
     while patch.prod() > voxels and (patch > DIVISOR).any():
-        in_plane, through = np.where(patch > DIVISOR, (patch - DIVISOR) / reach, 0)[1:]
-        patch[slice(0, 2) if in_plane >= through else slice(2, 3)] -= DIVISOR
-    return patch.tolist()
+        patch = max(_neighbours(patch, -DIVISOR), key=lambda smaller: (smaller / reach)[smaller != patch].min())
+    while True:
+        larger = [p for p in _neighbours(patch, DIVISOR) if p.prod() <= voxels and (p <= largest).all()]
+        if not larger:
+            return patch.tolist()
+        patch = min(larger, key=lambda p: (p / reach)[p != patch].max())
+
+
+def _neighbours(patch: np.ndarray, step: int) -> list[np.ndarray]:
+    """Change a patch in plane, or through the slices, as far as it stays one."""
+    changed = [patch + np.asarray(axes) * step for axes in ((1, 1, 0), (0, 0, 1))]
+    return [box for box in changed if (box >= DIVISOR).all()]
