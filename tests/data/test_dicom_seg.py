@@ -1,5 +1,6 @@
 """Label maps of DICOM series are written as DICOM Segmentation objects that lie voxel for voxel on the NIfTI file."""
 
+import errno
 import hashlib
 import json
 from pathlib import Path
@@ -15,7 +16,9 @@ from monai.data import MetaTensor
 from pydicom.sr._concepts_dict import concepts
 from scan_files import write_dicom, write_multiframe
 
+from custom.data.checks import read_image
 from custom.data.dicom_seg import SaveDicomSegmentationd, segmentation_problem
+from custom.data.finding import list_scans
 from custom.data.readers import LoadScan
 from custom.utils.errors import UserError
 
@@ -235,8 +238,15 @@ def test_the_codes_of_the_bundles_are_those_of_the_standard_and_cover_their_clas
 
 @pytest.mark.parametrize(
     "codes",
-    [{"type": CODES["type"]}, CODES | {"type": ["15776009", "SCT"]}, CODES | {"type": ["", "SCT", "x"]}, {}, "abc"]
-    + [CODES | {"category": "abc"}, CODES | {"type": ["15776009", "SCT", "x" * 65]}],
+    [
+        {},
+        "abc",
+        {"type": CODES["type"]},
+        CODES | {"category": "abc"},
+        CODES | {"type": ["15776009", "SCT"]},
+        CODES | {"type": ["", "SCT", "x"]},
+        CODES | {"type": ["15776009", "SCT", "x" * 65]},
+    ],
 )
 def test_codes_that_are_none_are_refused(codes, tmp_path):
     write_dicom(tmp_path / "scan", np.zeros(SIZE), edit=_place(AXIAL))
@@ -271,3 +281,30 @@ def test_a_label_map_of_another_grid_is_refused(tmp_path):
     write_dicom(tmp_path / "scan", np.zeros(SIZE), edit=_place(AXIAL))
     with pytest.raises(UserError, match="not on the grid of this series"):
         _save(tmp_path / "scan", _labels()[:, :, :-1], tmp_path / "out")
+
+
+def test_our_segmentations_beside_a_series_or_below_it_are_no_scans(tmp_path):
+    series = tmp_path / "scan"
+    write_dicom(series, np.zeros(SIZE), edit=_place(AXIAL))
+    path = _save(series, _labels(), tmp_path / "predictions")
+    (series / "volumes.csv").touch()
+    (series / "scan_seg.dcm").write_bytes(path.read_bytes())
+    assert list_scans(tmp_path).scans == [series]
+    assert read_image(str(series))[1] == []
+    (series / "volumes.csv").unlink()  # then it is somebody else's
+    assert "is no slice of a scan but a SEG object" in read_image(str(series))[1][0]
+
+
+def test_a_segmentation_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    write_dicom(tmp_path / "scan", np.zeros(SIZE), edit=_place(AXIAL))
+    path = _save(tmp_path / "scan", _labels(), tmp_path / "out")
+    whole = path.read_bytes()
+
+    def full_disk(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full_disk)
+    with pytest.raises(UserError, match=r"scan_seg\.dcm: cannot be written .*No space left"):
+        _save(tmp_path / "scan", _labels(), tmp_path / "out")
+    assert path.read_bytes() == whole
+    assert sorted(file.name for file in path.parent.iterdir()) == ["model.pt", path.name]

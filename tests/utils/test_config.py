@@ -256,6 +256,7 @@ def test_all_settings_of_another_kind_are_listed_together(typed):
             "must be at least 0, got {start",
         ),
         ("--optimizer::lr fast", "--optimizer::lr: expected a number, such as"),
+        ("--output dicomseg", "--output: must be nifti or dicom_seg, got dicomseg."),
         ("--memory_format channels_last", "--memory_format: expected one of torch's, such as"),
         ("--device gpu", "--device: there is no gpu here, but cpu"),
         ("--device cuda:77", "--device: there is no cuda:77 here, but cpu"),
