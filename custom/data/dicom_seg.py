@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import warnings
 from collections.abc import Hashable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -158,10 +159,21 @@ def _source(path: str) -> _Source:
     parts = [(part.frame, k) for k, part in enumerate(series.slices)]
     order = [k for _, k in (sorted(parts) if is_multiframe else parts)]
     headers = [_multiframe_header(series)] if is_multiframe else _slice_headers(series)
-    for name in MAY_BE_EMPTY:
-        if name not in headers[0]:
-            setattr(headers[0], name, None)
+    _complete(headers[0])
     return _Source(headers, order, series)
+
+
+def _complete(header: Any) -> None:
+    """Complete the header from which patient and study are taken, and turn its texts into UTF-8.
+
+    highdicom refuses character sets that are common, such as Japanese ones and ``ISO 2022 IR 100`` alone.
+    """
+    header.pop("PixelData", None)  # or decoding would read it
+    header.decode()
+    header.SpecificCharacterSet = "ISO_IR 192"
+    for name in MAY_BE_EMPTY:
+        if name not in header:
+            setattr(header, name, None)
 
 
 def _slice_headers(series: Series) -> list[Any]:
@@ -218,20 +230,22 @@ def _segmentation(path: str, source: _Source, planes: np.ndarray, algorithm: Map
     """Make the Segmentation object of class indices in planes, rows, columns."""
     import highdicom
 
-    logging.getLogger(highdicom.__name__).setLevel(logging.ERROR)  # its warnings say patients' names
+    logging.getLogger(highdicom.__name__).setLevel(logging.ERROR)  # it would tell each attribute that it copies
     try:
-        return highdicom.seg.Segmentation(
-            source_images=source.headers,
-            pixel_array=planes,
-            segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
-            series_instance_uid=highdicom.UID(),
-            series_number=SERIES_NUMBER,
-            sop_instance_uid=highdicom.UID(),
-            instance_number=1,
-            manufacturer=MANUFACTURER,
-            content_label="SEGMENTATION",
-            **algorithm,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "The string .* person name")  # quotes the patient's
+            return highdicom.seg.Segmentation(
+                source_images=source.headers,
+                pixel_array=planes,
+                segmentation_type=highdicom.seg.SegmentationTypeValues.BINARY,
+                series_instance_uid=highdicom.UID(),
+                series_number=SERIES_NUMBER,
+                sop_instance_uid=highdicom.UID(),
+                instance_number=1,
+                manufacturer=MANUFACTURER,
+                content_label="SEGMENTATION",
+                **algorithm,
+            )
     except Exception as error:  # whatever header highdicom does not take
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"{path}: a DICOM segmentation cannot refer to it ({reason}); {REMEDY}.") from error

@@ -139,6 +139,43 @@ def test_frames_refer_to_the_slices_on_which_they_lie(tmp_path):
     assert (str(content.PatientName), content.PatientSex, content.StudyDate) == ("Doe^Jane", "F", "20240102")
 
 
+@pytest.mark.parametrize(
+    ("charset", "name"),
+    [
+        (None, "Doe^Jane"),
+        ("", "Doe^Jane"),
+        ("ISO_IR 100", "Müller^Jürg"),
+        ("ISO 2022 IR 100", "Müller^Jürg"),
+        (["", "ISO 2022 IR 87"], "Yamada^Tarou=山田^太郎"),
+        ("ISO_IR 192", "Müller^山田"),
+    ],
+)
+def test_names_are_kept_in_any_character_set(charset, name, tmp_path):
+    def edit(header, k):
+        _place(AXIAL)(header, k)
+        if charset is not None:
+            header.SpecificCharacterSet = charset
+        header.PatientName = name
+        other = pydicom.Dataset()
+        other.PatientID, other.IssuerOfPatientID = "7", name.partition("^")[0]
+        header.OtherPatientIDsSequence = [other]
+
+    write_dicom(tmp_path / "scan", np.zeros(SIZE), edit=edit)
+    content = pydicom.dcmread(_save(tmp_path / "scan", _labels(), tmp_path / "out"))
+    assert str(content.PatientName) == name
+    assert content.OtherPatientIDsSequence[0].IssuerOfPatientID == name.partition("^")[0]
+
+
+def test_no_message_tells_the_patient_s_name(tmp_path, recwarn, capfd):
+    def edit(header, k):
+        _place(AXIAL)(header, k)
+        header.PatientName = "Zaphod"  # without the parts that the standard wants
+
+    write_dicom(tmp_path / "scan", np.zeros(SIZE), edit=edit)
+    _save(tmp_path / "scan", _labels(), tmp_path / "out")
+    assert "Zaphod" not in " ".join([*map(str, recwarn), *capfd.readouterr()])
+
+
 def test_slices_whose_orientations_are_rounded_differently_are_one_series(tmp_path):
     def edit(header, k):
         _place(OBLIQUE)(header, k)
