@@ -164,6 +164,8 @@ def test_settings_mean_what_was_typed(line, bundle, key, expected, typed):
         ("--dataset_dir 7", "files", "7"),
         ("--datalist null", "datalist", None),
         ("--densities '{left_atrium: 1e0}'", "densities", {"left_atrium": 1.0}),
+        ("--terminology '{a: {type: [0123, SCT, b]}}'", "terminology", {"a": {"type": ["0123", "SCT", "b"]}}),
+        ("--output dicom_seg", "scans::dicom_seg", True),
     ],
 )
 def test_settings_of_inference_mean_what_was_typed(line, key, expected, typed):
