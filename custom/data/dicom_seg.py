@@ -156,6 +156,11 @@ def _source(path: str) -> _Source:
         found = "; ".join(f"{part.path.name} lacks {name}" for name, part in missing.items())
         raise UserError(f"{path}: {found}, to which a DICOM segmentation refers; {REMEDY}.")
     is_multiframe = "PerFrameFunctionalGroupsSequence" in series.slices[0].headers[-1]
+    if is_multiframe and len(series.slices) > series.slices[0].frames:
+        raise UserError(
+            f"{path}: several enhanced files, one for each slice, to which highdicom cannot refer; join them into one "
+            "multi-frame file, or leave --output out."
+        )
     parts = [(part.frame, k) for k, part in enumerate(series.slices)]
     order = [k for _, k in (sorted(parts) if is_multiframe else parts)]
     headers = [_multiframe_header(series)] if is_multiframe else _slice_headers(series)

@@ -314,6 +314,17 @@ def test_a_series_to_which_nothing_can_refer_is_refused_by_name(attribute, value
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.pt"]
 
 
+def test_enhanced_files_of_one_frame_each_are_refused(tmp_path):
+    for k in range(3):
+        path = tmp_path / "scan" / f"enhanced_{k}.dcm"
+        write_multiframe(path, np.zeros((7, 6, 1)), [2.0 * k])
+        header = pydicom.dcmread(path)
+        header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = f"1.2.3.{k + 7}"
+        header.save_as(path)
+    assert read_image(str(tmp_path / "scan"))[1] == []
+    assert "scan: several enhanced files, one for each slice" in segmentation_problem(str(tmp_path / "scan"))
+
+
 def test_a_label_map_of_another_grid_is_refused(tmp_path):
     write_dicom(tmp_path / "scan", np.zeros(SIZE), edit=_place(AXIAL))
     with pytest.raises(UserError, match="not on the grid of this series"):
