@@ -21,7 +21,7 @@ from torch import nn
 from .perturbations import FeatureDropout
 from .utils.device import MixedPrecision
 from .utils.errors import UserError
-from .utils.files import atomic_write
+from .utils.files import prediction_file
 from .utils.names import case_of
 
 __all__ = [
@@ -260,10 +260,6 @@ class SavePredictiond(SaveImaged):
         for key in self.key_iterator(data):
             layout: Any = self.saver.folder_layout
             path = Path(layout.output_dir) / f"{case_of(data[key].meta)}_{layout.postfix}{layout.ext}"
-            try:
-                with atomic_write(path) as part:
-                    self.saver(data[key], filename=str(part).removesuffix(layout.ext))
-            except (OSError, RuntimeError) as error:  # MONAI's, which quotes the writer's error last
-                reason = str(error).strip().splitlines()[-1]
-                raise UserError(f"{path}: cannot be written ({reason}); files that were complete are kept.") from error
+            with prediction_file(path) as part:
+                self.saver(data[key], filename=str(part).removesuffix(layout.ext))
         return data

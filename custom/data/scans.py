@@ -14,7 +14,8 @@ from ..utils.errors import UserError
 from ..utils.names import case_names
 from .checks import Case, CaseRule, check_cases
 from .datalist import read_lists
-from .finding import VOLUME_SUFFIXES, list_scans, refuse_channels, tell_left_out
+from .dicom_seg import is_series, refuse_without_highdicom, segmentation_problem
+from .finding import VOLUME_SUFFIXES, first_names, list_scans, refuse_channels, tell_left_out
 from .photos import PHOTO_SUFFIXES
 
 __all__ = ["Scans", "find_scans", "refuse_left_out"]
@@ -34,6 +35,7 @@ def find_scans(
     pad_to: Mapping[str, Any] | None = None,
     series: bool = False,
     datalist: str | None = None,
+    dicom_seg: bool = False,
 ) -> Scans:
     """List the scans to segment, read and check them. Labels are neither needed nor opened.
 
@@ -46,14 +48,17 @@ def find_scans(
             their own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
         series: whether an image may have a time axis behind its spatial ones, instead of channels.
         datalist: take the images of this data list's ``validation`` and ``test`` lists instead.
+        dicom_seg: every DICOM series must be one to which a DICOM segmentation can refer; other scans are printed.
 
     Returns:
         Cases with ``image`` and ``case``, the name of their predictions; each file once.
 
     Raises:
-        UserError: when there is nothing that can be segmented, two scans would give the same prediction file, or
-            several files are channels of one case.
+        UserError: when there is nothing that can be segmented, two scans would give the same prediction file, several
+            files are channels of one case, or ``dicom_seg`` without highdicom.
     """
+    if dicom_seg:
+        refuse_without_highdicom()
     if datalist is not None:
         lists = read_lists(Path(datalist))
         listed = [case for name in ("validation", "test") for case in lists[name]]
@@ -66,6 +71,9 @@ def find_scans(
         kinds = "photographs, .png or .jpg" if dimensions == 2 else "NIfTI, NRRD, MetaImage or DICOM"
         raise UserError(f"{datalist or source}: no image to segment; expected {kinds}.")
     findings = check_cases(cases, CaseRule(in_channels, 0, dimensions, pad_to, series))
+    if dicom_seg:
+        findings = [found or _segmentation_problems(case) for case, found in zip(cases, findings, strict=True)]
+        _tell_others(cases)
     problems = [problem for found in findings for problem in found]
     good = [case for case, found in zip(cases, findings, strict=True) if not found]
     if not good:
@@ -82,6 +90,17 @@ def refuse_left_out(scans: Scans) -> None:
     if scans.problems:
         summary = f"{len(scans.cases)} scan(s) segmented; left out, with {len(scans.problems)} problem(s):"
         raise UserError(summary, scans.problems)
+
+
+def _segmentation_problems(case: Case) -> list[str]:
+    problem = segmentation_problem(case["image"]) if is_series(case["image"]) else None
+    return [] if problem is None else [problem]
+
+
+def _tell_others(cases: Sequence[Case]) -> None:
+    others = [case["case"] for case in cases if not is_series(case["image"])]
+    if others:
+        print(f"not DICOM, so without a DICOM segmentation: {first_names(others)}")
 
 
 def _cases(sources: Sequence[str], dimensions: int) -> list[Case]:

@@ -64,6 +64,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "test_time_flips": ([0],),
     "densities": ({"*": 1.05},),
     "ventricles": (["left_ventricle"],),
+    "terminology": ({"*": {"category": ["value", "scheme", "meaning"], "type": ["value", "scheme", "meaning"]}},),
 }
 #: Settings that name files and folders.
 PLACES = (
