@@ -41,7 +41,9 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "init_weights": ("models/model.pt", None),
     "cache_dir": ("cache",),
     "metrics_file": ("out/metrics.csv",),
-    "files": ("scans", ["a.nii.gz", "b.nii.gz"]),
+    "files": ("scans", ["a.nii.gz", "b.nii.gz"], [["a_t1.nii.gz", "a_t2.nii.gz"]]),
+    "channels": (["t1", "t2"], None),
+    "series": (True,),
     "device": ("cuda:0",),
     "num_workers": (4,),
     "resume": (True,),
@@ -221,7 +223,7 @@ def _take_trained_settings(parser: ConfigParser, defaults: Mapping[str, Any], ty
             continue
         if name not in typed and config[name] == defaults.get(name):
             config[name] = trained
-        elif name != "stride":  # which only trades time for accuracy
+        elif name not in ("stride", "channels"):  # which trades time for accuracy, and says how files are called
             problems.append(f"--{name}: trained with {shown(trained)}, got {shown(given)}.")
     if problems:
         raise UserError(

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from custom.data.finding import list_scans, own_scans, pair_labels, refuse_channels, tell_left_out
+from custom.data.finding import list_scans, own_scans, pair_labels, tell_left_out
 from custom.data.folders import visible_files, walk
 from custom.utils.errors import UserError
 
