@@ -96,15 +96,9 @@ def image_problems(files: str | Sequence[str], image: MetaTensor, rule: CaseRule
     path = names[0]
     if image.ndim - 1 != rule.dimensions:
         return [f"{path}: expected {rule.dimensions} dimensions, found shape {_shape(image)}."]
-    if image.shape[0] != rule.in_channels and not rule.series:
-        hint = "; save the frames of a series as files of their own" if rule.in_channels == 1 else ""
-        hint = f"; set in_channels: {len(names)}" if len(names) > 1 else hint
-        hint = "; it has colors: make it grey, or set in_channels: 3" if hint and is_photo(path) else hint
-        of_files = f" in {len(names)} files" if len(names) > 1 else ""
-        found = f"found {image.shape[0]}{of_files} (shape {_shape(image)})"
-        if image.shape[0] == 1 and not is_photo(path):
-            hint = "; name one file for each, in data lists [a_0000.nii.gz, a_0001.nii.gz], in folders see --channels"
-        problems.append(f"{path}: expected {rule.in_channels} channel(s), {found}{hint}.")
+    if image.shape[0] != rule.in_channels and not (rule.series and len(names) == 1):
+        found = f"found {image.shape[0]} (shape {_shape(image)})"
+        problems.append(f"{path}: expected {rule.in_channels} channel(s), {found}{_channels_hint(names, rule)}.")
     if not has_volume(image.affine):
         problems.append(f"{path}: its header has no spacing, or axes that do not span a volume; mend the header.")
     elif rule.pad_to is not None and rule.pad_to["spacing"] is not None and lacks_spacing(image.meta):
@@ -113,6 +107,17 @@ def image_problems(files: str | Sequence[str], image: MetaTensor, rule: CaseRule
     parts = image.as_tensor().split(1) if len(names) > 1 else (image.as_tensor(),)
     bad = [int((~torch.isfinite(part)).sum()) for part in parts]
     return problems + [f"{file}: {n} voxel(s) are NaN or infinite." for file, n in zip(names, bad, strict=True) if n]
+
+
+def _channels_hint(files: Sequence[str], rule: CaseRule) -> str:
+    """Say what to do about an image with another number of channels."""
+    if len(files) > 1:
+        return f"; it has {len(files)} files, one for each, and in_channels is {rule.in_channels}"
+    if rule.in_channels == 1 and is_photo(files[0]):
+        return "; it has colors: make it grey, or set in_channels: 3"
+    if rule.in_channels == 1:
+        return "; save the frames of a series as files of their own"
+    return "; channels in files of their own are listed together, in folders see the setting channels"
 
 
 def read_label(path: str, image: MetaTensor, num_classes: int) -> tuple[MetaTensor | None, list[str]]:
