@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 
-from custom.data.channels import group_channels
 from custom.data.finding import list_scans, own_scans, pair_labels, tell_left_out
 from custom.data.folders import visible_files, walk
 from custom.utils.errors import UserError
@@ -292,42 +291,6 @@ def test_a_case_without_the_channels_of_the_others_is_refused_by_name(names, opt
     images = touch(*(f"in/{name}" for name in names)) / "in"
     with pytest.raises(UserError, match=message):
         own_scans(images, None, images.parent / "out", **options)
-
-
-def _grouped(names, *args, **options) -> dict[str, list[str]]:
-    cases, problems, left_out = group_channels([Path(name) for name in names], *args, **options)
-    assert problems == left_out == []
-    return {str(case): [str(file) for file in files] for case, files in cases.items()}
-
-
-def test_channels_have_the_order_of_their_names_or_numbers():
-    by_number = _grouped(["a_0001.nii", "a_0000.nii", "c.nii"])
-    assert by_number == {"a.nii": ["a_0000.nii", "a_0001.nii"], "c.nii": ["c.nii"]}
-    names = ["b/a.t1.nrrd", "b/a.t1_ce.nrrd", "b/a.t2.nrrd"]
-    assert _grouped(names, ["t2", "t1", "t1_ce"]) == {"b/a.nrrd": [names[2], names[0], names[1]]}
-
-
-@pytest.mark.parametrize(
-    ("names", "options"),
-    [
-        ([f"a_{number:04d}.nii" for number in range(9)], {}),
-        (["b_0001.nii", "b_0002.nii"], {"count": 2}),
-        (["IMG_0000.jpg", "IMG_0003.jpg"], {"count": 3}),
-        (["a_0000.nii", "b_0000.nii"], {}),
-        (["a_0000.nii", "a_0001.nii"], {"labeled": {"a_0001"}}),
-        (["a.nii", "b.nii"], {"channels": ["t1", "t2"]}),
-    ],
-    ids=["too many", "not from 0", "photographs", "one channel", "labeled", "other names"],
-)
-def test_files_that_are_no_channels_are_cases(names, options):
-    assert _grouped(names, **options) == {name: [name] for name in names}
-
-
-def test_folders_of_dicom_files_are_channels_by_name(tmp_path):
-    folders = [tmp_path / "1.2.840" / name for name in ("CT", "PET")]
-    for folder in folders:
-        folder.mkdir(parents=True)
-    assert group_channels(folders, ["ct", "pet"]).cases == {tmp_path / "1.2.840" / "1.2.840.nii.gz": folders}
 
 
 def test_what_is_left_out_is_counted_and_the_first_are_named(capsys):
