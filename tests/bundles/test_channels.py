@@ -15,7 +15,7 @@ from tools.prepare import commands as prepare
 
 COUNTS = {"training": 4, "unlabeled": 3}
 #: With this seed the split has both labeled lists.
-SPLIT = {"validation": 0.5, "seed": 2}
+SPLIT = {"validation": 0.5, "seed": 2, "patient_pattern": r"[a-z]+_?\d{3}"}
 NETWORK = {"in_channels": 2, "channels": ["t1", "t2"]}
 
 
