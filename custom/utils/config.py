@@ -262,7 +262,7 @@ class _Settling:
             return [self.settle(*pair, f"{path}::{i}", True) for i, pair in enumerate(zip(node, known, strict=True))]
         if isinstance(node, str) or not in_component:
             node = self._read(node, examples, default, path, in_component)
-        return _keep_number_sign(_with_number_sign(node) if path in PLACES else node)
+        return _keep_number_sign(_with_number_sign(node) if path.partition("::")[0] in PLACES else node)
 
     def _settle_mapping(
         self, node: dict[str, Any], examples: Sequence[Any], default: Any, path: str, in_component: bool
