@@ -216,7 +216,15 @@ def learned(
 
 #: Tests that ask for one of these, or are in one of these modules, train, prepare data or start other processes.
 SLOW_FIXTURES = {"run_bundle", "learned", "python"}
-SLOW_MODULES = {"test_benchmarks", "test_distributed", "test_federated", "test_package", "test_prepare", "test_resume"}
+SLOW_MODULES = {
+    "test_benchmarks",
+    "test_distributed",
+    "test_federated",
+    "test_package",
+    "test_prepare",
+    "test_prepare_channels",
+    "test_resume",
+}
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from monai.utils import ensure_tuple
 from PIL import Image
 
+from custom.data.checks import Case
 from custom.data.datalist import read_lists
 from custom.report.drawing import new_figure
 from custom.report.pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
@@ -46,7 +48,7 @@ class _Run(NamedTuple):
     rows: list[dict[str, str]]
     curves: dict[str, Curve]
     settings: dict[str, str]
-    lists: dict[str, list[dict[str, str]]]
+    lists: dict[str, list[Case]]
     arm: str = ""
     label: str = ""
 
@@ -60,7 +62,8 @@ class _Run(NamedTuple):
         """The patient of each case, sought in the paths of the data list, or in the cases' names; else the case."""
         pattern = self.record["config"].get("patient_pattern")
         folder = Path(self.record["data_list"]["path"]).absolute().parent
-        paths = {case["case"]: os.path.relpath(case["image"], folder) for same in self.lists.values() for case in same}
+        cases = [case for same in self.lists.values() for case in same]
+        paths = {case["case"]: os.path.relpath(ensure_tuple(case["image"])[0], folder) for case in cases}
         return {case: patient_name(paths.get(case, case), pattern) for case in self.scores}
 
     @property
@@ -173,7 +176,7 @@ def _settings_of(config: Mapping[str, Any]) -> dict[str, str]:
     return {path: json.dumps(value) for path, value in flat_config(config, leave_out).items()}
 
 
-def _lists(record: Mapping[str, Any]) -> dict[str, list[dict[str, str]]]:
+def _lists(record: Mapping[str, Any]) -> dict[str, list[Case]]:
     """Read the data list of a run; empty where it is gone or has changed."""
     found = record.get("data_list", {})
     if not found.get("sha256") or data_list_record(found["path"])["sha256"] != found["sha256"]:

@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, TextIO
 
 import yaml
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.utils import ensure_tuple
 
 from custom.data.datalist import default_evaluation_list, read_lists
 from custom.handlers.checkpoints import EXIT_STOPPED
@@ -305,7 +306,9 @@ def _datalist_problems(datalists: Any, wanted: str | None) -> list[str]:
         if not cases or not all("label" in case for case in cases):
             problems.append(f"{path}: the list {name!r} has {'cases without a label' if cases else 'no cases'}; "
                             "give it labeled ones, or set evaluation_list.")  # fmt: skip
-        evaluated[path] = {tuple(map(os.path.realpath, (case["image"], case.get("label", "")))) for case in cases}
+        evaluated[path] = {
+            tuple(map(os.path.realpath, (*ensure_tuple(case["image"]), case.get("label", "")))) for case in cases
+        }
     first = next(iter(evaluated), None)
     problems += [
         f"{path}: its evaluation cases differ from those of {first}; compared figures would mean nothing."

@@ -1,12 +1,13 @@
 """From files to batches: data lists, checks, readers, streams."""
 
 from .caching import cached_dataset
+from .channels import Grouping, group_channels
 from .checks import CaseRule, check_cases, image_problems, read_image, read_label
 from .datalist import LISTS, default_evaluation_list, load_datalist, overlap_problems, read_lists
 from .dicom import SeriesReader, check_series, dicom_files, series_folders, series_problems
 from .dicom_headers import Series, Slice, read_series
 from .dicom_seg import SaveDicomSegmentationd, is_series, refuse_without_highdicom, segmentation_problem
-from .finding import VOLUME_SUFFIXES, Listing, list_scans, own_scans, pair_labels, refuse_channels, tell_left_out
+from .finding import VOLUME_SUFFIXES, Listing, OwnScan, list_scans, own_scans, pair_labels, tell_left_out
 from .folders import visible_files, walk
 from .geometry import grid_problem, has_volume, lacks_spacing
 from .labels import to_label
@@ -21,11 +22,13 @@ __all__ = [
     "PHOTO_SUFFIXES",
     "VOLUME_SUFFIXES",
     "CaseRule",
+    "Grouping",
     "Listing",
     "LoadLabel",
     "LoadScan",
     "LoadScand",
     "NiftiWriter",
+    "OwnScan",
     "PhotoReader",
     "ResumableSampler",
     "SaveDicomSegmentationd",
@@ -46,6 +49,7 @@ __all__ = [
     "dicom_files",
     "find_scans",
     "grid_problem",
+    "group_channels",
     "has_volume",
     "image_problems",
     "is_colored",
@@ -61,7 +65,6 @@ __all__ = [
     "read_label",
     "read_lists",
     "read_series",
-    "refuse_channels",
     "refuse_left_out",
     "refuse_without_highdicom",
     "segmentation_problem",

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
+from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from ..utils.errors import UserError
@@ -23,7 +24,8 @@ from .readers import LoadScan
 __all__ = ["CaseRule", "check_cases", "image_problems", "read_image", "read_label"]
 
 
-Case = dict[str, str]
+#: ``image``, a path or a list with one for each channel; ``label``, a path; and ``case``, its name.
+Case = dict[str, Any]
 
 
 logger = logging.getLogger(__name__)
@@ -51,7 +53,7 @@ def check_cases(cases: Sequence[Case], rule: CaseRule) -> list[list[str]]:
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # unzipping, the slow part, runs outside Python's lock
         results = tqdm(pool.map(lambda case: _check_case(case, rule), cases), "Checking", len(cases), unit="case")
         findings = list(results)
-    small = [case["image"] for case, finding in zip(cases, findings, strict=True) if finding.is_small]
+    small = [ensure_tuple(case["image"])[0] for case, finding in zip(cases, findings, strict=True) if finding.is_small]
     if small and rule.pad_to is not None:
         logger.warning(
             "%d of %d volumes are smaller than the patch, %s voxels, and will be padded: %s",
@@ -71,39 +73,51 @@ def _check_case(case: Case, rule: CaseRule) -> _Finding:
 
 
 def read_image(
-    path: str, in_channels: int | None = None, as_label: bool = False
+    path: str | Sequence[str], in_channels: int | None = None, as_label: bool = False
 ) -> tuple[MetaTensor | None, list[str]]:
-    """Read a file, CH[WD], see :class:`custom.data.LoadScan`; None and the reason where that fails."""
-    if not os.path.exists(path):
-        return None, [f"{path}: no such file."]
+    """Read a file, or one for each channel, CH[WD], see :class:`custom.data.LoadScan`; None and why that fails."""
+    missing = [file for file in ensure_tuple(path) if not os.path.exists(file)]
+    if missing:
+        return None, [f"{file}: no such file." for file in missing]
     try:
         return LoadScan(in_channels, as_label)(path), []
     except UserError as error:
         return None, [str(error)]
     except Exception as error:  # every reader fails in its own way; the cause is quoted
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        return None, [f"{path}: cannot be read, probably truncated or not an image ({reason})."]
+        files = ", ".join(ensure_tuple(path))
+        return None, [f"{files}: cannot be read, probably truncated or not an image ({reason})."]
 
 
-def image_problems(path: str, image: MetaTensor, rule: CaseRule) -> list[str]:
-    """Say why training would refuse an image, CH[WD]."""
+def image_problems(files: str | Sequence[str], image: MetaTensor, rule: CaseRule) -> list[str]:
+    """Say why training would refuse an image, CH[WD], read from a file, or from one for each channel."""
     problems = []
+    names = ensure_tuple(files)
+    path = names[0]
     if image.ndim - 1 != rule.dimensions:
         return [f"{path}: expected {rule.dimensions} dimensions, found shape {_shape(image)}."]
-    if image.shape[0] != rule.in_channels and not rule.series:
-        hint = "; save the frames of a series as files of their own" if rule.in_channels == 1 else ""
-        hint = "; it has colors: make it grey, or set in_channels: 3" if hint and is_photo(path) else hint
+    if image.shape[0] != rule.in_channels and not (rule.series and len(names) == 1):
         found = f"found {image.shape[0]} (shape {_shape(image)})"
-        problems.append(f"{path}: expected {rule.in_channels} channel(s), {found}{hint}.")
+        problems.append(f"{path}: expected {rule.in_channels} channel(s), {found}{_channels_hint(names, rule)}.")
     if not has_volume(image.affine):
         problems.append(f"{path}: its header has no spacing, or axes that do not span a volume; mend the header.")
     elif rule.pad_to is not None and rule.pad_to["spacing"] is not None and lacks_spacing(image.meta):
         hint = "write it into the header, or train on voxels as they are, with --spacing null"
         problems.append(f"{path}: its header has no spacing, which resampling needs; {hint}.")
-    bad = int((~torch.isfinite(image.as_tensor())).sum())
-    if bad:
-        problems.append(f"{path}: {bad} voxel(s) are NaN or infinite.")
-    return problems
+    parts = image.as_tensor().split(1) if len(names) > 1 else (image.as_tensor(),)
+    bad = [int((~torch.isfinite(part)).sum()) for part in parts]
+    return problems + [f"{file}: {n} voxel(s) are NaN or infinite." for file, n in zip(names, bad, strict=True) if n]
+
+
+def _channels_hint(files: Sequence[str], rule: CaseRule) -> str:
+    """Say what to do about an image with another number of channels."""
+    if len(files) > 1:
+        return f"; it has {len(files)} files, one for each, and in_channels is {rule.in_channels}"
+    if rule.in_channels == 1 and is_photo(files[0]):
+        return "; it has colors: make it grey, or set in_channels: 3"
+    if rule.in_channels == 1:
+        return "; save the frames of a series as files of their own"
+    return "; channels in files of their own are listed together, in folders see the setting channels"
 
 
 def read_label(path: str, image: MetaTensor, num_classes: int) -> tuple[MetaTensor | None, list[str]]:

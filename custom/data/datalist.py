@@ -6,8 +6,9 @@ A data list is a JSON file in Decathlon form with two more lists::
      "training": [{"image": path, "label": path}], "unlabeled": [{"image": path}],
      "validation": [{"image": path, "label": path}], "test": [{"image": path, "label": path}]}
 
-Paths are relative to the JSON file. Everything is read and checked before the first iteration, so that a broken file
-does not end a run hours later.
+Paths are relative to the JSON file. An image of several channels, such as T1 and T2, may be a list of paths, one for
+each in the same order throughout, and all on one grid: ``"image": ["a_t1.nii.gz", "a_t2.nii.gz"]``. Everything is read
+and checked before the first iteration, so that a broken file does not end a run hours later.
 """
 
 from __future__ import annotations
@@ -20,9 +21,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from monai.utils import ensure_tuple
+
 from ..utils.errors import UserError
 from ..utils.files import read_json
-from ..utils.names import case_names, groups, patient_name
+from ..utils.names import case_files, case_names, groups, patient_name
 from .checks import Case, CaseRule, check_cases
 
 __all__ = ["LISTS", "default_evaluation_list", "load_datalist", "overlap_problems", "read_lists"]
@@ -95,8 +98,9 @@ def read_lists(path: Path) -> dict[str, list[Case]]:
     """Read a data list, without its files.
 
     Returns:
-        Cases by list: ``image`` and, where it is used, ``label``, as absolute paths; and ``case``, a name that no other
-        case of the file has. A list that is missing or null is empty. Entries of ``test`` may lack a label.
+        Cases by list: ``image`` and, where it is used, ``label``, as absolute paths, of an image of several files a
+        list of them; and ``case``, a name that no other case of the file has. A list that is missing or null is empty.
+        Entries of ``test`` may lack a label.
 
     Raises:
         UserError: lists every entry that is not as it must be.
@@ -113,8 +117,12 @@ def read_lists(path: Path) -> dict[str, list[Case]]:
     lists = {name: _read_list(path, name, content.get(name), problems) for name in LISTS}
     if problems:
         raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)
-    names = case_names(case["image"] for cases in lists.values() for case in cases)
-    return {name: [{**case, "case": names[case["image"]]} for case in cases] for name, cases in lists.items()}
+    files = case_files(case["image"] for cases in lists.values() for case in cases)
+    names = case_names(files.values())
+    return {
+        name: [{**case, "case": names[files[ensure_tuple(case["image"])[0]]]} for case in cases]
+        for name, cases in lists.items()
+    }
 
 
 def _read_list(path: Path, name: str, entries: Any, problems: list[str]) -> list[Case]:
@@ -129,12 +137,27 @@ def _read_list(path: Path, name: str, entries: Any, problems: list[str]) -> list
         # Decathlon's own lists of scans without labels hold paths alone.
         case = {"image": entry} if isinstance(entry, str) and not needs_label else entry
         texts: dict[str, Any] = {key: case.get(key) for key in ("image", "label")} if isinstance(case, dict) else {}
-        if not all(isinstance(texts.get(key), str) and texts[key] for key in keys):
-            problems.append(f"{name}[{index}] must be an object with {' and '.join(keys)}, found {json.dumps(entry)}.")
+        if not all(_is_path(texts.get(key)) or (key == "image" and _are_paths(texts.get(key))) for key in keys):
+            hint = f"an object with {' and '.join(keys)}, a path each, or an image's list of paths"
+            problems.append(f"{name}[{index}] must be {hint}, found {json.dumps(entry)}.")
             continue
         wanted = ("image",) if name == "unlabeled" or not isinstance(texts["label"], str) else ("image", "label")
-        cases.append({key: _absolute_path(path, texts[key]) for key in wanted})
+        cases.append({key: _absolute_paths(path, texts[key]) for key in wanted})
     return cases
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _are_paths(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(map(_is_path, value))
+
+
+def _absolute_paths(datalist: Path, files: str | Sequence[str]) -> str | list[str]:
+    """Resolve a path, or one for each channel; a single one in a list is a path."""
+    paths = [_absolute_path(datalist, file) for file in ensure_tuple(files)]
+    return paths if len(paths) > 1 else paths[0]
 
 
 def _absolute_path(datalist: Path, file: str) -> str:
@@ -156,7 +179,7 @@ def _without_labels(lists: Mapping[str, Sequence[Case]], name: str) -> list[str]
 
 def overlap_problems(cases: Mapping[str, Sequence[Case]], patient_pattern: str | None, folder: Path) -> list[str]:
     """Say which image or patient stands in more than one place; patients are sought in paths below the folder."""
-    entries = [(name, case["image"]) for name in LISTS for case in cases[name]]
+    entries = [(name, file) for name in LISTS for case in cases[name] for file in ensure_tuple(case["image"])]
     problems = []
     for same in groups(entries, key=lambda entry: os.path.realpath(entry[1])):
         problems.append(f"{same[0][1]} stands in {_places(same)}; a case may be listed once only.")

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..utils.errors import UserError
-from ..utils.names import CHANNEL, case_name, file_stem, same_name
+from ..utils.names import case_name, file_stem, same_name
+from .channels import Grouping, group_channels
 from .dicom import dicom_files
 from .folders import is_written_by_inference, walk
 from .photos import PHOTO_SUFFIXES
@@ -21,11 +22,11 @@ from .photos import PHOTO_SUFFIXES
 __all__ = [
     "VOLUME_SUFFIXES",
     "Listing",
+    "OwnScan",
     "first_names",
     "list_scans",
     "own_scans",
     "pair_labels",
-    "refuse_channels",
     "tell_left_out",
 ]
 
@@ -44,8 +45,6 @@ LABEL_NAME = re.compile(rf"(.+)[-_. ]{WORDS}|{WORDS}[-_. ]+(.+)|{WORDS}(\d.*)|{W
 IMAGE_WORDS = r"(?:image|img|volume|vol|scan)"
 IMAGE_NAME = re.compile(rf"(.+)[-_. ]{IMAGE_WORDS}|{IMAGE_WORDS}[-_. ]+(.+)|{IMAGE_WORDS}(\d.*)", re.IGNORECASE)
 PREDICTION_NAME = re.compile(r".+_(?:probs|uncertainty)")
-#: More numbers than this behind one name are of scans, not of channels.
-MOST_CHANNELS = 8
 #: How many of the files that were left out are named.
 NAMED = 20
 
@@ -56,6 +55,13 @@ class Listing(NamedTuple):
     scans: list[Path]
     labels: list[Path]
     left_out: list[str]
+
+
+class OwnScan(NamedTuple):
+    """The files of an image, one for each channel, and that of its label, if it has one."""
+
+    files: list[Path]
+    label: Path | None
 
 
 def list_scans(
@@ -147,16 +153,27 @@ def pair_labels(
     return pairs, strays
 
 
-def own_scans(images: Path, labels: Path | None, output: Path) -> dict[Path, Path | None]:
-    """Find a user's scans and the label of each, or None; print what was left out.
+def own_scans(
+    images: Path,
+    labels: Path | None,
+    output: Path,
+    channels: Sequence[str] | None = None,
+    count: int | None = None,
+) -> dict[Path, OwnScan]:
+    """Find a user's scans and the label of each; print what was left out.
 
     Args:
         images: folder of scans. Labels beside them are taken where no folder of labels is given.
         labels: folder of labels, which may be the same, in the other, or around it.
         output: folder that is written, which may lie in the others, and is not searched.
+        channels: names at the end of the files of a case, see :func:`custom.data.channels.group_channels`.
+        count: how many channels a case has, where that is known.
+
+    Returns:
+        Scans by the path that names them, that of the file where it is one.
 
     Raises:
-        UserError: when there are no scans, when labels have no scan of their own, or several scans are one case.
+        UserError: when there are no scans, when a channel of one is missing, or labels have no scan of their own.
     """
     for folder in (images, labels):
         if folder is not None and not folder.is_dir():
@@ -174,40 +191,34 @@ def own_scans(images: Path, labels: Path | None, output: Path) -> dict[Path, Pat
         candidates = listed.labels
         left_out = [*(f"{path.relative_to(images)} (a label, not in {labels})" for path in found.labels), *left_out]
         left_out = [*left_out, *listed.left_out]
-    tell_left_out(left_out)
+    labeled = {name for label in candidates for name in _label_names(label)}
+    grouped = group_channels(found.scans, channels, count, labeled)
+    tell_left_out([*left_out, *(f"{path.relative_to(images)} (none of the channels)" for path in grouped.left_out)])
     if not found.scans:
         endings = ", ".join((*VOLUME_SUFFIXES, *PHOTO_SUFFIXES))
         raise UserError(f"{images}: no scans; expected files ending in {endings}, or folders of DICOM files.")
-    refuse_channels(found.scans, candidates)
-    pairs, strays = pair_labels(found.scans, candidates, images, root)
+    _refuse_uneven(images, grouped, channels)
+    pairs, strays = pair_labels(list(grouped.cases), candidates, images, root)
     if strays:
         raise UserError(f"{root}: {len(strays)} label(s) without an image of their own, nothing was written:", strays)
     if labels is None and pairs:
         print(f"labels beside their scans: {len(pairs)}, {first_names(label.name for label in pairs.values())}")
-    return {scan: pairs.get(scan) for scan in found.scans}
+    return {case: OwnScan(files, pairs.get(case)) for case, files in grouped.cases.items()}
 
 
-def refuse_channels(scans: Sequence[Path], labels: Sequence[Path] = ()) -> None:
-    """Refuse files that nnU-Net's naming makes channels of one case; labels named as they are say that they are not.
-
-    Raises:
-        UserError: names the cases.
-    """
-    labeled = {same_name(file_stem(label)) for label in labels}
-    channels: dict[Path, list[str]] = defaultdict(list)
-    for scan in scans:
-        match = None if scan.is_dir() else CHANNEL.fullmatch(file_stem(scan))
-        if match:
-            channels[scan.with_name(match[1])].append(match[2])
-    problems = [
-        f"{case}: {', '.join(f'_{number}' for number in sorted(numbers))}"
-        for case, numbers in channels.items()
-        if sorted(map(int, numbers)) == list(range(len(numbers))) and 1 < len(numbers) <= MOST_CHANNELS
-        if not any(same_name(f"{case.name}_{number}") in labeled for number in numbers)
-    ]
+def _refuse_uneven(images: Path, grouped: Grouping, channels: Sequence[str] | None) -> None:
+    """Refuse scans without the channels that the others have."""
+    problems = grouped.problems
+    if channels is not None and not problems and all(files == [case] for case, files in grouped.cases.items()):
+        wanted = " or ".join(f"_{name}" for name in channels)
+        hint = "nnU-Net's _0000, _0001 need no --channels"
+        raise UserError(f"{images}: no file ends in {wanted}, as --channels says; {hint}.")
+    sizes = {case: len(files) for case, files in grouped.cases.items()}
+    most = max(sizes.values(), default=1)
+    problems = [*problems, *(f"{case}: has no number of a channel" for case, size in sizes.items() if size < most)]
     if problems:
-        hint = "give a folder with one image per case, or, if these are cases, rename them (a_1, a_2)"
-        raise UserError(f"several channels of one case, as nnU-Net names them, cannot be read yet; {hint}:", problems)
+        hint = "every case needs the same ones"
+        raise UserError(f"{images}: {len(problems)} problem(s) with channels, nothing was written; {hint}:", problems)
 
 
 def tell_left_out(left_out: Collection[str]) -> None:

@@ -29,18 +29,24 @@ def has_volume(affine: torch.Tensor) -> bool:
     return bool(torch.isfinite(affine).all()) and abs(float(torch.linalg.det(affine.double()))) > 1e-12
 
 
-def grid_problem(label: MetaTensor, image: MetaTensor) -> str | None:
-    """Say how the grid of a label, CH[WD], differs from its image's; None where they agree within the tolerance."""
+def grid_problem(label: MetaTensor, image: MetaTensor, owner: str = "its image") -> str | None:
+    """Say how the grid of a label, CH[WD], differs from its image's; None where they agree within the tolerance.
+
+    Args:
+        label: or another channel.
+        image: whose grid is expected.
+        owner: what to call the image.
+    """
     size, found = tuple(image.shape[1:]), tuple(label.shape[1:])
     if found != size:
         turned = ", turned by a quarter, perhaps by EXIF" if len(size) == 2 and found == size[::-1] else ""
-        return f"shape {found} differs from its image's {size}{turned}"
+        return f"shape {found} differs from {owner}'s {size}{turned}"
     corners = torch.tensor([[*place, *[0] * (3 - len(size)), 1] for place in product(*((0, n - 1) for n in size))])
     shift = (label.affine - image.affine).double().cpu() @ corners.double().T
     distance = float(shift[:3].norm(dim=0).max())
     allowed = GRID_TOLERANCE * float(image.affine[:3, : len(size)].norm(dim=0).min())
     if not distance <= allowed:  # NaN too
-        return f"affine differs from its image's by up to {distance:.4g} mm, {allowed:.2g} mm is allowed"
+        return f"affine differs from {owner}'s by up to {distance:.4g} mm, {allowed:.2g} mm is allowed"
     return None
 
 

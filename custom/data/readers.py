@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor, NibabelReader
 from monai.transforms import LoadImage, MapTransform
 from monai.utils import ensure_tuple
 
+from ..utils.errors import UserError
 from ..utils.names import case_name
 from .dicom import SeriesReader
 from .geometry import grid_problem
 from .labels import to_label
 from .photos import PhotoReader
 
-__all__ = ["LoadLabel", "LoadScan", "LoadScand"]
+__all__ = ["LoadLabel", "LoadScan", "LoadScand", "check_channels"]
 
 
 class NiftiReader(NibabelReader):
@@ -31,6 +34,9 @@ class NiftiReader(NibabelReader):
 class LoadScan(LoadImage):
     """MONAI's ``LoadImage``, channels first, with readers of photographs and of DICOM folders that lose nothing.
 
+    Several files become the channels of one image. MONAI stacks them too, whatever grids they lie on, as long as they
+    have as many voxels.
+
     Args:
         in_channels: photographs get as many where that loses nothing, see :class:`custom.data.PhotoReader`.
         as_label: read masks instead of photographs.
@@ -42,11 +48,43 @@ class LoadScan(LoadImage):
             self.register(reader)
 
     def __call__(self, filename: Any, reader: Any = None) -> MetaTensor:
-        """Read a file, CH[WD], or the DICOM series in a folder; trailing axes of one voxel are left out."""
+        """Read a file, CH[WD], or the DICOM series in a folder; trailing axes of one voxel are left out.
+
+        Of several files each is a channel; the metadata are those of the first.
+
+        Raises:
+            UserError: when a file of several has more channels than one, or lies on another grid than the first.
+        """
+        files = () if isinstance(filename, (str, Path)) else ensure_tuple(filename)
+        if len(files) > 1:
+            channels: Any = [LoadScan(in_channels=1)(file, reader) for file in files]
+            check_channels(channels, files)
+            joined: Any = torch.cat(channels)  # a MetaTensor with the metadata of the first
+            return joined
         array = super().__call__(filename, reader)
         while array.ndim > 4 and array.shape[-1] == 1:
             array = array.squeeze(-1)
         return array
+
+
+def check_channels(channels: Sequence[MetaTensor], files: Sequence[Any]) -> None:
+    """Check that images, CH[WD], can be the channels of one.
+
+    Args:
+        channels: what was read.
+        files: from where, for messages.
+
+    Raises:
+        UserError: when one has several channels itself, or lies on another grid than the first.
+    """
+    for channel, file in zip(channels, files, strict=True):
+        if channel.shape[0] != 1:
+            shape = tuple(channel.shape)
+            raise UserError(f"{file}: one of {len(files)} channels must have one itself, found {shape[0]} in {shape}.")
+        difference = grid_problem(channel, channels[0], str(files[0]))
+        if difference is not None:
+            hint = "crossmatch prepare own --channels ... --resample brings them there"
+            raise UserError(f"{file}: {difference}; the channels of a case must lie on one grid, {hint}.")
 
 
 class LoadLabel(LoadScan):
@@ -77,7 +115,7 @@ class LoadScand(MapTransform):
     Each array's metadata keep the name of its case in ``case``: the sample's own, else that of the image's file.
 
     Args:
-        keys: paths of images and labels; they become CH[WD].
+        keys: paths of images and labels, of an image also a list, one per channel; they become CH[WD].
         label_keys: those among them that are labels, which become 1H[WD].
         allow_missing_keys: whether a sample may lack some.
         in_channels: of photographs, see :class:`LoadScan`.

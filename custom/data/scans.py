@@ -10,12 +10,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from monai.utils import ensure_tuple
+
 from ..utils.errors import UserError
-from ..utils.names import case_names
+from ..utils.names import case_files, case_names
+from .channels import group_channels
 from .checks import Case, CaseRule, check_cases
 from .datalist import read_lists
 from .dicom_seg import is_series, refuse_without_highdicom, segmentation_problem
-from .finding import VOLUME_SUFFIXES, first_names, list_scans, refuse_channels, tell_left_out
+from .finding import VOLUME_SUFFIXES, first_names, list_scans, tell_left_out
 from .photos import PHOTO_SUFFIXES
 
 __all__ = ["Scans", "find_scans", "refuse_left_out"]
@@ -29,36 +32,44 @@ class Scans(NamedTuple):
 
 
 def find_scans(
-    source: str | Sequence[str],
+    source: str | Sequence[str | Sequence[str]],
     in_channels: int,
     dimensions: int,
     pad_to: Mapping[str, Any] | None = None,
     series: bool = False,
     datalist: str | None = None,
+    channels: Sequence[str] | None = None,
     dicom_seg: bool = False,
 ) -> Scans:
     """List the scans to segment, read and check them. Labels are neither needed nor opened.
 
     Args:
         source: a folder (its subfolder ``images`` if there is one) with files, or folders with a DICOM series each, in
-            it and in folders below, see :func:`custom.data.list_scans`; a file; or a list of these.
+            it and in folders below, see :func:`custom.data.list_scans`; a file; or a list of these, in which a list of
+            files is one scan, with a channel in each.
         in_channels: channels that every image must have.
         dimensions: spatial axes that every image must have.
         pad_to: ``size`` in voxels per axis, and ``spacing`` in mm to which volumes are resampled before, or None for
             their own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
         series: whether an image may have a time axis behind its spatial ones, instead of channels.
         datalist: take the images of this data list's ``validation`` and ``test`` lists instead.
+        channels: names at the end of the files of one scan, see :func:`custom.data.channels.group_channels`; None for
+            nnU-Net's numbers.
         dicom_seg: every DICOM series must be one to which a DICOM segmentation can refer; other scans are printed.
 
     Returns:
-        Cases with ``image`` and ``case``, the name of their predictions; each file once.
+        Cases with ``image`` and ``case``, the name of their predictions; each file once. Those that lack a channel are
+        among the problems.
 
     Raises:
-        UserError: when there is nothing that can be segmented, two scans would give the same prediction file, several
-            files are channels of one case, or ``dicom_seg`` without highdicom.
+        UserError: when there is nothing that can be segmented, two scans would give the same prediction file, or for
+            ``dicom_seg`` without highdicom.
     """
     if dicom_seg:
         refuse_without_highdicom()
+    if series and in_channels > 1:
+        raise UserError(f"--series: the frames of a series have one channel, but in_channels is {in_channels}.")
+    problems: list[str] = []
     if datalist is not None:
         lists = read_lists(Path(datalist))
         listed = [case for name in ("validation", "test") for case in lists[name]]
@@ -66,15 +77,16 @@ def find_scans(
     else:
         if isinstance(source, str) and not os.path.exists(os.path.expanduser(source)):
             raise UserError(f"{source}: no such file or folder; give --dataset_dir a folder of images.")
-        cases = _cases([source] if isinstance(source, str) else source, dimensions)
-    if not cases:
+        sources = [source] if isinstance(source, str) else source
+        cases, problems = _cases(sources, dimensions, in_channels, channels)
+    if not cases and not problems:
         kinds = "photographs, .png or .jpg" if dimensions == 2 else "NIfTI, NRRD, MetaImage or DICOM"
         raise UserError(f"{datalist or source}: no image to segment; expected {kinds}.")
     findings = check_cases(cases, CaseRule(in_channels, 0, dimensions, pad_to, series))
     if dicom_seg:
         findings = [found or _segmentation_problems(case) for case, found in zip(cases, findings, strict=True)]
         _tell_others(cases)
-    problems = [problem for found in findings for problem in found]
+    problems += [problem for found in findings for problem in found]
     good = [case for case, found in zip(cases, findings, strict=True) if not found]
     if not good:
         raise UserError(f"{len(problems)} problem(s), nothing was segmented:", problems)
@@ -93,31 +105,44 @@ def refuse_left_out(scans: Scans) -> None:
 
 
 def _segmentation_problems(case: Case) -> list[str]:
-    problem = segmentation_problem(case["image"]) if is_series(case["image"]) else None
+    image = ensure_tuple(case["image"])[0]  # of several channels, the one whose grid is that of the label map
+    problem = segmentation_problem(image) if is_series(image) else None
     return [] if problem is None else [problem]
 
 
 def _tell_others(cases: Sequence[Case]) -> None:
-    others = [case["case"] for case in cases if not is_series(case["image"])]
+    others = [case["case"] for case in cases if not is_series(ensure_tuple(case["image"])[0])]
     if others:
         print(f"not DICOM, so without a DICOM segmentation: {first_names(others)}")
 
 
-def _cases(sources: Sequence[str], dimensions: int) -> list[Case]:
-    """List the scans in folders, and the files that are named, each once."""
+def _cases(
+    sources: Sequence[str | Sequence[str]], dimensions: int, in_channels: int, channels: Sequence[str] | None
+) -> tuple[list[Case], list[str]]:
+    """List the scans in folders, and the files that are named, each once; and which lack a channel."""
     paths: dict[str, Path] = {}
     left_out: list[str] = []
-    for source in map(os.path.expanduser, sources):
+    given = [source for source in sources if not isinstance(source, str)]
+    for source in map(os.path.expanduser, (source for source in sources if isinstance(source, str))):
         found, others = _expand(Path(source), PHOTO_SUFFIXES if dimensions == 2 else VOLUME_SUFFIXES)
         left_out += others
         for path in found:
             first = paths.setdefault(os.path.realpath(path), path)
             if first != path:
                 left_out.append(f"{path} (the same file as {first})")
-    tell_left_out(left_out)
-    refuse_channels(list(paths.values()))
-    names = case_names(paths.values())
-    return [{"image": str(path), "case": names[str(path)]} for path in paths.values()]
+    grouped = group_channels(list(paths.values()), channels if in_channels > 1 else None, in_channels)
+    tell_left_out(
+        [*left_out, *(f"{path} (none of the channels {', '.join(channels or ())})" for path in grouped.left_out)]
+    )
+    known = {str(files[0]): str(case) for case, files in grouped.cases.items()}
+    images = [*grouped.cases.values(), *([Path(file).expanduser() for file in files] for files in given)]
+    texts = [[str(file) for file in files] for files in images]
+    places = case_files(texts, known)
+    names = case_names(places.values())
+    cases = [
+        {"image": files if len(files) > 1 else files[0], "case": names[places[files[0]]]} for files in texts if files
+    ]
+    return cases, grouped.problems
 
 
 def _expand(source: Path, endings: tuple[str, ...]) -> tuple[list[Path], list[str]]:

@@ -13,6 +13,7 @@ from monai.engines.utils import IterationEvents
 from monai.utils import optional_import
 
 from ..data.checks import read_image
+from ..data.photos import is_photo
 from ..losses import IGNORE_INDEX
 from ..report.drawing import Panel, case_panels, draw_panels, largest_slice
 from ..utils.files import atomic_write
@@ -28,7 +29,7 @@ class ViewPanels:
 
     Above: the labeled image with its label and with the prediction. Below: the weak view with its pseudo-label and with
     the prediction, and both strong views after CutMix. Of volumes the slice along the last axis with the largest
-    structure.
+    structure, and of their channels the first.
 
     Args:
         writer: ``torch.utils.tensorboard.SummaryWriter``.
@@ -70,6 +71,8 @@ class ViewPanels:
                     _panel("strong_2", views["strong_2"], None, z),
                 ]
             )
+        if not self.photographs:
+            rows = [[panel._replace(image=panel.image[:1]) for panel in row] for row in rows]
         rows = [[panel._replace(is_photo=self.photographs) for panel in row] for row in rows]
         self.writer.add_figure("views", draw_panels(rows), iteration)
 
@@ -100,6 +103,8 @@ class TensorBoardSession:
 class CasePanels:
     """Draw image, truth and prediction of every case that is scored, ``CASE.png``, see :func:`case_panels`.
 
+    Of several channels that are no photograph's the first is drawn.
+
     Args:
         folder: where the pictures are written.
     """
@@ -119,8 +124,9 @@ class CasePanels:
             image, _ = read_image(meta["filename_or_obj"], in_channels=3)
             if image is None:
                 continue
+            shown = image.numpy() if is_photo(meta["filename_or_obj"]) else image.numpy()[:1]
             label, pred = (output[name].argmax(0).cpu().numpy() for name in ("label", "pred"))
-            row = case_panels(image.numpy(), label, pred, affine_to_spacing(output["label"].affine)[:2].tolist())
+            row = case_panels(shown, label, pred, affine_to_spacing(output["label"].affine)[:2].tolist())
             with atomic_write(self.folder / f"{case_of(meta)}.png") as part:
                 draw_panels([row]).savefig(part, dpi=100)
 

@@ -41,7 +41,9 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "init_weights": ("models/model.pt", None),
     "cache_dir": ("cache",),
     "metrics_file": ("out/metrics.csv",),
-    "files": ("scans", ["a.nii.gz", "b.nii.gz"]),
+    "files": ("scans", ["a.nii.gz", "b.nii.gz"], [["a_t1.nii.gz", "a_t2.nii.gz"]]),
+    "channels": (["t1", "t2"], None),
+    "series": (True,),
     "device": ("cuda:0",),
     "num_workers": (4,),
     "resume": (True,),
@@ -223,7 +225,7 @@ def _take_trained_settings(parser: ConfigParser, defaults: Mapping[str, Any], ty
             continue
         if name not in typed and config[name] == defaults.get(name):
             config[name] = trained
-        elif name != "stride":  # which only trades time for accuracy
+        elif name not in ("stride", "channels"):  # which trades time for accuracy, and says how files are called
             problems.append(f"--{name}: trained with {shown(trained)}, got {shown(given)}.")
     if problems:
         raise UserError(
@@ -262,7 +264,7 @@ class _Settling:
             return [self.settle(*pair, f"{path}::{i}", True) for i, pair in enumerate(zip(node, known, strict=True))]
         if isinstance(node, str) or not in_component:
             node = self._read(node, examples, default, path, in_component)
-        return _keep_number_sign(_with_number_sign(node) if path in PLACES else node)
+        return _keep_number_sign(_with_number_sign(node) if path.partition("::")[0] in PLACES else node)
 
     def _settle_mapping(
         self, node: dict[str, Any], examples: Sequence[Any], default: Any, path: str, in_component: bool

@@ -7,15 +7,21 @@ import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
+
+from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
 
 __all__ = [
     "ALL",
     "MEAN",
+    "are_channel_names",
     "are_class_names",
+    "case_file",
+    "case_files",
     "case_name",
     "case_names",
     "case_of",
@@ -32,13 +38,53 @@ ALL, MEAN = "all", "mean"
 JOINTS = ("_", "-")
 #: How nnU-Net ends the name of an image's file: with the number of its channel.
 CHANNEL = re.compile(r"(.+)_(\d{4})")
+#: What stands between the name of a case and that of a channel.
+SEPARATORS = "-_. "
 
 
-def case_name(file: str | Path) -> str:
-    """Name a case by its file alone, without folder, ending and ``_0000``, or by the folder of its DICOM series."""
+def case_name(image: str | Path | Sequence[str]) -> str:
+    """Name a case by its file alone, without folder, ending and ``_0000``, or by the folder of its DICOM series.
+
+    Args:
+        image: the file, or one for each channel, see :func:`case_file`.
+    """
+    file = case_file(ensure_tuple(image))
     stem = file_stem(file)
     match = None if os.path.isdir(file) else CHANNEL.fullmatch(stem)
     return match[1] if match and match[2] == "0000" else stem
+
+
+def case_file(files: Sequence[str | Path]) -> str:
+    """Give the path by which a case is named: of one file its own, of several one without what tells them apart.
+
+    ``p1_t1.nii.gz`` and ``p1_t2.nii.gz`` are the case ``p1.nii.gz``; ``p1/t1.nii.gz`` and ``p1/t2.nii.gz``, which share
+    no beginning that ends in a separator, the case ``p1/p1.nii.gz``. These need not exist.
+
+    Args:
+        files: one for each channel; folders hold a DICOM series.
+    """
+    first, stems = Path(os.path.abspath(files[0])), [file_stem(file) for file in files]
+    if len(set(stems)) == 1:
+        return str(files[0])
+    beginnings = [re.split(rf"([{re.escape(SEPARATORS)}])", stem)[:-1] for stem in stems]
+    shared = takewhile(lambda parts: len(set(parts)) == 1, zip(*beginnings, strict=False))
+    name = "".join(parts[0] for parts in shared).rstrip(SEPARATORS) or first.parent.name
+    ending = ".nii.gz" if first.is_dir() else first.name[len(stems[0]) :]
+    return str(first.with_name(name + ending))
+
+
+def case_files(images: Iterable[str | Sequence[str]], known: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Give the paths by which the cases of a set are named, see :func:`case_file`, by the first file of each.
+
+    Cases that would share one, such as two pairs of channels in one folder, are named by their first files.
+
+    Args:
+        images: a file each, or one for each channel.
+        known: paths by first file, of cases whose channels' names are known.
+    """
+    files = {found[0]: case_file(found) for found in map(ensure_tuple, images)} | dict(known or {})
+    double = {first for same in groups(files, key=files.__getitem__) for first in same}
+    return {first: first if first in double else file for first, file in files.items()}
 
 
 def case_names(files: Iterable[str | Path]) -> dict[str, str]:
@@ -47,7 +93,7 @@ def case_names(files: Iterable[str | Path]) -> dict[str, str]:
     A case's name differs from :data:`MEAN` too, so that a file ``mean.nii.gz`` is named with its folder.
 
     Args:
-        files: the images of a set, in any order.
+        files: the images of a set, in any order, see :func:`case_files` for images of several files.
 
     Returns:
         Names by path. No two of them are alike, on file systems that ignore case and accents' encoding either.
@@ -88,6 +134,13 @@ def are_class_names(names: Sequence[str]) -> bool:
     """Say whether structures can be called so: all differently, not by numbers, and none as the rows over all."""
     return 0 < len(names) == len(set(names)) and all(
         name.strip() and not name.strip().isnumeric() and same_name(name) != ALL for name in names
+    )
+
+
+def are_channel_names(names: Sequence[str]) -> bool:
+    """Say whether names of files can end so, each with another name, in upper or lower case."""
+    return 0 < len(names) == len(set(map(same_name, names))) and all(
+        name and name.strip(SEPARATORS) == name for name in names
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from ..utils.names import ALL, are_class_names
+from ..utils.names import ALL, are_channel_names, are_class_names
 from .settings import is_expression, shown
 
 __all__ = ["RANGES", "range_problems"]
@@ -115,6 +115,12 @@ def _name_problems(parser: ConfigParser) -> Iterator[str]:
         yield (
             f"--class_names: must be the names of the structures labeled 1, 2, ..., all different, none called {ALL}, "
             f"such as --class_names liver,tumor; got {shown(names)}."
+        )
+    channels, number = parser.get("channels"), _value(parser, "in_channels")
+    if isinstance(channels, list) and not (are_channel_names(channels) and len(channels) == number):
+        yield (
+            f"--channels: must be the ends of the names of a case's files, one for each of the in_channels, {number}, "
+            f"all different, such as --in_channels 2 --channels t1,t2; got {shown(channels)}."
         )
 
 

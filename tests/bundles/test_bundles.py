@@ -386,7 +386,17 @@ def test_inference_uses_the_network_and_the_numbers_of_training(bundle):
         "sw_batch_size",
         "keep_memory",
     }
-    agreeing |= {"class_names", "num_classes", "in_channels", "slice_axis", "spacing", "window", "patch_size", "pad_to"}
+    agreeing |= {
+        "class_names",
+        "num_classes",
+        "in_channels",
+        "channels",
+        "slice_axis",
+        "spacing",
+        "window",
+        "patch_size",
+        "pad_to",
+    }
     agreeing |= {"stride", "image_interpolation", "base_filters", "feature_dropout", "network_def"}
     shared = sorted(agreeing & set(inference))
     assert {key: inference[key] for key in shared} == {key: train[key] for key in shared}

@@ -362,6 +362,9 @@ def test_a_volume_whose_last_slice_is_cut_short_is_refused(own_hearts):
 
 
 def test_slices_in_files_of_their_own_are_refused(own_hearts, edit):
-    edit(own_hearts, lambda content: content["training"][0].update(image=["slice1.nii.gz", "slice2.nii.gz"]))
-    with pytest.raises(UserError, match=r"training\[0\] must be an object with image and label, found"):
+    names = ["slice1.nii.gz", "slice2.nii.gz"]
+    for name in names:
+        nib.save(nib.Nifti1Image(np.zeros((24, 20), np.float32), np.eye(4)), own_hearts.parent / name)
+    edit(own_hearts, lambda content: content["training"][0].update(image=names))
+    with pytest.raises(UserError, match=r"slice1\.nii\.gz: expected 3 dimensions, found shape \(24, 20, 2\)"):
         _load_hearts(own_hearts)

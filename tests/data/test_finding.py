@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from custom.data.finding import list_scans, own_scans, pair_labels, refuse_channels, tell_left_out
+from custom.data.finding import list_scans, own_scans, pair_labels, tell_left_out
 from custom.data.folders import visible_files, walk
 from custom.utils.errors import UserError
 
@@ -33,7 +33,7 @@ def _pairs(images: Path, labels: Path | None = None) -> dict[str, str | None]:
     root = images if labels is None else labels
     return {
         scan.relative_to(images).as_posix(): label and label.relative_to(root).as_posix()
-        for scan, label in pairs.items()
+        for scan, (_, label) in pairs.items()
     }
 
 
@@ -168,7 +168,8 @@ def test_the_folder_of_scans_may_be_given_as_that_of_labels(link, touch):
     images = touch("in/a.nii", "in/a_seg.nii", "in/b.nii") / "in"
     (images.parent / "link").symlink_to(images)
     pairs = own_scans(images, images.parent / "link" if link else images, images.parent / "out")
-    assert pairs == {images / "a.nii": images / "a_seg.nii", images / "b.nii": None}
+    a, b = images / "a.nii", images / "b.nii"
+    assert pairs == {a: ([a], images / "a_seg.nii"), b: ([b], None)}
 
 
 @pytest.mark.parametrize("labels", ["labels", "in/labels", "in/manual", "."])
@@ -241,18 +242,55 @@ def test_folders_that_cannot_be_taken_are_refused(images, labels, message, touch
         own_scans(top / images, labels and top / labels, top / "out")
 
 
-def test_channels_of_one_case_are_refused_unless_labels_say_that_they_are_cases(touch):
-    top = touch("a_0000.nii", "a_0001.nii", "b_0000.nii")
-    scans = sorted(top.iterdir())
-    with pytest.raises(UserError, match=r"several channels of one case.*\n  - .*a: _0000, _0001$"):
-        refuse_channels(scans)
-    refuse_channels(scans, [Path("labels/a_0001.nii")])
-    refuse_channels([top / "a_0000.nii", top / "b_0000.nii"])
+def test_labels_beside_channels_are_named_as_the_case(touch, capsys):
+    top = touch("in/p1_t1.nii", "in/p1_t2.nii", "in/p1_seg.nii", "in/p2/t1.nii", "in/p2/T2.nii", "in/p2/mask.nii")
+    top = touch("in/p3-T1.nii.gz", "in/p3-t2.nii", "in/p1_flair.nii", "labels/p2.nii") / "in"
+    pairs = own_scans(top, None, top.parent / "out", ["t1", "t2"])
+    assert pairs == {
+        top / "p1.nii": ([top / "p1_t1.nii", top / "p1_t2.nii"], top / "p1_seg.nii"),
+        top / "p2" / "p2.nii": ([top / "p2" / "t1.nii", top / "p2" / "T2.nii"], top / "p2" / "mask.nii"),
+        top / "p3.nii.gz": ([top / "p3-T1.nii.gz", top / "p3-t2.nii"], None),
+    }
+    assert "left out 1: p1_flair.nii (none of the channels)" in capsys.readouterr().out
+    (top / "p1_seg.nii").unlink()
+    (top / "p2" / "mask.nii").unlink()
+    pairs = own_scans(top, top.parent / "labels", top.parent / "out", ["t1", "t2"])
+    assert [label and label.name for _, label in pairs.values()] == [None, "p2.nii", None]
 
 
-def test_numbers_that_are_too_many_or_do_not_begin_at_0_are_of_cases(touch):
-    refuse_channels(sorted(touch(*(f"a_{number:04d}.nii" for number in range(9))).iterdir()))
-    refuse_channels([Path("b_0001.nii"), Path("b_0002.nii")])
+@pytest.mark.parametrize(
+    ("names", "options", "message"),
+    [
+        (
+            ["p1_t1.nii", "p1_t2.nii", "p2_t1.nii"],
+            {"channels": ["t1", "t2"]},
+            "p2: channel t2 is missing, expected .*p2_t2.nii$",
+        ),
+        (
+            ["p1_t1.nii", "p1-T1.nii", "p1_t2.nii"],
+            {"channels": ["t1", "t2"]},
+            "p1: several files of channel t1, .*p1-T1.nii, ",
+        ),
+        (["p1.nii", "p2.nii"], {"channels": ["t1", "t2"]}, "in: no file ends in _t1 or _t2, as --channels says"),
+        (["a_0000.nii", "a_0001.nii", "b_0000.nii"], {}, "b: channel 0001 is missing, expected .*in/b_0001.nii$"),
+        (
+            ["a_0000.nii", "a_0002.nii", "b_0000.nii", "b_0001.nii"],
+            {},
+            "a: channel 0001 is missing, expected .*a_0001.nii",
+        ),
+        (["a_0000.nii", "b_0000.nii"], {"count": 2}, "(?s)a: channel 0001 is missing, .*b: channel 0001 is missing"),
+        (["a_0000.nii", "a_0001.nii", "b.nii"], {}, "in/b.nii: has no number of a channel"),
+        (
+            ["a_0000.nii", "a_0001.nii", "b.nii"],
+            {"count": 1},
+            "a: several channels, as nnU-Net names .* _0000, _0001, expected 1",
+        ),
+    ],
+)
+def test_a_case_without_the_channels_of_the_others_is_refused_by_name(names, options, message, touch):
+    images = touch(*(f"in/{name}" for name in names)) / "in"
+    with pytest.raises(UserError, match=message):
+        own_scans(images, None, images.parent / "out", **options)
 
 
 def test_what_is_left_out_is_counted_and_the_first_are_named(capsys):

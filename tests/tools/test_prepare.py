@@ -557,7 +557,7 @@ def test_own_photographs_are_copied_and_their_masks_are_black_and_white(tmp_path
 def test_an_interrupted_run_is_taken_up_where_it_stopped(own_folders, tmp_path, monkeypatch):
     images, labels = own_folders
     found = own_scans(images, labels, tmp_path / "out")
-    files = prepare._own_files({case_name(image): (image, label) for image, label in found.items()}, num_classes=2)
+    files = prepare._own_files({case_name(image): scan for image, scan in found.items()}, num_classes=2)
     scans = [prepare._scan(name, found, None) for name, found in files.items()]
     record = {"command": "own", "source": "x", "options": {}}
     store.write_dataset(tmp_path / "out", scans[:3], {}, record)  # as far as the first run came

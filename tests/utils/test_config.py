@@ -1,3 +1,4 @@
+import json
 import shlex
 import sys
 
@@ -106,6 +107,8 @@ TYPED = [
     ("--class_names liver", "la", "num_classes", 2),
     ("--class_names liver,tumor", "la", "num_classes", 3),
     ("--class_names [no,tumor]", "la", "class_names", ["no", "tumor"]),
+    ("--in_channels 2 --channels t1,t2", "la", "channels", ["t1", "t2"]),
+    ("--channels null", "la", "channels", None),
     ("--output_dir 20240611", "la", "metrics", "20240611/metrics.csv"),
     ("--output_dir 1e3", "la", "output_dir", "1e3"),
     ("--output_dir true", "la", "output_dir", "true"),
@@ -269,10 +272,37 @@ def test_all_settings_of_another_kind_are_listed_together(typed):
         ("--class_names 2", "--class_names: must be the names of the structures labeled 1, 2, ..., all different"),
         ("--class_names a,a", "--class_names: must be the names"),
         ("--class_names liver,all", "--class_names: must be the names"),
+        (
+            "--channels t1,t2",
+            "one for each of the in_channels, 1, all different, such as --in_channels 2 --channels t1,t2",
+        ),
+        ("--in_channels 2 --channels t1,T1", "--channels: must be the ends of the names of a case's files"),
     ],
 )
 def test_a_setting_out_of_range_is_refused_before_anything_runs(line, message, typed):
     assert message in _problems(typed, *shlex.split(line))
+
+
+def test_files_of_channels_are_lists_in_a_list(typed):
+    expected = [["a_t1.nii", "a#t2.nii"], ["b_t1.nii", "b_t2.nii"]]
+    line = ("--files", "[[a_t1.nii,a#t2.nii],[b_t1.nii,b_t2.nii]]")
+    assert typed(*line, run="inference").parser.get_parsed_content("files") == expected
+    overlay = f"files: {json.dumps(expected)}\n"
+    assert typed(run="inference", overlay=overlay).parser.get_parsed_content("files") == expected
+
+
+def test_files_may_be_called_otherwise_than_in_training(typed, tmp_path):
+    (tmp_path / "model.json").write_text(json.dumps({"in_channels": 2, "channels": ["t1", "t2"]}))
+    weights = ("--ckpt_path", str(tmp_path / "model.pt"))
+    assert typed(*weights, run="inference").parser["channels"] == ["t1", "t2"]
+    assert typed(*weights, "--channels", "a,b", run="inference").parser["channels"] == ["a", "b"]
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+def test_frames_of_a_series_are_segmented_by_networks_of_one_channel(channels, typed, tmp_path):
+    line = ("--in_channels", str(channels), "--ckpt_path", str(tmp_path / "model.pt"))
+    workflow = typed(*line, bundle="crossmatch_acdc", run="inference")
+    assert workflow.parser.get_parsed_content("series") == (channels == 1)
 
 
 @pytest.mark.parametrize(

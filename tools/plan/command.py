@@ -133,6 +133,9 @@ def _text(found: Plan, facts: DataFacts, datalist: Path, device: str, budget: st
         "# Change what you like: `crossmatch plan` makes it anew only with --overwrite true.",
     ]
     chosen = {"planned_for": Choice(data_list_record(str(datalist))["sha256"], ""), **found.settings}
+    ends = _record(datalist.parent).get("options", {}).get("channels")
+    if ends:
+        chosen["channels"] = Choice(ends, "how the files of a case end")
     for name, (value, reason) in chosen.items():
         lines += _lines(name, value, reason)
     return "\n".join(lines) + "\n"
@@ -174,7 +177,12 @@ def _command(run_id: str, files: list[str], arguments: list[str]) -> str:
 
 def _scans(folder: Path) -> Path:
     """Where the user's own scans are, all of them: the source of the preparation, else the prepared images."""
-    record = folder / "prepare.json"
-    source = read_json(record) if record.is_file() else {}
-    own = Path(source.get("source", "")) if source.get("command") == "own" else folder / "images"
+    record = _record(folder)
+    own = Path(record.get("source", "")) if record.get("command") == "own" else folder / "images"
     return own if own.is_dir() else folder / "images"
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """Read how a dataset folder was prepared; empty where that is not known."""
+    path = folder / "prepare.json"
+    return read_json(path) if path.is_file() else {}

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
+from monai.utils import ensure_tuple
 from scipy import ndimage
 from tqdm import tqdm
 
@@ -150,7 +151,7 @@ def read_facts(datalist: Path) -> DataFacts:
         raise UserError(f"{datalist}: the list 'training' is empty; at least one labeled case is needed.")
     names = _class_names(about, datalist)
     modality = about.get("modality") or ""
-    modality = ", ".join(map(str, modality.values())) if isinstance(modality, Mapping) else str(modality)
+    modalities = [str(name) for name in (modality.values() if isinstance(modality, Mapping) else [modality])]
     cases = [*lists["training"], *lists["unlabeled"]]
     with process_pool() as pool:
         read = pool.map(partial(_read_scan, num_classes=len(names) + 1), cases)
@@ -163,7 +164,7 @@ def read_facts(datalist: Path) -> DataFacts:
         raise UserError(f"{datalist}: no labeled voxel in the list 'training'; nothing can be learned from its labels.")
     _refuse_mixed(datalist, scans)
     counts = {name: len(listed) for name, listed in lists.items()}
-    return DataFacts(names, counts, _settle_kind(datalist, scans, modality))
+    return DataFacts(names, counts, _settle_kind(datalist, scans, modalities))
 
 
 def _read_scan(case: Mapping[str, Any], num_classes: int) -> tuple[ScanFacts | None, list[str]]:
@@ -178,7 +179,7 @@ def _read_scan(case: Mapping[str, Any], num_classes: int) -> tuple[ScanFacts | N
             return None, problems
     axes = _training_axes(image)
     spacing = affine_to_spacing(image.affine, image.ndim - 1).tolist()
-    photo = is_photo(case["image"])
+    photo = is_photo(ensure_tuple(case["image"])[0])
     facts = ScanFacts(
         case["case"],
         image.shape[0],
@@ -186,7 +187,7 @@ def _read_scan(case: Mapping[str, Any], num_classes: int) -> tuple[ScanFacts | N
         tuple(float(spacing[axis]) for axis in axes),
         axes,
         photo,
-        not photo and float(image.min()) <= AIR,
+        not photo and all(float(channel.min()) <= AIR for channel in image),
         **({} if label is None else _structures(image, label, axes)),
     )
     return facts, problems
@@ -239,11 +240,15 @@ def _refuse_mixed(datalist: Path, scans: Sequence[ScanFacts]) -> None:
             raise UserError(f"{datalist}: scans differ in their number of {what}; {hint}:", lines)
 
 
-def _settle_kind(datalist: Path, scans: list[ScanFacts], modality: str) -> list[ScanFacts]:
-    """Take the data list's word for CT or MRI, else tell them apart by their values; refuse a mixture."""
-    said = re.search(r"\b(CT|MRI?)\b", modality, re.IGNORECASE)
+def _settle_kind(datalist: Path, scans: list[ScanFacts], modalities: Sequence[str]) -> list[ScanFacts]:
+    """Take the data list's word for CT or MRI, else tell them apart by their values; refuse a mixture.
+
+    Of several channels all must be CT, whose window is one for all.
+    """
+    said = [match[1].upper() for name in modalities if (match := re.search(r"\b(CT|MRI?)\b", name, re.IGNORECASE))]
     if said and not scans[0].is_photo:
-        return [replace(scan, is_ct=said[1].upper() == "CT") for scan in scans]
+        is_ct = said == ["CT"] * len(modalities)
+        return [replace(scan, is_ct=is_ct) for scan in scans]
     ct = [scan for scan in scans if scan.is_ct]
     others = [scan for scan in scans if not scan.is_ct]
     if ct and others:

@@ -6,6 +6,7 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
+from itertools import repeat, zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,13 +15,14 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
+from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from custom.data.checks import CaseRule, image_problems, read_image, read_label
+from custom.data.checks import Case, CaseRule, image_problems, read_image, read_label
 from custom.data.datalist import LISTS, overlap_problems, read_lists
 from custom.utils.errors import UserError
 from custom.utils.files import read_json
-from custom.utils.names import case_names, groups
+from custom.utils.names import case_files, case_names, groups
 from custom.utils.tables import format_table
 
 from .pool import process_pool
@@ -92,7 +94,7 @@ def _is_datalist(path: Path) -> bool:
 
 def _rule(about: Mapping[str, Any], contents: Mapping[str, Mapping[str, Sequence[dict]]]) -> CaseRule:
     """What the cases must be like: what most images are like, and what the data list says of its labels."""
-    files = [case["image"] for lists in contents.values() for name in LISTS for case in lists[name]]
+    files = [_files(case) for lists in contents.values() for name in LISTS for case in lists[name]]
     images = [image for file in dict.fromkeys(files[:5]) if (image := read_image(file)[0]) is not None]
     dimensions = Counter(image.ndim - 1 for image in images).most_common(1)[0][0] if images else 3
     channels = _num_channels(about)
@@ -116,28 +118,34 @@ def _num_classes(about: Mapping[str, Any]) -> int:
     return max(len(labels), 2) if isinstance(labels, list) else 2
 
 
-def _cases(contents: Mapping[str, Mapping[str, Sequence[dict]]]) -> list[dict[str, str]]:
+def _files(case: Mapping[str, Any]) -> tuple[str, ...]:
+    """The files of an image, one for each channel if there are several."""
+    return ensure_tuple(case["image"])
+
+
+def _cases(contents: Mapping[str, Mapping[str, Sequence[Case]]]) -> list[Case]:
     """Every image once, with its label where any list gives it one."""
-    cases: dict[str, dict[str, str]] = {}
+    cases: dict[tuple[str, ...], Case] = {}
     for lists in contents.values():
         for name in LISTS:
             for case in lists[name]:
-                cases.setdefault(case["image"], {}).update(case)
-    names = case_names(cases)
-    return [{**case, "case": names[image]} for image, case in cases.items()]
+                cases.setdefault(_files(case), {}).update(case)
+    places = case_files(cases)
+    names = case_names(places.values())
+    return [{**case, "case": names[places[files[0]]]} for files, case in cases.items()]
 
 
-def _check_case(case: dict[str, str], rule: CaseRule) -> Row:
+def _check_case(case: Case, rule: CaseRule) -> Row:
     """Read a case; runs in another process."""
     image, wrong = read_image(case["image"], rule.in_channels)
     row: Row = {"case": case["case"], "image": case["image"], "wrong": wrong, "odd": []}
     if image is None:
         return row
     wrong += image_problems(case["image"], image, rule)
-    row |= _describe(image)
-    if row["minimum"] == row["maximum"]:
-        text = f"{case['image']}: all voxels are {row['minimum']:g}."
-        row["odd"].append(Oddity("all voxels are the same", row["case"], text))
+    row |= _describe(image, _files(case))
+    for file, low, high in zip(_files(case), *_channels(row, "minimum", "maximum"), strict=True):
+        if low == high:
+            row["odd"].append(Oddity("all voxels are the same", row["case"], f"{file}: all voxels are {low:g}."))
     if "label" in case:
         label, problems = read_label(case["label"], image, rule.num_classes)
         wrong += problems
@@ -151,16 +159,25 @@ def _check_case(case: dict[str, str], rule: CaseRule) -> Row:
     return row
 
 
-def _describe(image: MetaTensor) -> Row:
-    values = image.as_tensor()
+def _channels(row: Row, *keys: str) -> list[list[Any]]:
+    """Columns of a row that are lists for an image of several files, as lists."""
+    return [row[key] if isinstance(row[key], list) else [row[key]] for key in keys]
+
+
+def _describe(image: MetaTensor, files: Sequence[str]) -> Row:
+    """Describe an image, CH[WD]; its intensities as lists, one for each file if there are several."""
+    parts = image.as_tensor().split(1) if len(files) > 1 else [image.as_tensor()]
+    columns: Row = {
+        "minimum": [float(part.min()) for part in parts],
+        "maximum": [float(part.max()) for part in parts],
+        "mean": [float(part.double().mean()) for part in parts],
+        "content": [hashlib.sha256(np.ascontiguousarray(part.numpy()).tobytes()).hexdigest() for part in parts],
+    }
     return {
         "shape": list(image.shape[1:]),
         "spacing": [round(step, 4) for step in affine_to_spacing(image.affine, image.ndim - 1).tolist()],
         "orientation": "".join(nib.aff2axcodes(image.affine.numpy())) if image.ndim == 4 else "",
-        "minimum": float(values.min()),
-        "maximum": float(values.max()),
-        "mean": float(values.double().mean()),
-        "content": hashlib.sha256(np.ascontiguousarray(values.numpy()).tobytes()).hexdigest(),
+        **{key: values if len(files) > 1 else values[0] for key, values in columns.items()},
     }
 
 
@@ -177,11 +194,19 @@ def _describe_label(label: MetaTensor, num_classes: int) -> Row:
 def _duplicates(rows: Sequence[Row], contents: Mapping[str, Mapping[str, Sequence[dict]]]) -> list[Oddity]:
     """Images with the same voxels under different names, and the lists that they stand in."""
     found = []
-    for same in groups((row for row in rows if "content" in row), key=lambda row: row["content"]):
-        images = {row["image"] for row in same}
-        lists = {name for content in contents.values() for name in LISTS for c in content[name] if c["image"] in images}
+    read = [
+        (row, *part)
+        for row in rows
+        if "content" in row
+        for part in zip(_files(row), *_channels(row, "content"), strict=True)
+    ]
+    for same in groups(read, key=lambda part: part[2]):
+        images, cases = {file for _, file, _ in same}, {row["case"] for row, _, _ in same}
+        lists = {
+            name for content in contents.values() for name in LISTS for c in content[name] if images & set(_files(c))
+        }
         text = f"{' and '.join(sorted(images))} hold the same voxels; they stand in {', '.join(sorted(lists))}."
-        found.append(Oddity("the same voxels", " and ".join(sorted(row["case"] for row in same)), text))
+        found.append(Oddity("the same voxels", " and ".join(sorted(cases)), text))
     return found
 
 
@@ -192,22 +217,33 @@ def _outliers(rows: Sequence[Row]) -> list[Oddity]:
     common = Counter(row["orientation"] for row in read).most_common(1)
     for row in read:
         if row["orientation"] != common[0][0]:
-            text = f"{row['image']}: orientation {row['orientation']}, most scans have {common[0][0]}."
+            text = f"{_files(row)[0]}: orientation {row['orientation']}, most scans have {common[0][0]}."
             found.append(Oddity(f"orientation differs from {common[0][0]}, which most have", row["case"], text))
     thick = [row for row in read if max(row["spacing"]) > ODD_RATIO * min(row["spacing"])]
     if 2 * len(thick) <= len(read):  # what most scans share is not odd
         found += [
-            Oddity("anisotropic", row["case"], f"{row['image']}: anisotropic, spacing {row['spacing']} mm.")
+            Oddity("anisotropic", row["case"], f"{_files(row)[0]}: anisotropic, spacing {row['spacing']} mm.")
             for row in thick
         ]
-    for key, what in (("spacing", "spacing"), ("maximum", "largest intensity")):
-        values = np.asarray([np.max(row[key]) for row in read], float)
-        middle = np.median(values) if len(values) else 0
-        for row, value in zip(read, values, strict=True):
-            if middle > 0 and not middle / ODD_RATIO <= value <= middle * ODD_RATIO:
-                text = f"{row['image']}: {what} {value:g}, the median is {middle:g}."
-                found.append(Oddity(f"{what} far from the median, {middle:g}", row["case"], text))
+    found += _far_from_median("spacing", [(row, _files(row)[0], max(row["spacing"])) for row in read])
+    by_channel = zip_longest(*(zip(repeat(row), _files(row), *_channels(row, "maximum")) for row in read))
+    for channel in by_channel:
+        found += _far_from_median("largest intensity", [part for part in channel if part is not None])
     return found
+
+
+def _far_from_median(what: str, values: Sequence[tuple[Row, str, float]]) -> list[Oddity]:
+    """Scans, each with the file to name and a value, that differ by a large factor from most."""
+    middle = np.median([value for _, _, value in values]) if values else 0
+    return [
+        Oddity(
+            f"{what} far from the median, {middle:g}",
+            row["case"],
+            f"{file}: {what} {value:g}, the median is {middle:g}.",
+        )
+        for row, file, value in values
+        if middle > 0 and not middle / ODD_RATIO <= value <= middle * ODD_RATIO
+    ]
 
 
 def _summary(odd: Sequence[Oddity]) -> list[str]:
@@ -231,7 +267,11 @@ def _table_row(row: Row) -> dict[str, str]:
         "shape": "x".join(map(str, row.get("shape", ["unreadable"]))),
         "spacing": "x".join(f"{step:g}" for step in row.get("spacing", [])),
         "axes": row.get("orientation", ""),
-        "range": f"{row['minimum']:g} to {row['maximum']:g}" if "minimum" in row else "",
+        "range": "; ".join(
+            f"{low:g} to {high:g}" for low, high in zip(*_channels(row, "minimum", "maximum"), strict=True)
+        )
+        if "minimum" in row
+        else "",
         "classes": ", ".join(
             f"{k}: {row['volume_ml'][k]:g} ml" if "volume_ml" in row else f"{k}: {n}"
             for k, n in row.get("voxels", {}).items()

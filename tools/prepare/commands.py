@@ -9,23 +9,23 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from monai.data import MetaTensor
-from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, Spacingd, SpatialPadd
+from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, ResampleToMatch, Spacingd, SpatialPadd
 
 from custom.data.dicom import series_problems
-from custom.data.finding import own_scans, tell_left_out
+from custom.data.finding import OwnScan, own_scans, tell_left_out
 from custom.data.folders import visible_files
 from custom.data.geometry import grid_problem
 from custom.data.photos import is_colored, is_photo
+from custom.data.readers import check_channels
 from custom.utils.errors import UserError
-from custom.utils.names import ALL, are_class_names, case_names, patient_name
+from custom.utils.names import ALL, are_channel_names, are_class_names, case_names, patient_name
 
 from ..plan.command import PLAN, plan_dataset, seconds
 from ..synthetic import write_dataset as write_volumes
@@ -208,6 +208,8 @@ def own(
     modality: str | None = None,
     seed: int = 1337,
     folds: int = 0,
+    channels: str | list[str] | None = None,
+    resample: bool = False,
     plan: str | None = PLAN,
     budget: str = "8h",
     memory_gb: float | None = None,
@@ -236,6 +238,9 @@ def own(
         seed: of the split.
         folds: for cross-validation, such as 5: also write fold_0.json, fold_1.json, ..., each of which keeps other
             labeled patients for validation.
+        channels: names at the end of the files of one case, such as "t1,t2"; nnU-Net's _0000, _0001 need none. The
+            channels of a case must lie on one grid.
+        resample: bring the other channels to the grid of the first.
         plan: file in the dataset folder with the settings chosen for these data, see ``crossmatch plan``; one that is
             there is kept. none to choose none.
         budget: how long a training may take on this machine, such as 20min, 8h or 2d.
@@ -245,10 +250,13 @@ def own(
     source, folder = Path(os.path.abspath(Path(images).expanduser())), Path(output).expanduser()
     described = Description(source)
     names = _class_names(described.classes or "foreground" if classes is None else classes)
-    modality = described.modality or "unknown" if modality is None else modality
-    pairs = own_scans(source, None if labels is None else Path(labels).expanduser(), folder)
-    named = {name: Path(file) for file, name in case_names(pairs).items()}
-    found = _own_files({name: (image, pairs[image]) for name, image in named.items()}, len(names) + 1)
+    known = described.channels
+    modality = (known[0] if len(known) == 1 else "unknown") if modality is None else modality
+    ends = None if channels is None else _channel_names(channels)
+    label_folder = None if labels is None else Path(labels).expanduser()
+    scans = own_scans(source, label_folder, folder, ends, len(known) or None)
+    named = {name: Path(file) for file, name in case_names(scans).items()}
+    found = _own_files({name: scans[case] for name, case in named.items()}, len(names) + 1)
     # The source may itself be the only scan, a DICOM series.
     below = {name: image.relative_to(source if image != source else source.parent) for name, image in named.items()}
     patients = _patients(below, patient_pattern)
@@ -258,9 +266,10 @@ def own(
     lists["unlabeled"] = [name for name in found if name not in labeled]
     of_folds = fold_lists(lists, patients, folds, int(seed), folder) if folds else {}
     lists = without_held_out(lists, patients)
+    modalities = _modalities(list(found.values()), ends or known, modality)
     about = {
         "name": folder.name,
-        "modality": _channels(found.values(), modality),
+        "modality": modalities,
         "labels": dict(enumerate(["background", *names])),
     }
     options = {
@@ -272,8 +281,12 @@ def own(
         "modality": modality,
         "seed": seed,
     }
-    record = {"command": "own", "source": str(images), "options": options | ({"folds": folds} if folds else {})}
-    _prepare(str(folder), found, {"datalist.json": lists} | of_folds, about, record)
+    # Options that came later are kept where they are used, so that a folder prepared before is known again.
+    options |= {"folds": folds} if folds else {}
+    if ends is not None or any(files.others for files in found.values()):
+        options |= {"channels": ends, "resample": resample}
+    record = {"command": "own", "source": str(images), "options": options}
+    _prepare(str(folder), found, {"datalist.json": lists} | of_folds, about, record, resample=resample)
     if plan is not None and lists["training"]:
         _plan(folder, folder / plan, budget, memory_gb)
 
@@ -285,10 +298,14 @@ def _plan(folder: Path, path: Path, budget: str, memory_gb: float | None) -> Non
         plan_dataset(folder / "datalist.json", path, budget, memory_gb)
 
 
-def _channels(found: Iterable[Files], modality: str) -> dict[str, str]:
+def _modalities(found: Sequence[Files], names: Sequence[str], modality: str) -> dict[str, str]:
     """Name the channels; one color photograph makes three, which grey ones among them are then read as."""
-    colored = any(isinstance(files.image, Path) and is_colored(files.image) for files in found)
-    return {"0": "red", "1": "green", "2": "blue"} if colored else {"0": str(modality)}
+    number = 1 + len(found[0].others)
+    if number == 1 and any(isinstance(files.image, Path) and is_colored(files.image) for files in found):
+        names = ["red", "green", "blue"]
+    elif len(names) != number and (number > 1 or not names):
+        names = [str(modality)] * number
+    return {str(place): name for place, name in enumerate(names)}
 
 
 def _prepare(
@@ -301,6 +318,7 @@ def _prepare(
     allow_missing: bool = False,
     crop: str = "none",
     settle: Callable[[Mapping[str, Files]], Mapping[str, Files]] | None = None,
+    resample: bool = False,
 ) -> None:
     """Write the scans and the data lists that name them; ``settle`` is what only all scans together can tell."""
     listed = dict.fromkeys(name for content in lists.values() for names in content.values() for name in names)
@@ -322,7 +340,7 @@ def _prepare(
     refuse_other_data(output, record)
     files = files if settle is None else settle({name: files[name] for name in names})
     one_structure = len(about["labels"]) == 2
-    scans = {name: _scan(name, files[name], process, one_structure) for name in names}
+    scans = {name: _scan(name, files[name], process, one_structure, resample) for name in names}
     datalists = {file: {**about, **_entries(content, scans)} for file, content in usable.items()}
     folder = write_dataset(output, list(scans.values()), datalists, record)
     print(f"{len(scans)} scan(s) in {folder}; data lists: {', '.join(datalists)}")
@@ -342,27 +360,35 @@ def _supervised(content: Lists) -> list[str]:
     return [name for key, names in content.items() if key != "unlabeled" for name in names]
 
 
-def _entries(content: Lists, scans: Mapping[str, Scan]) -> dict[str, list[dict[str, str]]]:
+def _entries(content: Lists, scans: Mapping[str, Scan]) -> dict[str, list[dict[str, Any]]]:
     """Turn names into entries of a data list; unlabeled ones get no label even where there is one."""
     entries = {}
     for name, members in content.items():
         keys = ("image",) if name == "unlabeled" else ("image", "label")
-        entries[name] = [{key: scans[member].path(key) for key in keys} for member in members]
+        entries[name] = [scans[member].entry(keys) for member in members]
     return entries
 
 
-def _scan(name: str, files: Files, process: Callable[[dict], dict] | None, one_structure: bool = False) -> Scan:
-    read, has_label = partial(_read, files, process), files.label is not None
-    scan = Scan(name, read, has_label, made_from=files.made_from, one_structure=one_structure)
-    if isinstance(files.image, Path):
-        return replace(scan, ending=files.image.suffix.lower(), label_ending=".png")
-    return scan
+def _scan(
+    name: str,
+    files: Files,
+    process: Callable[[dict], dict] | None,
+    one_structure: bool = False,
+    resample: bool = False,
+) -> Scan:
+    read, has_label = partial(_read, files, process, resample), files.label is not None
+    images = (files.image, *files.others)
+    endings = tuple(image.suffix.lower() if isinstance(image, Path) else ".nii.gz" for image in images)
+    label_ending = ".png" if isinstance(files.image, Path) else ".nii.gz"
+    return Scan(name, read, has_label, endings, label_ending, files.made_from, one_structure)
 
 
-def _read(files: Files, process: Callable[[dict], dict] | None) -> dict[str, MetaTensor | Path]:
+def _read(files: Files, process: Callable[[dict], dict] | None, resample: bool) -> dict[str, Any]:
     """Read a scan; in another process, when scans are written in parallel."""
-    image = sources.read_volume(str(files.image)) if isinstance(files.image, Path) else files.image()
-    sample: dict[str, MetaTensor | Path] = {"image": image}
+    found = (files.image, *files.others)
+    image, *others = [sources.read_volume(str(part)) if isinstance(part, Path) else part() for part in found]
+    others = _on_one_grid(image, others, files, resample) if others else others
+    sample: dict[str, Any] = {"image": image}
     if files.label is not None:
         label = files.label()
         difference = grid_problem(label, image)
@@ -371,7 +397,22 @@ def _read(files: Files, process: Callable[[dict], dict] | None) -> dict[str, Met
         label.affine = image.affine
         sample["label"] = label
     sample = sample if process is None else process(sample)
-    return sample | {"image": files.image} if isinstance(files.image, Path) else sample
+    images = zip(found, (sample.pop("image"), *others), strict=True)
+    return {"images": [part if isinstance(part, Path) else read for part, read in images], **sample}
+
+
+def _on_one_grid(image: MetaTensor, others: Sequence[MetaTensor], files: Files, resample: bool) -> list[MetaTensor]:
+    """Give an image's other channels, 1H[WD], the grid of the first."""
+    brought: list[Any] = [
+        ResampleToMatch(mode="bilinear")(channel, image)
+        if resample and not isinstance(part, Path) and grid_problem(channel, image) is not None
+        else channel
+        for channel, part in zip(others, files.others, strict=True)
+    ]
+    check_channels([image, *brought], files.made_from[: 1 + len(others)])
+    for channel in brought:
+        channel.affine = image.affine
+    return brought
 
 
 def _crop(margin: Sequence[int | None], size: Sequence[int]) -> list[Callable]:
@@ -431,15 +472,20 @@ def _detect(source: str, **layouts: Callable[[Path], dict[str, Files]]) -> tuple
     raise UserError(f"{source}: holds no scans in a known layout (found {', '.join(found) or 'nothing'}):", expected)
 
 
-def _own_files(scans: Mapping[str, tuple[Path, Path | None]], num_classes: int) -> dict[str, Files]:
+def _own_files(scans: Mapping[str, OwnScan], num_classes: int) -> dict[str, Files]:
     """Say how each image and its label, if any, are read, and refuse DICOM folders that cannot be."""
-    problems = series_problems([path for pair in scans.values() for path in pair if path is not None and path.is_dir()])
+    paths = [path for scan in scans.values() for path in (*scan.files, scan.label)]
+    problems = series_problems([path for path in paths if path is not None and path.is_dir()])
     if problems:
         raise UserError(f"{len(problems)} DICOM series cannot be read, nothing was written:", problems)
-    files = {name: sources.scan_files(image, label, num_classes) for name, (image, label) in scans.items()}
-    return {
-        name: made._replace(image=scans[name][0]) if is_photo(scans[name][0]) else made for name, made in files.items()
-    }
+    return {name: _own_case(scan, num_classes) for name, scan in scans.items()}
+
+
+def _own_case(scan: OwnScan, num_classes: int) -> Files:
+    first, *others = [path if is_photo(path) else partial(sources.read_volume, str(path)) for path in scan.files]
+    made = sources.scan_files(scan.files[0], scan.label, num_classes)
+    places = [str(path) for path in scan.files]
+    return made._replace(image=first, others=tuple(others), made_from=(*places, *made.made_from[1:]))
 
 
 def _patients(scans: Mapping[str, Path], pattern: str | None) -> dict[str, str]:
@@ -452,6 +498,14 @@ def _patients(scans: Mapping[str, Path], pattern: str | None) -> dict[str, str]:
     if alone:
         print(f"--patient_pattern finds no patient in {len(alone)} scan(s), each then its own: {', '.join(alone[:20])}")
     return patients
+
+
+def _channel_names(channels: str | Sequence[str]) -> list[str]:
+    names = [name.strip() for name in (channels.split(",") if isinstance(channels, str) else map(str, channels))]
+    if not are_channel_names(names):
+        hint = "must be the ends of the files' names, all different, such as t1,t2"
+        raise UserError(f"--channels {hint}; got {','.join(names)}.")
+    return names
 
 
 def _class_names(classes: str | Sequence[str]) -> list[str]:

@@ -34,11 +34,11 @@ class Description:
             raise UserError(f"{self.path}: expected names and values; mend it, or take it away.")
 
     @property
-    def modality(self) -> str | None:
-        """Name of the only channel, such as CT; None where there are several, or none is named."""
+    def channels(self) -> list[str]:
+        """Names of the channels, such as CT, in the order of their numbers; none where they are not named."""
         channels: Any = self.content.get("channel_names") or self.content.get("modality")
-        names = list(channels.values()) if isinstance(channels, Mapping) else []
-        return str(names[0]) if len(names) == 1 else None
+        numbered = isinstance(channels, Mapping) and all(str(key).isdigit() for key in channels)
+        return [str(channels[key]) for key in sorted(channels, key=int)] if numbered else []
 
     @property
     def classes(self) -> list[str] | None:

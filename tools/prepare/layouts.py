@@ -44,12 +44,14 @@ __all__ = [
 class Files(NamedTuple):
     """How to read an image and, where there is one, its label, CH[WD]; a path is a photograph that is copied.
 
-    ``made_from`` are the files and folders that are read, and what else the result hangs on.
+    ``others`` are the image's other channels, where they have files of their own. ``made_from`` are the files and
+    folders that are read, and what else the result hangs on.
     """
 
     image: Callable[[], MetaTensor] | Path
     label: Callable[[], MetaTensor] | None = None
     made_from: tuple[str, ...] = ()
+    others: tuple[Callable[[], MetaTensor] | Path, ...] = ()
 
 
 def scan_files(image: Path, label: Path | None, num_classes: int) -> Files:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from monai.utils import ensure_tuple
 
 from custom.data.datalist import read_lists
 from custom.utils.errors import UserError
-from custom.utils.names import file_stem
+from custom.utils.names import case_file, file_stem
 
 __all__ = ["fold_lists", "split_patients", "trained_before", "without_held_out"]
 
@@ -17,8 +20,13 @@ def trained_before(folder: Path, patients: Mapping[str, str]) -> set[str]:
     """Patients whose scans an earlier preparation of this folder has listed for training, labeled or not."""
     datalist = folder / "datalist.json"
     lists = read_lists(datalist) if datalist.is_file() else {}
-    names = {file_stem(case["image"]) for key in ("training", "unlabeled") for case in lists.get(key, ())}
+    names = {_stem(case) for key in ("training", "unlabeled") for case in lists.get(key, ())}
     return {patients[name] for name in names if name in patients}
+
+
+def _stem(case: Mapping[str, Any]) -> str:
+    """Find the name under which a case was prepared."""
+    return file_stem(case_file(ensure_tuple(case["image"])))
 
 
 def split_patients(
@@ -118,5 +126,5 @@ def fold_lists(
 
 def _validated_before(datalist: Path, patients: Mapping[str, str]) -> set[str]:
     lists = read_lists(datalist) if datalist.is_file() else {}
-    names = {file_stem(case["image"]) for case in lists.get("validation", ())}
+    names = {_stem(case) for case in lists.get("validation", ())}
     return {patients[name] for name in names if name in patients}

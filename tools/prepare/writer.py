@@ -44,10 +44,10 @@ class Scan:
 
     Args:
         name: of its files, without ending.
-        read: returns ``image`` and, where there is one, ``label``: CH[WD], or the path of a file that is to be copied;
-            must be picklable, a partial for instance.
+        read: returns ``images``, as many as there are ``endings``, and, where there is one, ``label``: CH[WD], or the
+            path of a file that is to be copied; must be picklable, a partial for instance.
         has_label: whether ``read`` returns a label.
-        ending: of the image's file.
+        endings: of the image's files, one for each channel that has a file of its own.
         label_ending: of the label's file.
         made_from: files and folders that ``read`` reads, and what else its result hangs on, see
             :func:`custom.utils.files.fingerprint`.
@@ -55,21 +55,34 @@ class Scan:
     """
 
     name: str
-    read: Callable[[], Mapping[str, MetaTensor | Path]]
+    read: Callable[[], Mapping[str, Any]]
     has_label: bool
-    ending: str = ".nii.gz"
+    endings: tuple[str, ...] = (".nii.gz",)
     label_ending: str = ".nii.gz"
     made_from: tuple[str, ...] = ()
     one_structure: bool = False
 
-    def path(self, key: str) -> str:
-        """Path of ``image`` or ``label`` relative to the dataset folder."""
-        return f"{key}s/{self.name}{self.ending if key == 'image' else self.label_ending}"
+    @property
+    def images(self) -> list[str]:
+        """Paths of the image's files relative to the dataset folder; several are numbered, as nnU-Net numbers them."""
+        if len(self.endings) == 1:
+            return [f"images/{self.name}{self.endings[0]}"]
+        return [f"images/{self.name}_{number:04d}{ending}" for number, ending in enumerate(self.endings)]
 
     @property
-    def paths(self) -> dict[str, str]:
+    def label(self) -> str:
+        """Path of the label, which need not have one."""
+        return f"labels/{self.name}{self.label_ending}"
+
+    @property
+    def paths(self) -> list[str]:
         """Paths of everything that belongs to the scan."""
-        return {key: self.path(key) for key in (("image", "label") if self.has_label else ("image",))}
+        return [*self.images, *([self.label] if self.has_label else [])]
+
+    def entry(self, keys: Sequence[str]) -> dict[str, str | list[str]]:
+        """Give the scan's entry in a data list, with ``image`` or ``label`` or both."""
+        paths = {"image": self.images if len(self.images) > 1 else self.images[0], "label": self.label}
+        return {key: paths[key] for key in keys}
 
 
 def write_dataset(
@@ -97,7 +110,7 @@ def write_dataset(
     done = {
         scan.name
         for scan in scans
-        if all(files.get(path) for path in scan.paths.values()) and earlier.get(scan.name) == made_from[scan.name]
+        if all(files.get(path) for path in scan.paths) and earlier.get(scan.name) == made_from[scan.name]
     }
     waiting = [scan for scan in scans if scan.name not in done]
     record |= {"files": files, "made_from": {name: made for name, made in made_from.items() if name in done}}
@@ -181,11 +194,12 @@ def _reason(error: BaseException) -> str:
 def _write_scan(output: Path, scan: Scan) -> dict[str, str]:
     """Read a scan and write its files; return their checksums."""
     sample: Mapping[str, Any] = scan.read()
-    digests = {}
-    for key, path in scan.paths.items():
-        is_label = key == "label"
-        content = to_label(sample[key], path) if is_label else sample[key]
-        digests[path] = _write(output / path, content, is_label, white=255 if is_label and scan.one_structure else None)
+    digests = {
+        path: _write(output / path, image, False) for path, image in zip(scan.images, sample["images"], strict=True)
+    }
+    if scan.has_label:
+        label, white = to_label(sample["label"], scan.label), 255 if scan.one_structure else None
+        digests[scan.label] = _write(output / scan.label, label, True, white)
     return digests
 
 
