@@ -78,6 +78,8 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
         if not set(test_time_flips) <= set(range(len(roi_size))):
             known = list(range(len(roi_size)))
             raise UserError(f"test_time_flips must be spatial axes out of {known}, got {list(test_time_flips)}.")
+        #: What the network gets, in voxels per axis.
+        self.window = tuple(roi_size)
         if slice_axis is not None:
             roi_size, stride = (_with_single_slice(values, slice_axis) for values in (roi_size, stride))
         overlap = [max(0.0, 1 - step / size - 1e-6) for size, step in zip(roi_size, stride, strict=True)]
