@@ -9,22 +9,23 @@ from monai.engines import SupervisedEvaluator
 from custom.handlers.precision import PrecisionCheck
 from custom.inference import SlidingWindowProbabilities
 from custom.losses import CrossMatchLoss
-from custom.networks import VNet
+from custom.networks import UNet, VNet
 from custom.perturbations import CutMix
 from custom.trainer import CrossMatchTrainer
+from custom.utils.device import MixedPrecision
 
 pytestmark = pytest.mark.skipif(not torch.cpu._is_avx512_bf16_supported(), reason="no bfloat16 on this processor")
-SIZE = (16, 16, 16)
+SIZE = (16, 16)
 WEIGHTS = {"supervised": 0.5, "image_perturbation": 0.25, "distillation": 0.5}
 
 
-class _Fine(VNet):
+class _Fine(UNet):
     """A network that is faster in bfloat16, since it computes less there."""
 
     slow_type = torch.float32
 
     def __init__(self):
-        super().__init__(base_filters=2)
+        super().__init__(out_channels=2, base_filters=2)
 
     def decode(self, features):
         low = torch.is_autocast_enabled("cpu")
@@ -43,10 +44,10 @@ class _Wrong(_Fine):
     """A network that subtracts large numbers, of which bfloat16 keeps eight bits."""
 
     def decode(self, features):
-        return super().decode([level + 1000 - 1000 for level in features])
+        return super().decode(features) + 1000 - 1000
 
 
-def _network(kind) -> VNet:
+def _network(kind) -> UNet:
     torch.manual_seed(0)
     return kind()
 
@@ -64,7 +65,7 @@ def _segment(network, **options) -> torch.Tensor:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        (_Wrong, r"amp: bfloat16 is \d+% off on a patch, more than rounding, computing in float32."),
+        (_Wrong, r"amp: bfloat16 computes the result of a patch wrong here, computing in float32."),
         (_Slow, r"amp: bfloat16 takes \d+\.\d\d times as long as float32 on a patch, computing in float32."),
         (_Fine, None),
     ],
@@ -100,23 +101,50 @@ def _trainer(network, check: PrecisionCheck, amp: bool = True) -> CrossMatchTrai
 
 @pytest.mark.parametrize(("kind", "expected"), [(_Wrong, torch.float32), (_Slow, torch.bfloat16)])
 def test_training_takes_float32_only_where_bfloat16_is_wrong(kind, expected, caplog):
-    check = PrecisionCheck()
-    trainer = _trainer(_network(kind), check)
+    network = _network(kind)
+    check = PrecisionCheck(network)
+    trainer = _trainer(network, check)
     trainer.run()
     assert trainer.mixed_precision.dtype == expected
     assert check.state_dict() == {"fell_back": expected == torch.float32}
     assert len(caplog.messages) == 1
-    twin = _trainer(_network(kind), PrecisionCheck(), amp=expected == torch.bfloat16)
-    twin.run()
-    assert trainer.network.training
-    for mine, other in zip(trainer.network.parameters(), twin.network.parameters(), strict=True):
-        assert torch.equal(mine, other)
+    twin = _network(kind)
+    _trainer(twin, PrecisionCheck(), amp=expected == torch.bfloat16).run()
+    assert network.training
+    assert all(torch.equal(mine, other) for mine, other in zip(network.parameters(), twin.parameters(), strict=True))
+
+
+class _WrongGradient(torch.autograd.Function):
+    """The gradient of another function."""
+
+    @staticmethod
+    def forward(context, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(context, gradient):
+        return gradient.flip(-1) * 3
+
+
+class _LearnsWrong(_Fine):
+    def decode(self, features):
+        logits = super().decode(features)
+        return _WrongGradient.apply(logits) if torch.is_autocast_enabled("cpu") else logits
+
+
+def test_training_takes_float32_where_only_the_gradient_is_wrong(caplog):
+    network = _network(_LearnsWrong)
+    trainer = _trainer(network, PrecisionCheck(network))
+    trainer.run()
+    assert trainer.mixed_precision.dtype == torch.float32
+    assert caplog.messages == ["amp: bfloat16 computes the gradient of a patch wrong here, computing in float32."]
 
 
 def test_training_goes_on_in_the_type_that_it_had():
-    check = PrecisionCheck()
+    network = _network(_Fine)
+    check = PrecisionCheck(network)
     check.load_state_dict({"fell_back": True})
-    trainer = _trainer(_network(_Fine), check)
+    trainer = _trainer(network, check)
     trainer.run()
     assert trainer.mixed_precision.dtype == torch.float32
 
@@ -125,13 +153,35 @@ def test_validation_computes_in_the_type_of_training():
     inferer = SlidingWindowProbabilities(SIZE, SIZE, amp=True)
     network = _network(_Wrong)
     validator = SupervisedEvaluator("cpu", [], network, inferer=inferer)
-    _trainer(network, PrecisionCheck(validator)).run()
+    _trainer(network, PrecisionCheck(network, validator)).run()
     assert not inferer.amp
 
 
 def test_nothing_is_compared_in_float32(caplog):
-    check = PrecisionCheck()
-    _trainer(_network(_Wrong), check, amp=False).run()
+    network = _network(_Wrong)
+    check = PrecisionCheck(network)
+    _trainer(network, check, amp=False).run()
     _segment(_network(_Wrong), amp=False, handlers=[check])
     assert not check.fell_back
     assert caplog.messages == []
+
+
+def _adds_to_what_is_in_memory() -> bool:
+    """Whether this processor and this PyTorch have the error of small maps that the handler tells of."""
+    layer, maps = torch.nn.Conv3d(16, 16, 3, padding=1), torch.randn(1, 16, 2, 2, 2)
+    gradients = []
+    for low in (False, *[True] * 8):
+        for _ in range(3):
+            torch.full((10**6,), 1e30)
+        with torch.autocast("cpu", torch.bfloat16, enabled=low):
+            gradients += torch.autograd.grad(layer(maps).float().square().sum(), [layer.weight])
+    return not all(torch.allclose(gradients[0], gradient, rtol=0.5, atol=10) for gradient in gradients)
+
+
+def test_an_error_of_this_processor_is_found():
+    if not _adds_to_what_is_in_memory():
+        pytest.skip("this processor, or this PyTorch, computes small maps right")
+    torch.manual_seed(0)
+    found = MixedPrecision("cpu", enabled=True).compare(VNet(), torch.randn(1, 1, 32, 32, 32), gradients=True)
+    assert found.error < 0.1
+    assert found.is_wrong
