@@ -202,22 +202,22 @@ class SplitUncertaintyd(_Framesd):
 class LabelMapd(_Framesd):
     """Turn probabilities, (T*N)H[WD], into class indices, frame by frame.
 
-    With ``invert`` the probabilities are still on the network's grid, and are brought back a few channels at a time,
+    With ``invert`` the probabilities are still on the network's grid, and are brought back a few classes at a time where they are large,
     keeping the most probable class so far: on the scan's grid those of all classes may not fit into memory.
 
     Args:
         keys: see :class:`_Framesd`.
         num_classes: see :class:`_Framesd`.
         invert: brings channels back to the scan's grid, each as it would alone.
-        channels: how many are brought back at a time.
+        values: how many probabilities are brought back at a time, but at least those of a class.
     """
 
     def __init__(
-        self, keys: KeysCollection, num_classes: int, invert: Invertd | None = None, channels: int = 4
+        self, keys: KeysCollection, num_classes: int, invert: Invertd | None = None, values: int = 2**26
     ) -> None:
         super().__init__(keys, num_classes)
         self.invert = invert
-        self.channels = channels
+        self.values = values
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the sample with class indices, TH[WD], uint8, instead of probabilities."""
@@ -231,8 +231,9 @@ class LabelMapd(_Framesd):
         if self.invert is None:
             return probs.argmax(0, keepdim=True).to(torch.uint8)
         best = label = torch.empty(0)
-        for first in range(0, self.num_classes, self.channels):
-            part = self.invert({**sample, key: probs[first : first + self.channels]})[key]
+        channels = max(1, self.values // probs[0].numel())
+        for first in range(0, self.num_classes, channels):
+            part = self.invert({**sample, key: probs[first : first + channels]})[key]
             if first == 0:
                 best, label = part[:1].as_tensor().clone(), torch.zeros_like(part[:1], dtype=torch.uint8)
             for index, channel in enumerate(part.as_tensor().split(1), start=first):

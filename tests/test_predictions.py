@@ -31,7 +31,7 @@ def test_label_map_of_a_few_channels_at_a_time_is_that_of_all(channels, frames):
     probs[1] = probs[0]  # equals, of which the first counts
     sample = {"image": image, "pred": probs}
     expected = LabelMapd("pred", 7)(invert(dict(sample)))["pred"]
-    found = LabelMapd("pred", 7, invert=invert, channels=channels)(dict(sample))["pred"]
+    found = LabelMapd("pred", 7, invert=invert, values=channels * probs[0].numel())(dict(sample))["pred"]
     assert found.shape == (frames, 14, 12, 9)
     assert found.dtype == torch.uint8
     assert expected[0].unique().numel() == 6
