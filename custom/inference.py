@@ -202,8 +202,8 @@ class SplitUncertaintyd(_Framesd):
 class LabelMapd(_Framesd):
     """Turn probabilities, (T*N)H[WD], into class indices, frame by frame.
 
-    With ``invert`` the probabilities are still on the network's grid, and are brought back a few classes at a time where they are large,
-    keeping the most probable class so far: on the scan's grid those of all classes may not fit into memory.
+    With ``invert`` the probabilities are still on the network's grid. Where they are many, they are brought back a few
+    classes at a time, keeping the most probable so far: on the scan's grid all of them may not fit into memory.
 
     Args:
         keys: see :class:`_Framesd`.
