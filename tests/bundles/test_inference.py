@@ -14,6 +14,7 @@ from monai.transforms import LoadImage
 from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 from starter import run_command
 
+from benchmarks.bundle import bundle_config
 from custom.networks import VNet
 
 GRIDS = {
@@ -224,3 +225,19 @@ def test_weights_that_are_no_ensemble_are_named(members, run_bundle, tiny_datase
 def test_an_ensemble_is_scored(members, run_bundle, tiny_dataset, tmp_path):
     run_bundle("evaluating", ["train", "evaluate"], datalist=str(tiny_dataset), ckpt_path=members)
     assert (tmp_path / "eval" / "metrics.csv").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "expected"),
+    [
+        ("la", None, [56, 56, 40]),
+        ("la", [80, 60, 8], [80, 60, 40]),
+        ("pancreas", None, [48, 48, 48]),
+        ("acdc", None, [256, 256, 1]),
+        ("isic", None, [256, 256]),
+    ],
+)
+def test_fast_inference_has_windows_at_least_half_a_patch_apart(name, stride, expected):
+    inferer = bundle_config(name, ["inference"], {"fast": True, "stride": stride}).get_parsed_content("inferer")
+    steps = [int(size * (1 - overlap)) for size, overlap in zip(inferer.roi_size, inferer.overlap, strict=True)]
+    assert steps == expected
