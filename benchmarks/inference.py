@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from custom.utils.cli import run
+from custom.utils.folding import fold_batch_norm
 from custom.utils.weights import read_weights
 
 from .bundle import available_device, bundle_config
@@ -72,6 +73,8 @@ def _segmentation(
     config.get_parsed_content("keep_memory")
     network = config.get_parsed_content("network").eval()
     network.load_state_dict(read_weights(ckpt_path, network))
+    if settings.get("amp", True):
+        network = fold_batch_norm(network)
     volume = config.get_parsed_content("dataset")[0]["image"].as_tensor()[None].to(settings["device"])
     inferer, num_classes = config.get_parsed_content("inferer"), config.get_parsed_content("num_classes")
     frames = (-1, num_classes)  # one behind the other in the channels

@@ -15,7 +15,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import PILWriter
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import KeepLargestConnectedComponent, MapTransform, SaveImaged
+from monai.transforms import Invertd, KeepLargestConnectedComponent, MapTransform, SaveImaged
 from torch import nn
 
 from .perturbations import FeatureDropout
@@ -78,6 +78,8 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
         if not set(test_time_flips) <= set(range(len(roi_size))):
             known = list(range(len(roi_size)))
             raise UserError(f"test_time_flips must be spatial axes out of {known}, got {list(test_time_flips)}.")
+        #: What the network gets, in voxels per axis.
+        self.window = tuple(roi_size)
         if slice_axis is not None:
             roi_size, stride = (_with_single_slice(values, slice_axis) for values in (roi_size, stride))
         overlap = [max(0.0, 1 - step / size - 1e-6) for size, step in zip(roi_size, stride, strict=True)]
@@ -114,7 +116,8 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
         segment: Callable[..., Any] = super().__call__
         images = inputs.split(1, dim=1) if self.series else [inputs]
         with _feature_dropout_on(network if self.uncertainty else None):
-            return torch.cat([segment(image, predict, *args, **kwargs) for image in images], dim=1)
+            probs = [segment(image, predict, *args, **kwargs) for image in images]
+        return probs[0] if len(probs) == 1 else torch.cat(probs, dim=1)  # a copy may not fit into memory
 
     def _segment(
         self, windows: torch.Tensor, network: Callable[..., torch.Tensor], *args: Any, **kwargs: Any
@@ -197,15 +200,46 @@ class SplitUncertaintyd(_Framesd):
 
 
 class LabelMapd(_Framesd):
-    """Turn probabilities, (T*N)H[WD], into class indices, frame by frame."""
+    """Turn probabilities, (T*N)H[WD], into class indices, frame by frame.
+
+    With ``invert`` the probabilities are still on the network's grid. Where they are many, they are brought back a few
+    classes at a time, keeping the most probable so far: on the scan's grid all of them may not fit into memory.
+
+    Args:
+        keys: see :class:`_Framesd`.
+        num_classes: see :class:`_Framesd`.
+        invert: brings channels back to the scan's grid, each as it would alone.
+        values: how many probabilities are brought back at a time, but at least those of a class.
+    """
+
+    def __init__(
+        self, keys: KeysCollection, num_classes: int, invert: Invertd | None = None, values: int = 2**26
+    ) -> None:
+        super().__init__(keys, num_classes)
+        self.invert = invert
+        self.values = values
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the sample with class indices, TH[WD], uint8, instead of probabilities."""
         sample = dict(data)
         for key in self.keys:
             frames = sample[key].split(self.num_classes)
-            sample[key] = torch.cat([probs.argmax(0, keepdim=True).to(torch.uint8) for probs in frames])
+            sample[key] = torch.cat([self._label_map(sample, key, probs) for probs in frames])
         return sample
+
+    def _label_map(self, sample: dict[Hashable, Any], key: Hashable, probs: torch.Tensor) -> torch.Tensor:
+        if self.invert is None:
+            return probs.argmax(0, keepdim=True).to(torch.uint8)
+        best = label = torch.empty(0)
+        channels = max(1, self.values // probs[0].numel())
+        for first in range(0, self.num_classes, channels):
+            part = self.invert({**sample, key: probs[first : first + channels]})[key]
+            if first == 0:
+                best, label = part[:1].as_tensor().clone(), torch.zeros_like(part[:1], dtype=torch.uint8)
+            for index, channel in enumerate(part.as_tensor().split(1), start=first):
+                label[channel > best] = index  # as argmax, which gives the first of equals
+                torch.maximum(best, channel, out=best)
+        return label
 
 
 class KeepLargestComponentd(MapTransform):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
+from monai.transforms import Compose, Invertd, Orientationd, Spacingd
 
 from custom.inference import LabelMapd, SavePredictiond
 from custom.utils.errors import UserError
@@ -16,6 +17,27 @@ def test_label_map_takes_the_most_probable_class_of_every_frame():
     for frame, part in enumerate((probs[:3], probs[3:])):
         assert torch.equal(labels[frame].as_tensor().long(), part.as_tensor().argmax(0))
     assert torch.equal(labels.affine, probs.affine)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 8])
+@pytest.mark.parametrize("frames", [1, 2])
+def test_label_map_of_a_few_channels_at_a_time_is_that_of_all(channels, frames):
+    torch.manual_seed(0)
+    affine = torch.tensor([[0, 0.9, 0, 3], [-1.3, 0, 0, 5], [0, 0.1, 2.1, 7], [0, 0, 0, 1.0]])
+    preprocessing = Compose([Orientationd("image", "RAS", labels=None), Spacingd("image", [1.0] * 3, dtype=np.float32)])
+    image = preprocessing({"image": MetaTensor(torch.rand(1, 14, 12, 9), affine=affine)})["image"]
+    invert = Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False)
+    probs = MetaTensor(torch.rand(frames * 7, *image.shape[1:]))
+    probs[1] = probs[0]  # equals, of which the first counts
+    sample = {"image": image, "pred": probs}
+    expected = LabelMapd("pred", 7)(invert(dict(sample)))["pred"]
+    found = LabelMapd("pred", 7, invert=invert, values=channels * probs[0].numel())(dict(sample))["pred"]
+    assert found.shape == (frames, 14, 12, 9)
+    assert found.dtype == torch.uint8
+    assert expected[0].unique().numel() == 6
+    assert torch.equal(found.as_tensor(), expected.as_tensor())
+    assert torch.equal(found.affine, expected.affine)
+    assert found.affine.allclose(affine.double())
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".png"])

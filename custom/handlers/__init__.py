@@ -5,6 +5,7 @@ from .best_weights import BestWeights, WeightsCheckpointLoader
 from .checkpoints import EXIT_STOPPED, Checkpoints, Stateful
 from .guards import CollapseWarning, NonFiniteGuard, SizeAdvice
 from .panels import CasePanels, TensorBoardSession, ViewPanels
+from .precision import PrecisionCheck
 from .progress import ProgressBar
 from .schedule import SigmoidRampUp
 from .tables import CaseTable, VolumeTable
@@ -18,6 +19,7 @@ __all__ = [
     "Checkpoints",
     "CollapseWarning",
     "NonFiniteGuard",
+    "PrecisionCheck",
     "ProgressBar",
     "SigmoidRampUp",
     "SizeAdvice",

@@ -12,6 +12,7 @@ from monai.handlers import CheckpointLoader
 from torch import nn
 
 from ..networks import MeanEnsemble
+from ..utils.folding import fold_batch_norm
 from ..utils.weights import read_weights, save_weights
 
 __all__ = ["BestWeights", "WeightsCheckpointLoader"]
@@ -71,13 +72,18 @@ class BestWeights:
 
 
 class WeightsCheckpointLoader(CheckpointLoader):
-    """MONAI's ``CheckpointLoader`` that says what to do when there are no weights, and makes an ensemble of several.
+    """MONAI's ``CheckpointLoader`` for inference: it says what to do when there are no weights, and makes an ensemble.
+
+    The engine computes with a copy whose batch norm is folded into its convolutions, see
+    :func:`custom.utils.folding.fold_batch_norm`; the network that is loaded into keeps its layers, and their names.
 
     Its name ends as MONAI's does, because clients of bundles recognize checkpoint loaders by it.
     """
 
     def __call__(self, engine: Engine) -> None:
-        """Load the weights; of several, the engine's network becomes their :class:`custom.networks.MeanEnsemble`.
+        """Load the weights, and give the engine the network to compute with.
+
+        With several files that is their :class:`custom.networks.MeanEnsemble`.
 
         Raises:
             UserError: when a file does not exist, cannot be read, or belongs to another network.
@@ -86,8 +92,9 @@ class WeightsCheckpointLoader(CheckpointLoader):
         if isinstance(self.load_path, str):
             read_weights(self.load_path, network)
             super().__call__(engine)
+            engine.network = fold_batch_norm(network)
             return
         members = [network, *(deepcopy(network) for _ in self.load_path[1:])]
         for path, member in zip(self.load_path, members, strict=True):
             member.load_state_dict(read_weights(path, member))
-        engine.network = MeanEnsemble(members)
+        engine.network = fold_batch_norm(MeanEnsemble(members))

@@ -174,7 +174,7 @@ class Checkpoints:
             )
             return
         for name, part in self.parts.items():
-            if content["parts"][name]:  # a gradient scaler has no state where the device needed none
+            if content["parts"].get(name):  # a gradient scaler has no state where the device needed none
                 part.load_state_dict(content["parts"][name])
         progress = {"epoch_length": self.trainer.state.epoch_length, "max_epochs": self.trainer.state.max_epochs}
         self.trainer.load_state_dict({"iteration": content["iteration"], **progress})

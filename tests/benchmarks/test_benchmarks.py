@@ -15,6 +15,7 @@ from conftest import BUNDLES, LEFT_ATRIUM, SHORT_AXIS
 
 import benchmarks.timing
 from benchmarks.bundle import bundle_config
+from benchmarks.cohort import cohort
 from benchmarks.data_loading import data_loading
 from benchmarks.inference import inference
 from benchmarks.timing import measure
@@ -77,6 +78,21 @@ def test_inference_is_timed_and_its_labels_compared(bundle, tiny_dataset, tmp_pa
         inference(str(image), str(tmp_path / "model.pt"), repeats=1, device="cpu")
 
 
+@pytest.mark.usefixtures("forks")
+@LEFT_ATRIUM
+def test_a_folder_of_scans_is_timed_from_reading_to_writing(bundle, tiny_dataset, capsys):
+    cohort("la", dataset_dir=str(tiny_dataset.parent), overlay="quick", device="cpu")
+    shown = capsys.readouterr().out
+    scans = len(list((tiny_dataset.parent / "images").iterdir()))
+    assert f"crossmatch_la, {scans} scans" in shown
+    for name in ("bundle", "fast"):
+        seconds = float(re.search(rf"^{name} +(\d+\.\d+) s", shown, re.MULTILINE)[1])
+        rate = float(re.search(rf"^{name} +(\d+\.\d+) scans per minute", shown, re.MULTILINE)[1])
+        assert rate == pytest.approx(60 * scans / seconds, rel=0.01)
+    with pytest.raises(UserError, match="there are no synthetic scans for isic"):
+        cohort("isic", device="cpu")
+
+
 @LEFT_ATRIUM
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_loading_is_timed(num_workers, bundle, tiny_dataset, capsys):
@@ -135,9 +151,11 @@ def test_wrong_use_is_refused(tmp_path):
         training_step(device="gpu")
 
 
-@pytest.mark.parametrize("name", ["training_step", "inference", "data_loading"])
+@pytest.mark.parametrize("name", ["training_step", "inference", "data_loading", "cohort"])
 def test_flags_are_read_as_those_of_the_tools(name, monkeypatch):
-    required = {"training_step": [], "inference": ["a.nii.gz", "model.pt"], "data_loading": ["data"]}[name]
+    required = {"training_step": [], "inference": ["a.nii.gz", "model.pt"], "data_loading": ["data"], "cohort": []}[
+        name
+    ]
     monkeypatch.setattr(sys, "argv", [name, *required, "--repeats", "no", "--devise", "cpu", "--one_process", "off"])
     with pytest.raises(UserError, match=r"unknown flag --devise; did you mean --device\?"):
         runpy.run_module(f"benchmarks.{name}", run_name="__main__")

@@ -18,6 +18,7 @@ from monai.transforms import LoadImage
 from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 from starter import run_command
 
+from benchmarks.bundle import bundle_config
 from custom.networks import VNet
 
 GRIDS = {
@@ -301,3 +302,19 @@ def test_without_highdicom_one_line_says_how_to_install_it_before_anything_is_re
     assert "Traceback" not in done.stderr
     assert "Checking" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "stride", "expected"),
+    [
+        ("la", None, [56, 56, 40]),
+        ("la", [80, 60, 8], [80, 60, 40]),
+        ("pancreas", None, [48, 48, 48]),
+        ("acdc", None, [256, 256, 1]),
+        ("isic", None, [256, 256]),
+    ],
+)
+def test_fast_inference_has_windows_at_least_half_a_patch_apart(name, stride, expected):
+    inferer = bundle_config(name, ["inference"], {"fast": True, "stride": stride}).get_parsed_content("inferer")
+    steps = [int(size * (1 - overlap)) for size, overlap in zip(inferer.roi_size, inferer.overlap, strict=True)]
+    assert steps == expected

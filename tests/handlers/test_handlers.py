@@ -137,6 +137,21 @@ def _load(path, network):
     engine = Engine(lambda engine, batch: None)
     WeightsCheckpointLoader(load_path=str(path), load_dict={"model": network}).attach(engine)
     engine.run([0])
+    return engine
+
+
+def test_the_engine_computes_without_batch_norm_and_the_network_keeps_its_own(tmp_path):
+    torch.manual_seed(0)
+    source, target = VNet(base_filters=2), VNet(base_filters=2)
+    _trainer(source).run(_batches())
+    torch.save(source.state_dict(), tmp_path / "model.pt")
+    names = list(target.state_dict())
+    computing = _load(tmp_path / "model.pt", target).network
+    assert not any(isinstance(module, torch.nn.BatchNorm3d) for module in computing.modules())
+    assert list(target.state_dict()) == names
+    image = torch.randn(1, 1, 16, 16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(computing(image), source.eval()(image), rtol=0, atol=1e-5)
 
 
 def test_weights_are_loaded(tmp_path):
