@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from custom.handlers.folding import fold_batch_norm
 from custom.utils.cli import run
-from custom.utils.folding import fold_batch_norm
 from custom.utils.weights import read_weights
 
 from .bundle import available_device, bundle_config

@@ -12,8 +12,8 @@ from monai.handlers import CheckpointLoader
 from torch import nn
 
 from ..networks import MeanEnsemble
-from ..utils.folding import fold_batch_norm
 from ..utils.weights import read_weights, save_weights
+from .folding import fold_batch_norm
 
 __all__ = ["BestWeights", "WeightsCheckpointLoader"]
 
@@ -75,7 +75,7 @@ class WeightsCheckpointLoader(CheckpointLoader):
     """MONAI's ``CheckpointLoader`` for inference: it says what to do when there are no weights, and makes an ensemble.
 
     The engine computes with a copy whose batch norm is folded into its convolutions, see
-    :func:`custom.utils.folding.fold_batch_norm`; the network that is loaded into keeps its layers, and their names.
+    :func:`custom.handlers.folding.fold_batch_norm`; the network that is loaded into keeps its layers, and their names.
 
     Its name ends as MONAI's does, because clients of bundles recognize checkpoint loaders by it.
     """

@@ -10,8 +10,6 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
-from ..inference import SlidingWindowProbabilities
-from ..trainer import CrossMatchTrainer
 from ..utils.device import MixedPrecision
 from ..utils.distributed import any_rank
 
@@ -35,7 +33,7 @@ class PrecisionCheck:
     in plane, such as the V-Net's coarsest at 32x32x32.
 
     Args:
-        network: that is trained, not wrapped; None where nothing is.
+        network: that is trained, not wrapped; None where the engine segments, or trains in one process.
         validator: engine that validates during training, in the same type.
     """
 
@@ -58,12 +56,12 @@ class PrecisionCheck:
 
     def _look_once(self, engine: Engine) -> None:
         engine.remove_event_handler(self._look_once, Events.ITERATION_STARTED)
-        if isinstance(engine, CrossMatchTrainer) and self.network is not None:
-            self._look_at_training(engine, self.network)
-        elif isinstance(getattr(engine, "inferer", None), SlidingWindowProbabilities):
-            self._look_at_inference(engine, engine.inferer)
+        if hasattr(engine, "mixed_precision"):
+            self._look_at_training(engine, self.network or engine.network)
+        else:
+            self._look_at_inference(engine)
 
-    def _look_at_training(self, trainer: CrossMatchTrainer, network: nn.Module) -> None:
+    def _look_at_training(self, trainer: Any, network: nn.Module) -> None:
         if not _can_be_wrong(trainer.mixed_precision):
             return
         patch = trainer.state.batch["labeled"]["image"][:1]
@@ -79,7 +77,8 @@ class PrecisionCheck:
             if self.validator is not None:
                 self.validator.inferer.amp = False
 
-    def _look_at_inference(self, evaluator: Any, inferer: SlidingWindowProbabilities) -> None:
+    def _look_at_inference(self, evaluator: Any) -> None:
+        inferer = evaluator.inferer
         precision = MixedPrecision(evaluator.state.device, inferer.amp)
         if not _can_be_wrong(precision):
             return

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.parametrizations import weight_norm
 
+from custom.handlers.folding import fold_batch_norm
 from custom.networks import DoublingConvolution, MeanEnsemble, PerturbedSegResNet, UNet, VNet
-from custom.utils.folding import fold_batch_norm
 
 BATCH = ("BATCH", {"affine": True})
 #: A network, its number of spatial axes, and how many batch norms are left.
