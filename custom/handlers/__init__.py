@@ -6,6 +6,7 @@ from .checkpoints import EXIT_STOPPED, Checkpoints, Stateful
 from .guards import CollapseWarning, NonFiniteGuard, SizeAdvice
 from .panels import CasePanels, TensorBoardSession, ViewPanels
 from .progress import ProgressBar
+from .review import ReviewPage
 from .schedule import SigmoidRampUp
 from .tables import CaseTable, VolumeTable
 
@@ -19,6 +20,7 @@ __all__ = [
     "CollapseWarning",
     "NonFiniteGuard",
     "ProgressBar",
+    "ReviewPage",
     "SigmoidRampUp",
     "SizeAdvice",
     "Stateful",
