@@ -89,21 +89,21 @@ def review_measures(
         class_names: foreground classes, in the order of their labels.
 
     Returns:
-        ``case``; ``boundary_uncertainty``, the mean over the voxels up to 2 from the boundary of a structure, empty
-        where there is none; ``removed_share`` of the predicted voxels that belonged to small components;
-        ``touches_border``, 1 when a structure reaches the edge of the image; ``empty_classes``, joined by ``;``; and
-        the volume of each class, the mean over the frames. Across thick slices neither distance nor edge counts.
+        ``case``; ``boundary_uncertainty``, the sum over the voxels up to 2 from a boundary, per predicted voxel, so
+        that the same boundary around a smaller structure counts for more, as it does in Dice; empty where there is no
+        structure; ``removed_share``, the predicted voxels that were in small components; ``touches_border``, 1 when a
+        structure reaches the edge of the image; ``empty_classes``, joined by ``;``; and the volume of each class, the
+        mean over the frames. Across thick slices neither distance nor edge counts.
     """
     labels, found, doubt = (array.detach().cpu().numpy() for array in (pred.as_tensor(), before, uncertainty))
     axes = _fine_axes(affine_to_spacing(pred.affine, labels.ndim - 1), labels.shape[1:])
-    near = [_boundary_values(*frame, axes) for frame in zip(labels, doubt, strict=True)]
-    values = np.concatenate(near)
-    predicted = np.count_nonzero(found)
+    doubtful = sum(_sum_near_boundary(*frame, axes) for frame in zip(labels, doubt, strict=True))
+    predicted, kept = np.count_nonzero(found), np.count_nonzero(labels)
     volumes = [structure_volumes(frame, class_names) for frame in pred]
     return {
         "case": case_of(pred.meta),
-        "boundary_uncertainty": float(values.mean()) if len(values) else "",
-        "removed_share": float(1 - np.count_nonzero(labels) / predicted) if predicted else 0.0,
+        "boundary_uncertainty": doubtful / kept if kept else "",
+        "removed_share": 1 - kept / predicted if predicted else 0.0,
         "touches_border": int(any(_touches(frame > 0, axes) for frame in labels)),
         "empty_classes": ";".join(
             name for index, name in enumerate(class_names, start=1) if not (labels == index).any()
@@ -185,13 +185,13 @@ def _fine_axes(spacing: Any, shape: Sequence[int]) -> list[int]:
     return [axis for axis, step in enumerate(steps) if step < THICK * 1.01 * steps.min() and shape[axis] > 1]
 
 
-def _boundary_values(labels: np.ndarray, doubt: np.ndarray, axes: Sequence[int]) -> np.ndarray:
-    """Values of a map near the boundaries between classes, H[WD]."""
+def _sum_near_boundary(labels: np.ndarray, doubt: np.ndarray, axes: Sequence[int]) -> float:
+    """Add up a map near the boundaries between classes, both H[WD]."""
     start, end = generate_spatial_bounding_box(labels[None], margin=REACH, allow_smaller=True)
     box = tuple(map(slice, start, end))  # of no voxel where there is no structure
     size = [2 * REACH + 1 if axis in axes else 1 for axis in range(labels.ndim)]
     largest, smallest = (f(labels[box], size, mode="nearest") for f in (ndimage.maximum_filter, ndimage.minimum_filter))
-    return doubt[box][largest != smallest]
+    return float(doubt[box][largest != smallest].sum(dtype=np.float64))
 
 
 def _touches(structure: np.ndarray, axes: Sequence[int]) -> bool:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 from monai.data import MetaTensor
@@ -33,15 +34,14 @@ def plane_picture(image: MetaTensor, label: MetaTensor) -> Image.Image:
     """
     if label.ndim == 3:
         return _plane(_array(image), _array(label)[0], (1.0, 1.0))
-    turn = Orientation(axcodes="LAS", labels=None)
+    turn: Callable[[MetaTensor], Any] = Orientation(axcodes="LAS", labels=None)
     image, label = turn(image[:1]), turn(label)
-    spacing = affine_to_spacing(label.affine).tolist()
-    classes = _array(label)[0]
+    intensity, classes, spacing = _array(image), _array(label)[0], affine_to_spacing(label.affine).tolist()
     planes = []
     for axis in (2, 1, 0):
         place = _middle(classes, axis)
-        cut = [_array(array).take(place, axis + 1)[..., ::-1] for array in (image, label)]  # upwards
-        planes.append(_plane(cut[0], cut[1][0], [step for other, step in enumerate(spacing) if other != axis]))
+        steps = [step for other, step in enumerate(spacing) if other != axis]
+        planes.append(_plane(intensity.take(place, axis + 1)[..., ::-1], classes.take(place, axis)[:, ::-1], steps))
     return Image.fromarray(np.concatenate([np.asarray(plane) for plane in planes], axis=1))
 
 
@@ -65,7 +65,7 @@ def _plane(image: np.ndarray, classes: np.ndarray, spacing: Sequence[float]) -> 
     picture = Image.fromarray(pixels if pixels.shape[2] == 3 else pixels[..., 0]).convert("RGB")
     shown = np.array(picture.resize((width, height), Image.Resampling.BILINEAR))
     found = np.asarray(Image.fromarray(classes.T.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST))
-    edge = (found > 0) & ((ndimage.minimum_filter(found, 3) != found) | (ndimage.maximum_filter(found, 3) != found))
+    edge = ndimage.minimum_filter(found, 3) != found  # of two classes side by side that of the higher number
     colors = np.array([ImageColor.getrgb(color) for color in COLORS], np.uint8)
     shown[edge] = colors[(found[edge].astype(int) - 1) % len(colors)]
     canvas = Image.new("RGB", (SIZE, SIZE))
