@@ -34,7 +34,7 @@ def plane_picture(image: MetaTensor, label: MetaTensor) -> Image.Image:
     """
     if label.ndim == 3:
         return _plane(_array(image), _array(label)[0], (1.0, 1.0))
-    turn: Callable[[MetaTensor], Any] = Orientation(axcodes="LAS", labels=None)
+    turn: Callable[[Any], Any] = Orientation(axcodes="LAS", labels=None)
     image, label = turn(image[:1]), turn(label)
     intensity, classes, spacing = _array(image), _array(label)[0], affine_to_spacing(label.affine).tolist()
     planes = []
