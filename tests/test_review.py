@@ -41,18 +41,20 @@ def test_entropy_is_0_where_sure_and_1_where_all_classes_are_alike_in_every_fram
     )
 
 
-def test_uncertainty_counts_up_to_two_voxels_from_the_boundary():
-    pred, doubt = _block(), torch.zeros(1, 12, 12, 12)
-    for place, counts in {1: False, 2: True, 3: True, 4: True, 8: True, 9: True, 10: False}.items():
+def test_uncertainty_counts_up_to_four_voxels_from_the_boundary():
+    pred, doubt = _labels((1, 24, 24, 24)), torch.zeros(1, 24, 24, 24)
+    pred[:, 6:18, 6:18, 6:18] = 1
+    expected = {1: False, 2: True, 5: True, 6: True, 9: True, 10: False, 13: False, 14: True, 21: True, 22: False}
+    for place, counts in expected.items():
         doubt.zero_()
-        doubt[0, place, 5, 5] = 1
-        assert _measures(pred, doubt=doubt)["boundary_uncertainty"] == (1 / 64 if counts else 0), place
+        doubt[0, place, 12, 12] = 1
+        assert _measures(pred, doubt=doubt)["boundary_uncertainty"] == (1 / 12**3 if counts else 0), place
 
 
 def test_neither_distance_nor_edge_counts_across_thick_slices():
     for thickness, counts in {2.0: True, 8.0: False}.items():
         pred, doubt = _block(spacing=(1.0, 1.0, thickness)), torch.zeros(1, 12, 12, 12)
-        doubt[0, 5, 5, 9] = 1
+        doubt[0, 5, 5, 9] = 1  # two slices beside it
         assert (_measures(pred, doubt=doubt)["boundary_uncertainty"] > 0) == counts
         pred[0, 5, 5, :] = 1
         assert _measures(pred)["touches_border"] == counts
