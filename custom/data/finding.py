@@ -35,8 +35,8 @@ LABEL_NAME = re.compile(rf"(.+)[-_. ]{WORDS}|{WORDS}[-_. ]+(.+)|{WORDS}(\d.*)|{W
 IMAGE_WORDS = r"(?:image|img|volume|vol|scan)"
 IMAGE_NAME = re.compile(rf"(.+)[-_. ]{IMAGE_WORDS}|{IMAGE_WORDS}[-_. ]+(.+)|{IMAGE_WORDS}(\d.*)", re.IGNORECASE)
 PREDICTION_NAME = re.compile(r".+_(?:probs|uncertainty)")
-#: What inference writes beside its predictions.
-PREDICTION_TABLE = "volumes.csv"
+#: What inference writes beside its predictions: a table, and a folder of pictures.
+PREDICTION_TABLE, PREDICTION_PICTURES = "volumes.csv", "review"
 #: More numbers than this behind one name are of scans, not of channels.
 MOST_CHANNELS = 8
 #: How many of the files that were left out are named.
@@ -231,7 +231,9 @@ def _is_prediction(path: Path, root: Path) -> bool:
     if path == root:
         return False
     by_folder = any(PREDICTION_FOLDER.fullmatch(part) for part in path.relative_to(root).parts[:-1])
-    return by_folder or (file_stem(path).endswith("_seg") and (path.parent / PREDICTION_TABLE).is_file())
+    is_picture = path.parent.name == PREDICTION_PICTURES and (path.parent.parent / PREDICTION_TABLE).is_file()
+    beside = file_stem(path).endswith("_seg") and (path.parent / PREDICTION_TABLE).is_file()
+    return by_folder or is_picture or beside
 
 
 def _home(path: Path, root: Path) -> tuple[str, ...]:
