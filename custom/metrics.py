@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
-__all__ = ["case_metrics"]
+__all__ = ["case_metrics", "overlap"]
 
 DISTANCES = ("hd95", "asd", "hd95_monai")
 
@@ -39,11 +39,7 @@ def case_metrics(pred: torch.Tensor, label: torch.Tensor, spacing: Sequence[floa
     if pred.shape != label.shape:
         raise ValueError(f"prediction and label must have one shape, got {tuple(pred.shape)} and {tuple(label.shape)}.")
     pred, label = pred.bool(), label.bool()
-    intersection, total = int((pred & label).sum()), int(pred.sum()) + int(label.sum())
-    metrics = {
-        "dice": 2 * intersection / total if total else 1.0,
-        "jaccard": intersection / (total - intersection) if total else 1.0,
-    }
+    metrics, total = overlap(pred, label), int(pred.sum()) + int(label.sum())
     edges = None if not pred.any() or not label.any() else get_mask_edges(pred, label)
     units = {"": [1.0] * pred.ndim} | ({} if spacing is None else {"_mm": spacing})
     for unit, steps in units.items():
@@ -53,6 +49,15 @@ def case_metrics(pred: torch.Tensor, label: torch.Tensor, spacing: Sequence[floa
             distances = _surface_distances(edges[0], edges[1], steps)
         metrics |= {name + unit: value for name, value in distances.items()}
     return metrics
+
+
+def overlap(pred: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
+    """Compare two boolean masks of one shape: ``dice`` and ``jaccard`` in [0, 1]."""
+    intersection, total = int((pred & label).sum()), int(pred.sum()) + int(label.sum())
+    return {
+        "dice": 2 * intersection / total if total else 1.0,
+        "jaccard": intersection / (total - intersection) if total else 1.0,
+    }
 
 
 def _worst_distances(size: Sequence[int], spacing: Sequence[float]) -> dict[str, float]:

@@ -10,8 +10,8 @@ from ..utils.names import file_stem
 
 __all__ = ["is_written_by_inference", "visible_files", "walk"]
 
-#: What inference writes beside its predictions.
-PREDICTION_TABLE = "volumes.csv"
+#: What inference writes beside its predictions: a table, and a folder of pictures.
+PREDICTION_TABLE, PREDICTION_PICTURES = "volumes.csv", "review"
 
 
 def walk(top: Path, skipped: Collection[str] = ()) -> tuple[list[Path], list[str]]:
@@ -61,5 +61,6 @@ def visible_files(top: Path) -> tuple[list[Path], list[str]]:
 
 
 def is_written_by_inference(path: Path) -> bool:
-    """Tell a label map or segmentation that inference wrote, by its name and by the table beside it."""
-    return file_stem(path).endswith("_seg") and (path.parent / PREDICTION_TABLE).is_file()
+    """Tell a label map, a segmentation or a picture that inference wrote, by its name and by the table beside it."""
+    is_picture = path.parent.name == PREDICTION_PICTURES and (path.parent.parent / PREDICTION_TABLE).is_file()
+    return is_picture or (file_stem(path).endswith("_seg") and (path.parent / PREDICTION_TABLE).is_file())

@@ -7,6 +7,7 @@ from .guards import CollapseWarning, NonFiniteGuard, SizeAdvice
 from .panels import CasePanels, TensorBoardSession, ViewPanels
 from .precision import PrecisionCheck
 from .progress import ProgressBar
+from .review import ReviewPage
 from .schedule import SigmoidRampUp
 from .tables import CaseTable, VolumeTable
 
@@ -21,6 +22,7 @@ __all__ = [
     "NonFiniteGuard",
     "PrecisionCheck",
     "ProgressBar",
+    "ReviewPage",
     "SigmoidRampUp",
     "SizeAdvice",
     "Stateful",

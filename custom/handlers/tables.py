@@ -7,14 +7,13 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-import numpy as np
-import torch
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 
 from ..data.geometry import lacks_spacing
 from ..metrics import case_metrics
+from ..report.ranking import structure_volumes
 from ..utils.distributed import gather_in_turn
 from ..utils.errors import UserError
 from ..utils.names import ALL, MEAN, case_of
@@ -146,15 +145,13 @@ class VolumeTable:
         self._write()  # now, since a later scan may end the program
 
     def _frame_row(self, case: str, number: int, labels: MetaTensor) -> Row:
-        counts = torch.bincount(labels.as_tensor().flatten().long(), minlength=len(self.class_names) + 1).tolist()
         row: Row = {"case": case, "frame": number}
-        if labels.ndim == 2:  # a photograph has no scale
-            return row | {f"{name}_pixels": count for name, count in zip(self.class_names, counts[1:], strict=True)}
-        voxel = float(np.abs(np.linalg.det(np.asarray(labels.affine)[:3, :3]))) / 1000  # mm3 to ml
-        for name, count in zip(self.class_names, counts[1:], strict=True):
-            row[f"{name}_ml"] = count * voxel
-            if name in self.densities:
-                row[f"{name}_g"] = count * voxel * self.densities[name]
+        for name, (column, volume) in zip(
+            self.class_names, structure_volumes(labels, self.class_names).items(), strict=True
+        ):
+            row[column] = volume
+            if name in self.densities and column.endswith("_ml"):
+                row[f"{name}_g"] = volume * self.densities[name]
         return row
 
     def _write(self) -> None:

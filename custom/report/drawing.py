@@ -10,7 +10,7 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "Panel", "case_panels", "draw_panels", "largest_slice", "new_figure"]
+__all__ = ["COLORS", "Panel", "case_panels", "draw_panels", "largest_slice", "new_figure", "windowed"]
 
 #: Colors of the classes 1, 2, ...: distinguishable with any color vision (Okabe & Ito).
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442")
@@ -91,8 +91,7 @@ def _draw(axis, panel: Panel) -> None:
         "aspect": panel.aspect,
         "interpolation": "nearest",
     }
-    low, high = np.percentile(panel.image, [1, 99])
-    shown = np.clip((panel.image - low) / max(high - low, 1e-6), 0, 1).transpose(2, 1, 0)
+    shown = windowed(panel.image).transpose(2, 1, 0)
     axis.imshow(shown if has_colors else shown[..., 0], cmap="gray", vmin=0, vmax=1, **how)
     if panel.ignored is not None:
         axis.imshow(np.ma.masked_equal(panel.ignored.T, 0), cmap="gray", vmin=0, vmax=2, alpha=0.5, **how)
@@ -106,3 +105,9 @@ def _draw(axis, panel: Panel) -> None:
             if not mask.all():
                 axis.contour(mask, [0.5], colors=[color], linewidths=1.2)
     axis.set_title(panel.title, fontsize=9)
+
+
+def windowed(image: np.ndarray) -> np.ndarray:
+    """Scale an image to [0, 1], but for the darkest and the brightest hundredth."""
+    low, high = np.percentile(image, [1, 99])
+    return np.clip((image - low) / max(high - low, 1e-6), 0, 1)

@@ -1,5 +1,6 @@
 """The benchmarks run, in small, and say what they measured."""
 
+import json
 import re
 import runpy
 import sys
@@ -11,13 +12,15 @@ import numpy as np
 import pytest
 import starter
 import torch
-from conftest import BUNDLES, LEFT_ATRIUM, SHORT_AXIS
+from conftest import BUNDLES, LEFT_ATRIUM, SHORT_AXIS, read_csv
+from scipy.stats import spearmanr
 
 import benchmarks.timing
 from benchmarks.bundle import bundle_config
 from benchmarks.cohort import cohort
 from benchmarks.data_loading import data_loading
 from benchmarks.inference import inference
+from benchmarks.review import first_fifth, review
 from benchmarks.timing import measure
 from benchmarks.training_step import training_step
 from custom.utils.errors import UserError
@@ -132,6 +135,45 @@ def _broken():
 def test_what_goes_wrong_in_an_alternative_is_raised(builder, error):
     with pytest.raises(error, match="no such file" if error is UserError else "ZeroDivisionError"):
         measure({"small": _small, "wrong": builder}, torch.device("cpu"), 1, untimed=1)
+
+
+def test_the_first_fifth_is_compared_with_the_worst_fifth():
+    dice = [0.9, 0.1, 0.8, 0.7, 0.2, 0.95, 0.85, 0.75, 0.65, 0.6]
+    assert first_fifth([0, 9, 0, 0, 8, 0, 0, 0, 0, 1], dice) == (2, 2)
+    assert first_fifth([0, 9, 10, 0, 8, 0, 0, 0, 0, 1], dice) == (1, 2)
+    assert first_fifth([3, 2, 1], [0.9, 0.8, 0.1]) == (0, 1)
+
+
+@LEFT_ATRIUM
+def test_the_order_of_the_review_is_compared_with_the_true_dice(bundle, tmp_path, capsys):
+    settings = {"base_filters": 2, "patch_size": [16, 16, 16], "stride": [16, 16, 16], "spacing": [2.5, 2.5, 2.5]}
+    torch.manual_seed(0)
+    save_weights(bundle_config("la", ["inference"], settings).get_parsed_content("network"), tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text(json.dumps(settings))
+    counts = {"training": 0, "unlabeled": 1, "validation": 5, "test": 2}
+    datalist = str(bundle.write(tmp_path / "data", counts, size=(24, 24, 20)))
+    out = tmp_path / "out"
+    review(datalist, ckpt_path=str(tmp_path / "model.pt"), output=str(out))
+    shown = capsys.readouterr().out
+    dice = []
+    for row in read_csv(out / "review.csv"):
+        pred, label = (
+            np.asarray(nib.load(path).dataobj) == 1
+            for path in (out / f"{row['case']}_seg.nii.gz", tmp_path / "data" / "labels" / f"{row['case']}.nii.gz")
+        )
+        dice.append(2 * (pred & label).sum() / (pred.sum() + label.sum()))
+    assert f"validation: 5 cases, Dice {min(dice):.3f} to {max(dice):.3f}, mean {np.mean(dice):.3f}" in shown
+    rho = spearmanr(range(5), dice).statistic  # of the rows, which are in the order of the score
+    assert (
+        f"score                 Spearman with 1 - Dice {rho:.3f}; of the worst fifth {int(np.argmin(dice) == 0)} of 1"
+        in shown
+    )
+    with pytest.raises(UserError, match="test has 2 case"):
+        review(datalist, part="test", labels=str(tmp_path / "data" / "labels"))
+    with pytest.raises(UserError, match="unlabeled has image"):
+        review(datalist, part="unlabeled")
+    with pytest.raises(UserError, match="--part: a data list has training"):
+        review(datalist, part="validate")
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)

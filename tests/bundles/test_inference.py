@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from by_intensity import ByIntensity
-from conftest import LEARNABLE, LEFT_ATRIUM, ROOT, SHORT_AXIS, refused
+from conftest import LEARNABLE, LEFT_ATRIUM, ROOT, SHORT_AXIS, read_csv, refused
 from monai.transforms import LoadImage
 from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 from starter import run_command
@@ -157,11 +157,13 @@ def test_uncertainty_of_a_series_has_its_frames_and_changes_no_label(learned, ru
     _, settings, weights = learned[:3]
     write_nifti(tmp_path / "scans" / "cine.nii.gz", _noise((40, 36, 3, 4)), np.diag([1.4, 1.4, 8, 1]))
     options = {"dataset_dir": str(tmp_path / "scans"), "ckpt_path": str(weights), **settings}
-    preds = []
+    preds, doubts = [], []
     for uncertainty in (False, True):
         run_bundle("inference", ["inference"], uncertainty=uncertainty, **options)
         preds.append(np.asarray(nib.load(tmp_path / "eval" / "cine_seg.nii.gz").dataobj))
+        doubts += [float(row["boundary_uncertainty"]) for row in read_csv(tmp_path / "eval" / "review.csv")]
     np.testing.assert_array_equal(*preds)
+    assert 0 < doubts[1] != doubts[0] > 0  # of the disagreement, of the entropy
     assert nib.load(tmp_path / "eval" / "cine_uncertainty.nii.gz").shape == (40, 36, 3, 4)
 
 
@@ -318,3 +320,60 @@ def test_fast_inference_has_windows_at_least_half_a_patch_apart(name, stride, ex
     inferer = bundle_config(name, ["inference"], {"fast": True, "stride": stride}).get_parsed_content("inferer")
     steps = [int(size * (1 - overlap)) for size, overlap in zip(inferer.roi_size, inferer.overlap, strict=True)]
     assert steps == expected
+
+
+def _write_bright(folder: Path, bright: dict[str, slice]) -> None:
+    """Scans of which a part, by name, is the left ventricle to :class:`ByIntensity`, around it the two others."""
+    for name, where in bright.items():
+        intensity = np.zeros((32, 32, 3), np.float32)
+        intensity[where, 4:12], intensity[where, 12:20], intensity[where, 20:28] = 1 / 3, 2 / 3, 1
+        write_nifti(folder / f"{name}.nii.gz", intensity, np.diag([1.4, 1.4, 8, 1]))
+
+
+@SHORT_AXIS
+def test_the_review_has_every_scan_the_empty_one_first(run_bundle, tmp_path):
+    _write_bright(
+        tmp_path / "scans", {f"usual_{i}": slice(8, 24) for i in range(5)} | {"empty": slice(0), "edge": slice(0, 16)}
+    )
+    write_nifti(tmp_path / "scans" / "cine.nii.gz", _noise((32, 32, 3, 2)), np.diag([1.4, 1.4, 8, 1]))
+    torch.save(ByIntensity().state_dict(), tmp_path / "model.pt")
+    options = {"ckpt_path": str(tmp_path / "model.pt"), "network_def": {"_target_": "by_intensity.ByIntensity"}}
+    options |= {"dataset_dir": str(tmp_path / "scans"), "patch_size": [32, 32]}
+    run_bundle("inference", ["inference"], **options)
+    folder = tmp_path / "eval"
+    rows = read_csv(folder / "review.csv")
+    names = sorted(path.name.removesuffix(".nii.gz") for path in (tmp_path / "scans").iterdir())
+    assert rows[0]["case"] == "empty"
+    assert rows[0]["why"] == "empty"
+    assert sorted(row["case"] for row in rows) == names
+    assert {row["case"] for row in rows if row["touches_border"] == "1"} >= {"edge"}
+    assert [float(row["score"]) for row in rows] == sorted((float(row["score"]) for row in rows), reverse=True)
+    assert sorted(path.stem for path in (folder / "review").iterdir()) == names
+    page = (folder / "review.html").read_text()
+    places = [page.index(f'data-case="{row["case"]}"') for row in rows]
+    assert places == sorted(places)
+    assert page.count("data:image/jpeg") == len(names)
+
+
+@LEFT_ATRIUM
+def test_a_scan_without_picture_is_in_the_review_all_the_same(untrained, run_bundle, tmp_path, monkeypatch, capsys):
+    def broken(*_):
+        raise ValueError("no plane")
+
+    write_nifti(tmp_path / "scans" / "scan.nii.gz", _noise())
+    (tmp_path / "eval" / "review").mkdir(parents=True)
+    (tmp_path / "eval" / "review" / "scan.png").write_bytes(b"an earlier prediction's")
+    monkeypatch.setattr("custom.handlers.review.plane_picture", broken)
+    run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "scans"), ckpt_path=untrained, **RAW)
+    assert "scan: there is no picture for the review (no plane)." in "".join(capsys.readouterr())
+    assert 'data-case="scan"' in (tmp_path / "eval" / "review.html").read_text()
+    assert not list((tmp_path / "eval" / "review").iterdir())
+
+
+@LEFT_ATRIUM
+def test_there_is_no_review_where_none_is_wanted(untrained, run_bundle, tmp_path):
+    write_nifti(tmp_path / "scans" / "scan.nii.gz", _noise())
+    run_bundle(
+        "inference", ["inference"], dataset_dir=str(tmp_path / "scans"), ckpt_path=untrained, review=False, **RAW
+    )
+    assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == ["scan_seg.nii.gz", "volumes.csv"]

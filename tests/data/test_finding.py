@@ -216,14 +216,17 @@ def test_an_empty_label_may_be_linked_to_for_many_scans(touch):
 
 
 def test_earlier_predictions_are_no_scans_and_no_labels(touch):
-    names = ["a.nii", "a_probs.nii", "predictions/a_seg.nii", "out/volumes.csv", "out/a_seg.nii"]
-    found = list_scans(touch(*names), endings=(".nii",))
+    names = ["a.nii", "a_probs.nii", "predictions/a_seg.nii", "out/volumes.csv", "out/a_seg.nii", "out/review/a.png"]
+    found = list_scans(touch(*names), endings=(".nii", ".png"))
     assert _names(found.scans, touch()) == ["a.nii"]
     assert found.labels == []
     earlier = [text for text in found.left_out if "earlier prediction" in text]
-    assert earlier == [
-        f"{name} (earlier prediction)" for name in ("a_probs.nii", "out/a_seg.nii", "predictions/a_seg.nii")
-    ]
+    expected = ("a_probs.nii", "out/a_seg.nii", "out/review/a.png", "predictions/a_seg.nii")
+    assert sorted(earlier) == [f"{name} (earlier prediction)" for name in expected]
+
+
+def test_photographs_in_a_folder_of_that_name_are_scans(touch):
+    assert _names(list_scans(touch("review/a.png"), endings=(".png",)).scans, touch()) == ["review/a.png"]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,137 @@
+"""The page for the review shows the worst first, filters, and keeps what was ticked."""
+
+import csv
+import json
+import re
+from urllib.parse import unquote
+
+import numpy as np
+import pytest
+import torch
+from browser import CHROMIUM, look_at
+from monai.data import MetaTensor
+from PIL import Image, ImageColor
+
+from custom.report.drawing import COLORS
+from custom.report.planes import SIZE, plane_picture
+from custom.report.reviewing import review_page
+
+ROW = {"boundary_uncertainty": 0.2, "removed_share": 0.013, "volume_deviation": -2.4, "touches_border": 0}
+ROWS = [
+    {**ROW, "case": "nothing", "score": 100.0, "boundary_uncertainty": "", "empty_classes": "cyst", "why": "empty"},
+    {**ROW, "case": 'a "b", c', "score": 3.5, "empty_classes": "", "why": "unusual volume; touches the border"},
+    {**ROW, "case": "<i>x</i>", "score": 0.5, "empty_classes": "", "why": "unusual volume"},
+]
+#: Do what a reader does, and leave what comes of it in the document.
+READER = """<pre id="found"></pre><script>addEventListener("load", async () => {
+  const found = { ticked: [...document.querySelectorAll(".tick")].map(box => box.checked) };
+  const rows = [...document.querySelectorAll("tbody tr")];
+  const shown = () => rows.filter(row => row.offsetHeight > 0).map(row => row.dataset.case);
+  const set = (id, name, value) => { const field = document.getElementById(id); field[name] = value;
+                                     field.dispatchEvent(new Event("input")); };
+  found.all = shown();
+  set("text", "value", "ITS BORDER"); found.none = shown();
+  set("text", "value", "The Border"); found.border = shown();
+  set("text", "value", ""); set("reason", "value", "unusual volume"); found.volume = shown();
+  set("reason", "value", "");
+  if (!found.ticked[1]) document.querySelectorAll(".tick")[1].click();
+  set("open", "checked", true); found.open = shown();
+  found.count = document.getElementById("count").textContent;
+  const saved = new Promise(done => { URL.createObjectURL = blob => { blob.text().then(done); return "#"; }; });
+  document.getElementById("save").click();
+  found.table = await saved;
+  document.getElementById("found").textContent = encodeURIComponent(JSON.stringify(found));
+});</script>"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A folder of predictions with pictures of two of the three scans."""
+    (tmp_path / "out" / "review").mkdir(parents=True)
+    for row in ROWS[:2]:
+        Image.new("RGB", (300, 100), "red").save(tmp_path / "out" / "review" / f"{row['case']}.png")
+    return tmp_path / "out"
+
+
+def test_the_page_needs_no_other_file_and_escapes_names(folder):
+    page = review_page(folder, ROWS).read_text()
+    assert re.findall(r'src="(.{23})', page) == ["data:image/jpeg;base64,"] * 2
+    assert "http" not in page
+    assert "<i>x</i>" not in page
+    assert "boundary none" in page
+    assert "removed 1.3 %, volume -2.4" in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to look at the page")
+def test_a_browser_filters_keeps_the_ticks_and_saves_them(folder, tmp_path):
+    page = review_page(folder, ROWS).read_text().replace("</body>", READER + "</body>")
+    names = [row["case"] for row in ROWS]
+    for ticked in ([False] * 3, [False, True, False]):  # the second time the page is opened it remembers
+        shown, _ = look_at(page, tmp_path)
+        found = json.loads(unquote(re.search(r'<pre id="found">(.*?)</pre>', shown)[1]))
+        assert found["ticked"] == ticked
+        assert found["all"] == names
+        assert found["none"] == []
+        assert found["border"] == [names[1]]
+        assert found["volume"] == names[1:]
+        assert found["open"] == [names[0], names[2]]
+        assert found["count"] == "1 of 3 ticked, 2 shown"
+        table = list(csv.DictReader(found["table"].splitlines()))
+        assert [(row["case"], float(row["score"]), row["reviewed"]) for row in table] == [
+            *((names[0], 100.0, "0"), (names[1], 3.5, "1"), (names[2], 0.5, "0"))
+        ]
+        assert re.search(r"<title>2 of 2 pictures, (\d+) wide", shown)
+
+
+def _pixels(image: MetaTensor, label: MetaTensor) -> np.ndarray:
+    return np.asarray(plane_picture(image, label)).astype(int)
+
+
+def _colored(pixels: np.ndarray, number: int) -> np.ndarray:
+    return (pixels == ImageColor.getrgb(COLORS[number - 1])).all(-1)
+
+
+def _volume(shape, spacing=(1.0, 1.0, 1.0)) -> tuple[MetaTensor, MetaTensor]:
+    affine = torch.diag(torch.tensor([*spacing, 1.0]))
+    image = MetaTensor(torch.rand(1, *shape, generator=torch.Generator().manual_seed(0)), affine=affine)
+    return image, MetaTensor(torch.zeros(1, *shape, dtype=torch.uint8), affine=affine)
+
+
+def test_every_plane_has_the_contour_in_millimetres():
+    image, label = _volume((40, 40, 10), spacing=(1.0, 1.0, 4.0))
+    label[:, 10:30, 15:25, 3:8] = 2  # 20, 10 and 20 mm
+    edges = _colored(_pixels(image, label), 2)
+    assert edges.shape == (SIZE, 3 * SIZE)
+    for plane, ratio in enumerate((20 / 10, 20 / 20, 10 / 20)):
+        rows, columns = np.nonzero(edges[:, plane * SIZE : (plane + 1) * SIZE])
+        assert np.ptp(columns) / np.ptp(rows) == pytest.approx(ratio, rel=0.1)
+
+
+def test_a_volume_looks_the_same_however_it_is_stored():
+    image, label = _volume((20, 24, 18))
+    label[:, 4:9, 12:20, 5:9], image.affine[:3, 3], label.affine[:3, 3] = 1, 7.0, 7.0
+    turned = []
+    for array in (image, label):
+        affine = torch.zeros(4, 4, dtype=torch.float64)
+        affine[2, 0], affine[0, 1], affine[1, 2], affine[3, 3] = 1, -1, 1, 1
+        affine[0, 3] = 19
+        turned.append(MetaTensor(array.as_tensor().permute(0, 3, 1, 2).flip(2).contiguous(), affine=affine))
+    np.testing.assert_array_equal(_pixels(image, label), _pixels(*turned))
+
+
+def test_a_photograph_is_one_upright_picture_in_its_colors():
+    image, label = MetaTensor(torch.zeros(3, 40, 60)), MetaTensor(torch.zeros(1, 40, 60, dtype=torch.uint8))
+    image[0, :, 45:] = 255  # red below
+    pixels = _pixels(image, label)
+    assert pixels.shape == (SIZE, SIZE, 3)
+    assert tuple(pixels[-10, SIZE // 2]) == (255, 0, 0)
+    assert tuple(pixels[10, SIZE // 2]) == (0, 0, 0)
+    label[:, 10:20, 20:30] = 1
+    assert _colored(_pixels(image, label), 1).any()
+
+
+def test_an_empty_prediction_is_shown_in_the_middle_of_the_scan():
+    image, label = _volume((20, 24, 18))
+    pixels = _pixels(image, label)
+    assert pixels.std() > 20
+    assert not _colored(pixels, 1).any()
