@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from ..utils.errors import UserError
 from .geometry import grid_problem, has_volume, lacks_spacing
+from .kept import KeptFindings, state_of
 from .labels import to_label
 from .photos import is_photo
 from .readers import LoadScan
@@ -46,11 +47,29 @@ class _Finding(NamedTuple):
     is_small: bool
 
 
-def check_cases(cases: Sequence[Case], rule: CaseRule) -> list[list[str]]:
-    """Read every file, and say what is wrong, case by case."""
+def check_cases(cases: Sequence[Case], rule: CaseRule, folder: str | None = None) -> list[list[str]]:
+    """Read every file, and say what is wrong, case by case.
+
+    Args:
+        cases: with ``image``, and ``label`` where there is one.
+        rule: what they must be like.
+        folder: where ``checks.json`` keeps what was found, so that files that have not changed since are not read
+            again. None reads all.
+    """
+    kept = KeptFindings(folder, rule)
+    states = [state_of(case) for case in cases]
+    known = [kept.get(case, state) for case, state in zip(cases, states, strict=True)]
+    unread = [case for case, found in zip(cases, known, strict=True) if found is None]
+    if len(unread) < len(cases):
+        logger.info("%d of %d cases are as they were when they were checked", len(cases) - len(unread), len(cases))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # unzipping, the slow part, runs outside Python's lock
-        results = tqdm(pool.map(lambda case: _check_case(case, rule), cases), "Checking", len(cases), unit="case")
-        findings = list(results)
+        read = pool.map(lambda case: _check_case(case, rule), unread)
+        new = iter(tqdm(read, "Checking", len(unread), unit="case", disable=not unread))
+        findings = [next(new) if found is None else _Finding([], found["is_small"]) for found in known]
+    for case, state, found, finding in zip(cases, states, known, findings, strict=True):
+        if found is None and not finding.problems:
+            kept.put(case, state, {"is_small": finding.is_small})
+    kept.write()
     small = [case["image"] for case, finding in zip(cases, findings, strict=True) if finding.is_small]
     if small and rule.pad_to is not None:
         logger.warning(
@@ -100,8 +119,8 @@ def image_problems(path: str, image: MetaTensor, rule: CaseRule) -> list[str]:
     elif rule.pad_to is not None and rule.pad_to["spacing"] is not None and lacks_spacing(image.meta):
         hint = "write it into the header, or train on voxels as they are, with --spacing null"
         problems.append(f"{path}: its header has no spacing, which resampling needs; {hint}.")
-    bad = int((~torch.isfinite(image.as_tensor())).sum())
-    if bad:
+    if image.numel() and not all(map(torch.isfinite, image.as_tensor().aminmax())):  # one quick pass; NaN is both
+        bad = int((~torch.isfinite(image.as_tensor())).sum())
         problems.append(f"{path}: {bad} voxel(s) are NaN or infinite.")
     return problems
 

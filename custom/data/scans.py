@@ -34,6 +34,7 @@ def find_scans(
     pad_to: Mapping[str, Any] | None = None,
     series: bool = False,
     datalist: str | None = None,
+    checks_dir: str | None = None,
 ) -> Scans:
     """List the scans to segment, read and check them. Labels are neither needed nor opened.
 
@@ -46,6 +47,7 @@ def find_scans(
             their own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
         series: whether an image may have a time axis behind its spatial ones, instead of channels.
         datalist: take the images of this data list's ``validation`` and ``test`` lists instead.
+        checks_dir: folder that keeps what was found in ``checks.json``, see :func:`custom.data.check_cases`.
 
     Returns:
         Cases with ``image`` and ``case``, the name of their predictions; each file once.
@@ -65,7 +67,7 @@ def find_scans(
     if not cases:
         kinds = "photographs, .png or .jpg" if dimensions == 2 else "NIfTI, NRRD, MetaImage or DICOM"
         raise UserError(f"{datalist or source}: no image to segment; expected {kinds}.")
-    findings = check_cases(cases, CaseRule(in_channels, 0, dimensions, pad_to, series))
+    findings = check_cases(cases, CaseRule(in_channels, 0, dimensions, pad_to, series), checks_dir)
     problems = [problem for found in findings for problem in found]
     good = [case for case, found in zip(cases, findings, strict=True) if not found]
     if not good:

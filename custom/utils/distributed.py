@@ -27,6 +27,7 @@ __all__ = [
     "all_reduce_sum",
     "any_rank",
     "gather_in_turn",
+    "is_first",
     "local_device",
     "no_sync",
     "share_buffers",
@@ -94,6 +95,11 @@ def no_sync(network: nn.Module) -> AbstractContextManager[None]:
 
 def _together() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def is_first() -> bool:
+    """Say whether this process is the one that writes what all of them have: the only one, or rank 0."""
+    return not _together() or distributed.get_rank() == 0
 
 
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:

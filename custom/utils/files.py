@@ -74,10 +74,10 @@ def fingerprint(parts: Iterable[str]) -> str:
     """
     digest = hashlib.sha256()
     for part in parts:
-        digest.update(f"{part}\n".encode())
+        digest.update(f"{part}\n".encode(errors=FILE_NAMES))
         for file in _files_of(Path(part)):
             found = file.stat()
-            digest.update(f"{file} {found.st_size} {found.st_mtime_ns}\n".encode())
+            digest.update(f"{file} {found.st_size} {found.st_mtime_ns}\n".encode(errors=FILE_NAMES))
     return digest.hexdigest()
 
 
