@@ -9,10 +9,12 @@ from .finding import VOLUME_SUFFIXES, Listing, list_scans, own_scans, pair_label
 from .folders import visible_files, walk
 from .geometry import grid_problem, has_volume, lacks_spacing
 from .labels import to_label
+from .loading import CheckScand, ScanLoader, Unreadable
 from .nifti import NiftiWriter, SeriesWriter
 from .photos import PHOTO_SUFFIXES, PhotoReader, is_colored, is_photo
 from .readers import LoadLabel, LoadScan, LoadScand
-from .scans import Scans, find_scans, refuse_left_out
+from .record import InferenceRecord
+from .scans import find_scans
 from .streams import ResumableSampler, SeededDataset, SeededIndex, StreamLoader, TwoStreamLoader, default_num_workers
 
 __all__ = [
@@ -20,6 +22,8 @@ __all__ = [
     "PHOTO_SUFFIXES",
     "VOLUME_SUFFIXES",
     "CaseRule",
+    "CheckScand",
+    "InferenceRecord",
     "Listing",
     "LoadLabel",
     "LoadScan",
@@ -27,7 +31,7 @@ __all__ = [
     "NiftiWriter",
     "PhotoReader",
     "ResumableSampler",
-    "Scans",
+    "ScanLoader",
     "SeededDataset",
     "SeededIndex",
     "Series",
@@ -36,6 +40,7 @@ __all__ = [
     "Slice",
     "StreamLoader",
     "TwoStreamLoader",
+    "Unreadable",
     "cached_dataset",
     "check_cases",
     "check_series",
@@ -59,7 +64,6 @@ __all__ = [
     "read_lists",
     "read_series",
     "refuse_channels",
-    "refuse_left_out",
     "series_folders",
     "series_problems",
     "tell_left_out",

@@ -14,14 +14,15 @@ from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from tqdm import tqdm
 
-from ..utils.errors import UserError
+from ..utils.device import is_out_of_memory
+from ..utils.errors import UserError, causes, plain_reason
 from .geometry import grid_problem, has_volume, lacks_spacing
 from .kept import KeptFindings, state_of
 from .labels import to_label
 from .photos import is_photo
 from .readers import LoadScan
 
-__all__ = ["CaseRule", "check_cases", "image_problems", "read_image", "read_label"]
+__all__ = ["CaseRule", "check_cases", "image_problems", "read_image", "read_label", "reading_problem"]
 
 
 Case = dict[str, str]
@@ -97,11 +98,20 @@ def read_image(
         return None, [f"{path}: no such file."]
     try:
         return LoadScan(in_channels, as_label)(path), []
-    except UserError as error:
-        return None, [str(error)]
-    except Exception as error:  # every reader fails in its own way; the cause is quoted
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        return None, [f"{path}: cannot be read, probably truncated or not an image ({reason})."]
+    except Exception as error:
+        return None, [reading_problem(path, error)]
+
+
+def reading_problem(path: str, error: BaseException) -> str:
+    """Say why a file could not be read; every reader fails in its own way, so what it says is quoted."""
+    plain = next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
+    if plain is not None:
+        return str(plain)
+    if not os.path.exists(path):
+        return f"{path}: no such file."
+    if is_out_of_memory(error):
+        return f"{path}: there is not enough memory to read it ({plain_reason(error)})."
+    return f"{path}: cannot be read, probably truncated or not an image ({plain_reason(error)})."
 
 
 def image_problems(path: str, image: MetaTensor, rule: CaseRule) -> list[str]:

@@ -14,7 +14,7 @@ from .. import __version__
 from ..utils.distributed import is_first
 from ..utils.files import atomic_write, fingerprint, read_json
 
-__all__ = ["CHECKS_FILE", "KeptFindings", "state_of"]
+__all__ = ["CHECKS_FILE", "KeptFindings", "name_of", "state_of"]
 
 CHECKS_FILE = "checks.json"
 #: Of the checks; raise it when they find something else in the same file. So does another version of the package.
@@ -42,12 +42,12 @@ class KeptFindings:
 
     def get(self, case: Mapping[str, Any], state: str) -> dict[str, Any] | None:
         """Give what was found in a case, if its files are in the same state, see :func:`state_of`."""
-        found = self.findings.get(_name(case))
+        found = self.findings.get(name_of(case))
         return found["found"] if isinstance(found, dict) and found.get("files") == state and "found" in found else None
 
     def put(self, case: Mapping[str, Any], state: str, found: Mapping[str, Any]) -> None:
         """Remember what was found in a case; ``state`` is that of its files before they were read."""
-        self.findings[_name(case)] = {"files": state, "found": dict(found)}
+        self.findings[name_of(case)] = {"files": state, "found": dict(found)}
         self.changed = True
 
     def write(self) -> None:
@@ -66,7 +66,8 @@ def _files(case: Mapping[str, Any]) -> list[str]:
     return [str(file) for key in ("image", "label") if key in case for file in ensure_tuple(case[key])]
 
 
-def _name(case: Mapping[str, Any]) -> str:
+def name_of(case: Mapping[str, Any]) -> str:
+    """Name a case by its files."""
     return " + ".join(_files(case))
 
 

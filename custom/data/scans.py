@@ -1,59 +1,39 @@
-"""Find the scans to segment: files of many formats, and folders with a DICOM series.
-
-A scan that cannot be segmented does not keep the others waiting: it is left out, and named at the end.
-"""
+"""Find the scans to segment: files of many formats, and folders with a DICOM series."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
 
 from ..utils.errors import UserError
 from ..utils.names import case_names
-from .checks import Case, CaseRule, check_cases
+from .checks import Case
 from .datalist import read_lists
 from .finding import VOLUME_SUFFIXES, list_scans, refuse_channels, tell_left_out
 from .photos import PHOTO_SUFFIXES
 
-__all__ = ["Scans", "find_scans", "refuse_left_out"]
-
-
-class Scans(NamedTuple):
-    """Scans that can be segmented, and why the others cannot."""
-
-    cases: list[Case]
-    problems: list[str]
+__all__ = ["find_scans"]
 
 
 def find_scans(
     source: str | Sequence[str],
-    in_channels: int,
     dimensions: int,
-    pad_to: Mapping[str, Any] | None = None,
-    series: bool = False,
     datalist: str | None = None,
-    checks_dir: str | None = None,
-) -> Scans:
-    """List the scans to segment, read and check them. Labels are neither needed nor opened.
+) -> list[Case]:
+    """List the scans to segment, without opening them. Labels are not needed.
 
     Args:
         source: a folder (its subfolder ``images`` if there is one) with files, or folders with a DICOM series each, in
             it and in folders below, see :func:`custom.data.list_scans`; a file; or a list of these.
-        in_channels: channels that every image must have.
-        dimensions: spatial axes that every image must have.
-        pad_to: ``size`` in voxels per axis, and ``spacing`` in mm to which volumes are resampled before, or None for
-            their own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
-        series: whether an image may have a time axis behind its spatial ones, instead of channels.
+        dimensions: spatial axes of the images, of which 2 are photographs.
         datalist: take the images of this data list's ``validation`` and ``test`` lists instead.
-        checks_dir: folder that keeps what was found in ``checks.json``, see :func:`custom.data.check_cases`.
 
     Returns:
         Cases with ``image`` and ``case``, the name of their predictions; each file once.
 
     Raises:
-        UserError: when there is nothing that can be segmented, two scans would give the same prediction file, or
+        UserError: when there is nothing to segment, two scans would give the same prediction file, or
             several files are channels of one case.
     """
     if datalist is not None:
@@ -67,23 +47,7 @@ def find_scans(
     if not cases:
         kinds = "photographs, .png or .jpg" if dimensions == 2 else "NIfTI, NRRD, MetaImage or DICOM"
         raise UserError(f"{datalist or source}: no image to segment; expected {kinds}.")
-    findings = check_cases(cases, CaseRule(in_channels, 0, dimensions, pad_to, series), checks_dir)
-    problems = [problem for found in findings for problem in found]
-    good = [case for case, found in zip(cases, findings, strict=True) if not found]
-    if not good:
-        raise UserError(f"{len(problems)} problem(s), nothing was segmented:", problems)
-    return Scans(good, problems)
-
-
-def refuse_left_out(scans: Scans) -> None:
-    """End the program with the scans that were left out, if any; call it when the others are done.
-
-    Raises:
-        UserError: names every scan that was left out, and why.
-    """
-    if scans.problems:
-        summary = f"{len(scans.cases)} scan(s) segmented; left out, with {len(scans.problems)} problem(s):"
-        raise UserError(summary, scans.problems)
+    return cases
 
 
 def _cases(sources: Sequence[str], dimensions: int) -> list[Case]:

@@ -9,7 +9,12 @@ from functools import lru_cache
 
 import torch
 
-__all__ = ["MixedPrecision", "keep_freed_memory"]
+from .errors import causes
+
+__all__ = ["MixedPrecision", "is_out_of_memory", "keep_freed_memory"]
+
+#: What PyTorch's CPU allocator says, on Linux and on Windows, in errors of no kind of their own.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
 
 
 class MixedPrecision:
@@ -73,3 +78,12 @@ def keep_freed_memory(device: torch.device | str = "cpu") -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _ARENA_MAX: 1}
     return mallopt is not None and all(mallopt(name, value) for name, value in settings.items())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether memory ran out, of a GPU or of the machine."""
+    return any(
+        isinstance(cause, (MemoryError, torch.OutOfMemoryError))
+        or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in _NO_MEMORY))
+        for cause in causes(error)
+    )

@@ -1,0 +1,272 @@
+"""Many scans: none is segmented twice, whatever ends the run, and one that fails ends nothing."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import LEFT_ATRIUM, ROOT, read_csv, refused
+from hungry import Hungry
+from scan_files import write_nifti
+from starter import CONTEXT, _run_module
+
+from custom.data.record import RECORD
+from custom.networks import VNet
+
+pytestmark = pytest.mark.slow
+SHAPE = (26, 22, 12)
+RAW = {"spacing": [1.0, 1.0, 2.0], "patch_size": [16, 16, 16], "stride": [16, 16, 16], "amp": False}
+
+
+def _noise(seed: int = 0, shape=SHAPE) -> np.ndarray:
+    return 100 * np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture
+def scans(tmp_path) -> Path:
+    """Five scans, of different sizes."""
+    for number, name in enumerate("abcde"):
+        write_nifti(tmp_path / "scans" / f"{name}.nii.gz", _noise(number, (20 + 2 * number, 22, 12)))
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def weights(tmp_path) -> str:
+    """Of the tiny network, as it is initialized."""
+    torch.manual_seed(0)
+    torch.save(VNet(base_filters=2).state_dict(), tmp_path / "untrained.pt")
+    return str(tmp_path / "untrained.pt")
+
+
+@pytest.fixture
+def segment(run_bundle, scans, weights):
+    """Segment the scans in this process."""
+
+    def run(**changes):
+        options = {"dataset_dir": str(scans), "ckpt_path": weights} | RAW | changes
+        return run_bundle("inference", ["inference"], **options)
+
+    return run
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Results by name; the record holds times."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != RECORD}
+
+
+def _times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*_seg.nii.gz")}
+
+
+def _read_by(workflow) -> list[str]:
+    return [case["case"] for case in workflow.parser.get_parsed_content("dataset").data]
+
+
+@LEFT_ATRIUM
+def test_a_second_start_does_nothing_and_says_so(segment, tmp_path, capsys):
+    segment()
+    first, times = _contents(tmp_path / "eval"), _times(tmp_path / "eval")
+    assert len(times) == 5
+    assert "are done already" not in capsys.readouterr().out
+    (tmp_path / "eval" / "volumes.csv").unlink()
+    assert _read_by(segment()) == []
+    assert "5 of 5 scans are done already" in capsys.readouterr().out
+    assert _times(tmp_path / "eval") == times
+    assert _contents(tmp_path / "eval") == first
+    assert _read_by(segment(overwrite=True)) == list("abcde")
+    assert _contents(tmp_path / "eval") == first
+    assert all(time > times[name] for name, time in _times(tmp_path / "eval").items())
+
+
+def _other_input(scans: Path, eval_dir: Path, weights: str) -> None:
+    write_nifti(scans / "c.nii.gz", _noise(7))
+
+
+def _other_output(scans: Path, eval_dir: Path, weights: str) -> None:
+    (eval_dir / "c_seg.nii.gz").write_bytes(b"cut off")
+
+
+def _no_output(scans: Path, eval_dir: Path, weights: str) -> None:
+    (eval_dir / "c_seg.nii.gz").unlink()
+
+
+def _other_weights(scans: Path, eval_dir: Path, weights: str) -> None:
+    torch.manual_seed(1)
+    torch.save(VNet(base_filters=2).state_dict(), weights)
+
+
+def _same_weights_copied(scans: Path, eval_dir: Path, weights: str) -> None:
+    shutil.copy(weights, f"{weights}.copy")
+    os.replace(f"{weights}.copy", weights)
+
+
+def _damaged_record(scans: Path, eval_dir: Path, weights: str) -> None:
+    (eval_dir / RECORD).write_text((eval_dir / RECORD).read_text()[:100])
+
+
+def _older_record(scans: Path, eval_dir: Path, weights: str) -> None:
+    content = json.loads((eval_dir / RECORD).read_text())
+    (eval_dir / RECORD).write_text(json.dumps(content | {"version": 0}))
+
+
+def _nothing(scans: Path, eval_dir: Path, weights: str) -> None:
+    pass
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize(
+    ("change", "settings", "again"),
+    [
+        (_other_input, {}, "c"),
+        (_other_output, {}, "c"),
+        (_no_output, {}, "c"),
+        (_other_weights, {}, "abcde"),
+        (_same_weights_copied, {}, ""),
+        (_damaged_record, {}, "abcde"),
+        (_older_record, {}, "abcde"),
+        (_nothing, {"stride": [8, 16, 16]}, "abcde"),
+        (_nothing, {"keep_largest": []}, "abcde"),
+        (_nothing, {"densities": {"left_atrium": 1.05}}, "abcde"),
+        (_nothing, {"sw_batch_size": 2}, ""),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_only_what_has_changed_is_segmented_again(change, settings, again, segment, scans, weights, tmp_path):
+    segment()
+    change(scans, tmp_path / "eval", weights)
+    assert _read_by(segment(**settings)) == list(again)
+    found = _contents(tmp_path / "eval")
+    segment(**settings, output_dir=str(tmp_path / "undisturbed"))
+    assert found == _contents(tmp_path / "undisturbed")
+
+
+@LEFT_ATRIUM
+def test_a_new_scan_is_added_to_the_table_in_its_place(segment, scans, tmp_path):
+    segment()
+    write_nifti(scans / "bb.nii.gz", _noise(9))
+    assert _read_by(segment()) == ["bb"]
+    assert [row["case"] for row in read_csv(tmp_path / "eval" / "volumes.csv")] == ["a", "b", "bb", "c", "d", "e"]
+
+
+def _command(scans: Path, weights: str, out: Path) -> list[str]:
+    arguments = ["monai.bundle", "run", "inference"]
+    arguments += ["--config_file", "bundles/crossmatch_la/configs/inference.yaml", "--base_filters", "2"]
+    arguments += [text for name, value in RAW.items() for text in (f"--{name}", str(value).replace(" ", ""))]
+    return [*arguments, "--dataset_dir", str(scans), "--ckpt_path", weights, "--output_dir", str(out)]
+
+
+def _start(command: list[str], folder: Path):
+    files = [folder / name for name in ("stdout.txt", "stderr.txt")]
+    process = CONTEXT.Process(target=_run_module, args=(command[0], command[1:], ROOT, {}, files))
+    process.start()
+    return process
+
+
+@LEFT_ATRIUM
+def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(segment, scans, weights, tmp_path):
+    for number in range(20):
+        shutil.copy(scans / f"{'abcde'[number % 5]}.nii.gz", scans / f"copy_{number}.nii.gz")
+    segment(output_dir=str(tmp_path / "undisturbed"))
+    out, kills = tmp_path / "out", 0
+    command = _command(scans, weights, out)
+    for wait in (0.0, 0.05, 0.11, 0.02):
+        process = _start(command, tmp_path)
+        before = len(_times(out))
+        deadline = time.monotonic() + 120
+        while len(_times(out)) < min(25, before + 3) and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(wait)
+        process.kill()
+        process.join(60)
+        kills += process.exitcode == -signal.SIGKILL
+        known = json.loads((out / RECORD).read_text())["scans"] if (out / RECORD).exists() else {}
+        assert len(known) >= len(_times(out)) - 1  # of no more than one scan the entry is lost
+    assert kills >= 2
+    process = _start(command, tmp_path)
+    process.join(200)
+    assert process.exitcode == 0, (tmp_path / "stderr.txt").read_text()
+    assert "of 25 scans are done already" in (tmp_path / "stdout.txt").read_text()
+    assert _contents(out) == _contents(tmp_path / "undisturbed")
+
+
+@contextmanager
+def _address_space(more: int):
+    """Let this process take so many bytes more than it has now."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + more, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def _write_too_large(path: Path) -> None:
+    """Write a volume of 27 GB that takes no place on the disk."""
+    write_nifti(path, np.zeros((2, 2, 2), np.int8))
+    with open(path, "r+b") as file:
+        file.seek(40)
+        file.write(np.array([3, 3000, 3000, 3000, 1, 1, 1, 1], np.int16).tobytes())
+        file.truncate(352 + 3000**3)
+
+
+@LEFT_ATRIUM
+def test_scans_that_fail_are_named_at_the_end_and_the_others_are_segmented(segment, scans, tmp_path):
+    (scans / "a_corrupt.nii.gz").write_bytes(b"\x1f\x8b\x08 cut off")
+    volume = _noise()
+    volume[3, 3, 3] = np.nan
+    write_nifti(scans / "b_nan.nii.gz", volume)
+    _write_too_large(scans / "c_large.nii")
+    (tmp_path / "eval" / "d_seg.nii.gz").mkdir(parents=True)  # cannot be written
+    lines = [
+        "4 scan(s) segmented; left out, with 4 problem(s):",
+        "a_corrupt.nii.gz: cannot be read, probably truncated",
+    ]
+    lines += ["b_nan.nii.gz: 1 voxel(s) are NaN", "c_large.nii: there is not enough memory to read it", "d_seg.nii.gz"]
+    for _ in range(2):
+        with _address_space(more=3 * 2**30), refused(*lines):
+            segment()
+        assert [row["case"] for row in read_csv(tmp_path / "eval" / "volumes.csv")] == ["a", "b", "c", "e"]
+    (tmp_path / "eval" / "d_seg.nii.gz").rmdir()
+    for name in ("a_corrupt.nii.gz", "b_nan.nii.gz", "c_large.nii"):
+        (scans / name).unlink()
+    assert _read_by(segment()) == ["d"]
+    assert [row["case"] for row in read_csv(tmp_path / "eval" / "volumes.csv")] == list("abcde")
+
+
+@LEFT_ATRIUM
+def test_where_nothing_can_be_segmented_every_scan_is_named(segment, scans):
+    for path in scans.iterdir():
+        path.write_bytes(b"no image")
+    with refused("5 problem(s), nothing was segmented:", "a.nii.gz: cannot be read", "e.nii.gz: cannot be read"):
+        segment()
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize(("most", "tried"), [(1, {2: 5, 1: 5}), (2, {2: 3, 1: 0})])  # three scans have four windows
+def test_where_memory_runs_out_fewer_windows_are_taken_at_once(most, tried, segment, tmp_path, capfd):
+    torch.save(Hungry(most).state_dict(), tmp_path / "hungry.pt")
+    network = {"network_def": {"_target_": "hungry.Hungry", "most": most}, "ckpt_path": str(tmp_path / "hungry.pt")}
+    segment(**network)
+    shown = "".join(capfd.readouterr())
+    assert {size: shown.count(f"trying again with --sw_batch_size {size}") for size in tried} == tried
+    found = _contents(tmp_path / "eval")
+    segment(**network, sw_batch_size=1, output_dir=str(tmp_path / "small"))
+    assert found == _contents(tmp_path / "small")
+    assert len(found) == 6
+
+
+@LEFT_ATRIUM
+def test_a_scan_that_does_not_fit_one_window_at_a_time_is_named(segment, tmp_path):
+    torch.save(Hungry(0).state_dict(), tmp_path / "hungry.pt")
+    network = {"network_def": {"_target_": "hungry.Hungry", "most": 0}, "ckpt_path": str(tmp_path / "hungry.pt")}
+    with refused("5 problem(s), nothing was segmented:", "e.nii.gz: there is not enough memory to segment it"):
+        segment(**network)
