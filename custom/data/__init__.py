@@ -15,6 +15,7 @@ from .photos import PHOTO_SUFFIXES, PhotoReader, is_colored, is_photo
 from .readers import LoadLabel, LoadScan, LoadScand
 from .record import InferenceRecord
 from .scans import find_scans
+from .sharing import share_out
 from .streams import ResumableSampler, SeededDataset, SeededIndex, StreamLoader, TwoStreamLoader, default_num_workers
 
 __all__ = [
@@ -66,6 +67,7 @@ __all__ = [
     "refuse_channels",
     "series_folders",
     "series_problems",
+    "share_out",
     "tell_left_out",
     "to_label",
     "visible_files",

@@ -13,7 +13,7 @@ from monai.utils import ensure_tuple
 
 from .. import __version__
 from ..utils.config import flat_config
-from ..utils.distributed import gather_in_turn, is_first
+from ..utils.distributed import gather_in_turn, is_first, raise_in_first
 from ..utils.errors import UserError
 from ..utils.files import atomic_write, read_json
 from ..utils.lock import one_at_a_time
@@ -103,7 +103,8 @@ class InferenceRecord:
         if problems:
             count = len(self.found())
             summary = f"{count} scan(s) segmented; left out, with {len(problems)} problem(s):"
-            raise UserError(summary if count else f"{len(problems)} problem(s), nothing was segmented:", problems)
+            nothing = f"{len(problems)} problem(s), nothing was segmented:"
+            raise_in_first(UserError(summary if count else nothing, problems))
 
     def _is_of(self, name: str, entry: Any) -> bool:
         return isinstance(entry, dict) and "found" in entry and self.expected[name].items() <= entry.items()

@@ -42,6 +42,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "cache_dir": ("cache",),
     "metrics_file": ("out/metrics.csv",),
     "files": ("scans", ["a.nii.gz", "b.nii.gz"]),
+    "shard": ("2/8", None),
     "device": ("cuda:0",),
     "num_workers": (4,),
     "resume": (True,),

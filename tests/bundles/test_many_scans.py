@@ -5,6 +5,8 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
+import sys
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,8 +19,10 @@ from hungry import Hungry
 from scan_files import write_nifti
 from starter import CONTEXT, _run_module
 
+from custom.data import share_out
 from custom.data.record import RECORD
 from custom.networks import VNet
+from custom.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
 SHAPE = (26, 22, 12)
@@ -270,3 +274,71 @@ def test_a_scan_that_does_not_fit_one_window_at_a_time_is_named(segment, tmp_pat
     network = {"network_def": {"_target_": "hungry.Hungry", "most": 0}, "ckpt_path": str(tmp_path / "hungry.pt")}
     with refused("5 problem(s), nothing was segmented:", "e.nii.gz: there is not enough memory to segment it"):
         segment(**network)
+
+
+def test_shares_hold_every_scan_once_the_largest_first(tmp_path):
+    for number, size in enumerate([5, 30, 10, 30, 1, 20, 7]):
+        (tmp_path / f"{number}.nii").write_bytes(bytes(size))
+    cases = [{"image": str(tmp_path / f"{number}.nii"), "case": str(number)} for number in range(7)]
+    assert share_out(cases) == cases
+    assert [case["case"] for case in share_out(cases, "1/2")] == ["1", "5", "6", "4"]
+    assert [case["case"] for case in share_out(cases, "2/2")] == ["3", "2", "0"]
+    for count, ranks in ((1, 3), (2, 2), (8, 1), (3, 4)):
+        places = [(f"{i}/{count}", rank, ranks) for i in range(1, count + 1) for rank in range(ranks)]
+        dealt = sorted(case["case"] for place in places for case in share_out(cases, *place))
+        assert dealt == [case["case"] for case in cases]
+
+
+def test_a_dicom_folder_is_as_large_as_its_files(tmp_path):
+    (tmp_path / "series").mkdir()
+    for number in range(3):
+        (tmp_path / "series" / f"{number}.dcm").write_bytes(bytes(10))
+    (tmp_path / "scan.nii").write_bytes(bytes(20))
+    cases = [{"image": str(tmp_path / name), "case": name} for name in ("scan.nii", "series")]
+    assert [case["case"] for case in share_out(cases, "1/2")] == ["series"]
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2"])
+def test_a_part_that_there_is_not_is_refused(shard):
+    with pytest.raises(UserError, match="--shard must be such as 2/8"):
+        share_out([], shard)
+
+
+@LEFT_ATRIUM
+def test_jobs_that_do_not_know_of_each_other_share_the_scans_and_the_last_one_writes_the_table(segment, tmp_path):
+    segment(output_dir=str(tmp_path / "undisturbed"))
+    shares = [_read_by(segment(shard=f"{number}/3")) for number in (3, 1, 2)]
+    assert sorted(case for share in shares for case in share) == list("abcde")
+    assert max(map(len, shares)) == 2
+    assert _contents(tmp_path / "eval") == _contents(tmp_path / "undisturbed")
+
+
+def _torchrun(command: list[str]) -> subprocess.CompletedProcess:
+    place = command.index("--config_file") + 1
+    files = [command[place], command[place].replace("inference.yaml", "multi_gpu_inference.yaml")]
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command = [*run, *command[:place], str(files), *command[place + 1 :]]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=ROOT)
+
+
+@LEFT_ATRIUM
+def test_two_processes_segment_as_one_and_name_together_what_failed(segment, scans, weights, tmp_path):
+    segment(output_dir=str(tmp_path / "undisturbed"))
+    out = tmp_path / "out"
+    done = _torchrun(_command(scans, weights, out))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Segmenting:   0%") == 1  # one process shows bars
+    assert done.stdout.count("Predictions:") == 1
+    assert _contents(out) == _contents(tmp_path / "undisturbed")
+    times = _times(out)
+    for name in ("f", "g", "h"):
+        (scans / f"{name}.nii.gz").write_bytes(b"no image")
+    write_nifti(scans / "i.nii.gz", _noise())
+    done = _torchrun(_command(scans, weights, out))
+    assert done.returncode == 1
+    assert done.stdout.count("5 of 9 scans are done already") == 1
+    assert done.stderr.count("error: 6 scan(s) segmented; left out, with 3 problem(s):") == 1
+    for name in ("f", "g", "h"):
+        assert f"  - {scans / name}.nii.gz: cannot be read" in done.stderr
+    assert [row["case"] for row in read_csv(out / "volumes.csv")] == [*"abcde", "i"]
+    assert times.items() <= _times(out).items()
