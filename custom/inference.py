@@ -25,7 +25,7 @@ from .perturbations import FeatureDropout
 from .utils.device import MixedPrecision, is_out_of_memory
 from .utils.errors import UserError, causes, plain_reason
 from .utils.files import atomic_write
-from .utils.names import case_of
+from .utils.names import prediction_of
 
 __all__ = [
     "KeepLargestComponentd",
@@ -243,7 +243,7 @@ class MaskWriter(PILWriter):
 
 
 class SavePredictiond(SaveImaged):
-    """MONAI's ``SaveImaged`` for what lies on the image's own grid already, as ``CASE_POSTFIX`` in one folder.
+    """MONAI's ``SaveImaged`` for what lies on the image's own grid already, as ``PREDICTION_POSTFIX``.
 
     A file is written whole or not at all; MONAI leaves what it had written when the disk was full.
 
@@ -267,7 +267,7 @@ class SavePredictiond(SaveImaged):
         sample = dict(data)
         for key in self.key_iterator(sample):
             layout: Any = self.saver.folder_layout
-            path = Path(layout.output_dir) / f"{case_of(sample[key].meta)}_{layout.postfix}{layout.ext}"
+            path = Path(layout.output_dir) / f"{prediction_of(sample[key].meta)}_{layout.postfix}{layout.ext}"
             try:
                 with atomic_write(path) as part:
                     self.saver(sample[key], filename=str(part).removesuffix(layout.ext))

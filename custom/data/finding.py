@@ -35,7 +35,7 @@ LABEL_NAME = re.compile(rf"(.+)[-_. ]{WORDS}|{WORDS}[-_. ]+(.+)|{WORDS}(\d.*)|{W
 IMAGE_WORDS = r"(?:image|img|volume|vol|scan)"
 IMAGE_NAME = re.compile(rf"(.+)[-_. ]{IMAGE_WORDS}|{IMAGE_WORDS}[-_. ]+(.+)|{IMAGE_WORDS}(\d.*)", re.IGNORECASE)
 PREDICTION_NAME = re.compile(r".+_(?:probs|uncertainty)")
-#: What inference writes beside its predictions.
+#: What inference writes beside its predictions, or above them.
 PREDICTION_TABLE = "volumes.csv"
 #: More numbers than this behind one name are of scans, not of channels.
 MOST_CHANNELS = 8
@@ -231,7 +231,10 @@ def _is_prediction(path: Path, root: Path) -> bool:
     if path == root:
         return False
     by_folder = any(PREDICTION_FOLDER.fullmatch(part) for part in path.relative_to(root).parts[:-1])
-    return by_folder or (file_stem(path).endswith("_seg") and (path.parent / PREDICTION_TABLE).is_file())
+    folders = [folder for folder in path.parents if folder == root or root in folder.parents]
+    return by_folder or (
+        file_stem(path).endswith("_seg") and any((folder / PREDICTION_TABLE).is_file() for folder in folders)
+    )
 
 
 def _home(path: Path, root: Path) -> tuple[str, ...]:

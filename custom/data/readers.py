@@ -74,7 +74,8 @@ class LoadScand(MapTransform):
 
     A label on its image's grid gets its image's affine, so that the two are resampled alike.
 
-    Each array's metadata keep the name of its case in ``case``: the sample's own, else that of the image's file.
+    Each array's metadata keep the name of its case in ``case``: the sample's own, else that of the image's file;
+    and its ``prediction``, if it has one.
 
     Args:
         keys: paths of images and labels; they become CH[WD].
@@ -101,9 +102,10 @@ class LoadScand(MapTransform):
         """Read the files of a sample."""
         sample = dict(data)
         name = sample.pop("case", None) or case_name(sample.get("image") or next(iter(sample.values())))
+        place = {"prediction": sample.pop("prediction")} if "prediction" in sample else {}
         for key in self.key_iterator(sample):
             array = (self.load_label if key in self.label_keys else self.load_image)(sample[key])
-            array.meta["case"] = name
+            array.meta |= {"case": name, **place}
             sample[key] = array
         if "image" in sample:
             for key in self.label_keys:

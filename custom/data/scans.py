@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..utils.errors import UserError
-from ..utils.names import case_names
+from ..utils.names import case_names, short_stems
 from .checks import Case
 from .datalist import read_lists
 from .finding import VOLUME_SUFFIXES, list_scans, refuse_channels, tell_left_out
@@ -30,7 +30,9 @@ def find_scans(
         datalist: take the images of this data list's ``validation`` and ``test`` lists instead.
 
     Returns:
-        Cases with ``image`` and ``case``, the name of their predictions; each file once.
+        Cases with ``image`` and ``case``, a name that no other has; each file once. Those of a single folder also have
+        ``prediction``, the path of their results, which mirrors the folders below it: ``patient001/scan``; all others
+        are called by their case.
 
     Raises:
         UserError: when there is nothing to segment, two scans would give the same prediction file, or
@@ -64,15 +66,25 @@ def _cases(sources: Sequence[str], dimensions: int) -> list[Case]:
     tell_left_out(left_out)
     refuse_channels(list(paths.values()))
     names = case_names(paths.values())
-    return [{"image": str(path), "case": names[str(path)]} for path in paths.values()]
+    cases = {path: {"image": str(path), "case": names[str(path)]} for path in paths.values()}
+    if len(sources) == 1 and os.path.isdir(folder := os.path.expanduser(sources[0])):
+        root, stems = _root(Path(folder)), short_stems(names)
+        for path, case in cases.items():
+            case["prediction"] = (path.relative_to(root).parent / stems[str(path)]).as_posix()
+    return list(cases.values())
+
+
+def _root(folder: Path) -> Path:
+    """Give the folder that is searched for scans, which may have a subfolder for them."""
+    return _root(folder / "images") if (folder / "images").is_dir() else folder
 
 
 def _expand(source: Path, endings: tuple[str, ...]) -> tuple[list[Path], list[str]]:
     """List the scans in a folder, and what else there is; a file is taken whatever it is called."""
     if not source.is_dir():
         return [source], []
-    images = source / "images"
-    if images.is_dir():
+    images = _root(source)
+    if images != source:
         beside = list_scans(source, endings, skip=[images]).scans
         scans, others = _expand(images, endings)
         return scans, [*others, *(f"{path} (not in {images})" for path in beside)]

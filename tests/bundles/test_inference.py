@@ -49,11 +49,11 @@ def test_predictions_have_the_geometry_of_files_of_any_orientation(name, affine,
 
 
 @LEFT_ATRIUM
-def test_predictions_of_dicom_folders_are_named_after_them_and_lie_on_their_grid(untrained, run_bundle, tmp_path):
+def test_predictions_of_dicom_folders_lie_in_their_place_and_on_their_grid(untrained, run_bundle, tmp_path):
     write_dicom(tmp_path / "scans" / "patient" / "1.2.840.77", _noise())
     run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "scans"), ckpt_path=untrained, **RAW)
     image = LoadImage(ensure_channel_first=True)(tmp_path / "scans" / "patient" / "1.2.840.77")
-    pred = nib.load(tmp_path / "eval" / "1.2.840.77_seg.nii.gz")
+    pred = nib.load(tmp_path / "eval" / "patient" / "1.2.840.77_seg.nii.gz")
     assert pred.shape == tuple(image.shape[1:])
     np.testing.assert_allclose(pred.affine, image.affine, atol=1e-5)
 

@@ -14,14 +14,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import LEFT_ATRIUM, ROOT, read_csv, refused
+from conftest import LEFT_ATRIUM, ROOT, SHORT_AXIS, read_csv, refused
 from hungry import Hungry
 from scan_files import write_nifti
 from starter import CONTEXT, _run_module
 
-from custom.data import share_out
+from custom.data import list_scans, share_out
 from custom.data.record import RECORD
-from custom.networks import VNet
+from custom.networks import UNet, VNet
 from custom.utils.errors import UserError
 
 pytestmark = pytest.mark.slow
@@ -342,3 +342,35 @@ def test_two_processes_segment_as_one_and_name_together_what_failed(segment, sca
         assert f"  - {scans / name}.nii.gz: cannot be read" in done.stderr
     assert [row["case"] for row in read_csv(out / "volumes.csv")] == [*"abcde", "i"]
     assert times.items() <= _times(out).items()
+
+
+@SHORT_AXIS
+def test_a_folder_per_patient_gives_a_folder_per_patient(run_bundle, tmp_path):
+    torch.save(UNet(base_filters=2, out_channels=4).state_dict(), tmp_path / "untrained.pt")
+    for patient in ("patient001", "patient002"):  # as ACDC comes
+        folder = tmp_path / "in" / "training" / patient
+        (folder / "Info.cfg").parent.mkdir(parents=True)
+        (folder / "Info.cfg").write_text("ED: 1")
+        for name in (f"{patient}_frame01", f"{patient}_frame01_gt", "scan"):
+            write_nifti(folder / f"{name}.nii.gz", _noise(shape=(20, 18, 3)), np.diag([1.4, 1.4, 8, 1]))
+        write_nifti(folder / f"{patient}_4d.nii.gz", _noise(shape=(20, 18, 3, 2)), np.diag([1.4, 1.4, 8, 1]))
+    options = {"ckpt_path": str(tmp_path / "untrained.pt"), "save_probabilities": True}
+    options["output_dir"] = out = str(tmp_path / "in" / "results")
+    for _ in range(2):  # results within the folder of scans are no scans
+        workflow = run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "in"), **options)
+        written = sorted(str(path.relative_to(out)) for path in Path(out).rglob("*_seg.nii.gz"))
+        names = [
+            f"training/patient{n}/{name}"
+            for n in ("001", "002")
+            for name in (f"patient{n}_4d", f"patient{n}_frame01", "scan")
+        ]
+        assert written == [f"{name}_seg.nii.gz" for name in names]
+        assert all((Path(out) / f"{name}_probs.nii.gz").is_file() for name in names)
+        cases = list(dict.fromkeys(row["case"] for row in read_csv(Path(out) / "volumes.csv")))
+        assert cases == [
+            *("patient001_4d", "patient001_frame01", "patient001_scan"),
+            *("patient002_4d", "patient002_frame01", "patient002_scan"),
+        ]
+    assert _read_by(workflow) == []
+    found = list_scans(tmp_path / "in")
+    assert [path.name for path in found.labels] == ["patient001_frame01_gt.nii.gz", "patient002_frame01_gt.nii.gz"]

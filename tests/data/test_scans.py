@@ -35,6 +35,7 @@ def test_scans_are_found_in_a_folder_a_data_set_a_file_and_a_list(own_dataset):
     in_folder = _find(str(root / "images"))
     assert len(in_folder) == 5
     assert _find(str(root)) == in_folder
+    assert [case.pop("prediction") for case in in_folder] == [f"case_00{number}" for number in range(5)]
     assert _find(in_folder[0]["image"]) == in_folder[:1]
     assert _find([case["image"] for case in in_folder[:2]]) == in_folder[:2]
 
@@ -200,3 +201,34 @@ def test_a_disc_s_table_of_contents_is_no_scan(tmp_path):
     write_dicom(tmp_path / "IMAGES" / "series", 100 * _noise())
     (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
     assert read_scans(tmp_path) == (["series"], [])
+
+
+def test_results_lie_as_the_scans_do_and_cases_have_names_of_their_own(tmp_path):
+    for name in (
+        "scan.nii.gz",
+        "p0/scan.nii.gz",
+        "p1/ct/scan_0000.nii.gz",
+        "p1/mean.nii.gz",
+        "p2/a_0000.nii",
+        "p2/a.nii",
+    ):
+        write_nifti(tmp_path / "in" / name, _noise())
+    write_dicom(tmp_path / "in" / "p3" / "1.2.840.5", 100 * _noise())
+    (tmp_path / "linked").mkdir()
+    write_nifti(tmp_path / "linked" / "scan.nii.gz", _noise())
+    (tmp_path / "in" / "z").symlink_to(tmp_path / "linked")
+    cases = _find(tmp_path / "in")
+    places = {case["prediction"]: case["case"] for case in cases}
+    assert sorted(places) == [
+        *("p0/scan", "p1/ct/scan", "p1/mean", "p2/a", "p2/a_0000", "p3/1.2.840.5", "scan", "z/scan")
+    ]
+    assert (places["p0/scan"], places["scan"], places["p1/mean"]) == ("p0_scan", "in_scan", "p1_mean")
+    assert len({case["case"] for case in cases}) == len(cases)
+    assert all("prediction" not in case for case in _find([str(tmp_path / "in"), str(tmp_path / "linked")]))
+
+
+def test_a_series_that_is_the_folder_itself_is_called_by_it(tmp_path, monkeypatch):
+    write_dicom(tmp_path / "series", 100 * _noise())
+    assert [case["prediction"] for case in _find(tmp_path / "series")] == ["series"]
+    monkeypatch.chdir(tmp_path / "series")
+    assert [case["prediction"] for case in _find(".")] == ["series"]
