@@ -24,7 +24,7 @@ from .data.loading import Unreadable
 from .perturbations import FeatureDropout
 from .utils.device import MixedPrecision, is_out_of_memory
 from .utils.errors import UserError, causes, plain_reason
-from .utils.files import atomic_write
+from .utils.files import prediction_file
 from .utils.names import prediction_of
 
 __all__ = [
@@ -268,12 +268,8 @@ class SavePredictiond(SaveImaged):
         for key in self.key_iterator(sample):
             layout: Any = self.saver.folder_layout
             path = Path(layout.output_dir) / f"{prediction_of(sample[key].meta)}_{layout.postfix}{layout.ext}"
-            try:
-                with atomic_write(path) as part:
-                    self.saver(sample[key], filename=str(part).removesuffix(layout.ext))
-            except (OSError, RuntimeError) as error:  # MONAI's, which quotes the writer's error last
-                reason = str(error).strip().splitlines()[-1]
-                raise UserError(f"{path}: cannot be written ({reason}); files that were complete are kept.") from error
+            with prediction_file(path) as part:
+                self.saver(sample[key], filename=str(part).removesuffix(layout.ext))
             sample["written"] = [*sample.get("written", ()), str(path)]
         return sample
 

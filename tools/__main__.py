@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import difflib
 import runpy
+import signal
 import sys
 
 #: Module and purpose by command.
 COMMANDS = {
     "prepare": ("tools.prepare", "turn a download, or your own scans, into a dataset folder, and check one"),
+    "plan": ("tools.plan", "choose a bundle and its settings from a dataset folder"),
     "demo": ("tools.demo", "train with and without unlabeled scans on synthetic data, in a few minutes"),
     "study": ("tools.study", "train and score several settings side by side"),
     "compare": ("tools.compare", "make one page of several finished runs"),
@@ -23,6 +25,8 @@ def main() -> None:
     """Run the command that is named first; the rest of the command line is its own."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "help"):
+        if hasattr(signal, "SIGPIPE"):  # `crossmatch --help | head` ends quietly, as other programs do
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
         lines = [f"  {command:10}{purpose}" for command, (_, purpose) in COMMANDS.items()]
         print("\n".join(["crossmatch COMMAND ...; crossmatch COMMAND --help says more.", "", *lines]))
     elif name in COMMANDS:

@@ -5,6 +5,7 @@ from .checks import CaseRule, check_cases, image_problems, read_image, read_labe
 from .datalist import LISTS, default_evaluation_list, load_datalist, overlap_problems, read_lists
 from .dicom import SeriesReader, check_series, dicom_files, series_folders, series_problems
 from .dicom_headers import Series, Slice, read_series
+from .dicom_seg import SaveDicomSegmentationd, is_series, refuse_without_highdicom, segmentation_problem
 from .finding import VOLUME_SUFFIXES, Listing, list_scans, own_scans, pair_labels, refuse_channels, tell_left_out
 from .folders import visible_files, walk
 from .geometry import grid_problem, has_volume, lacks_spacing
@@ -32,6 +33,7 @@ __all__ = [
     "NiftiWriter",
     "PhotoReader",
     "ResumableSampler",
+    "SaveDicomSegmentationd",
     "ScanLoader",
     "SeededDataset",
     "SeededIndex",
@@ -54,6 +56,7 @@ __all__ = [
     "image_problems",
     "is_colored",
     "is_photo",
+    "is_series",
     "lacks_spacing",
     "list_scans",
     "load_datalist",
@@ -65,6 +68,8 @@ __all__ = [
     "read_lists",
     "read_series",
     "refuse_channels",
+    "refuse_without_highdicom",
+    "segmentation_problem",
     "series_folders",
     "series_problems",
     "share_out",

@@ -12,7 +12,9 @@ does not end a run hours later.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -28,6 +30,8 @@ __all__ = ["LISTS", "default_evaluation_list", "load_datalist", "overlap_problem
 
 LISTS = ("training", "unlabeled", "validation", "test")
 
+logger = logging.getLogger(__name__)
+
 
 def load_datalist(
     path: str,
@@ -39,6 +43,7 @@ def load_datalist(
     patient_pattern: str | None = None,
     optional: bool = False,
     checks_dir: str | None = None,
+    planned_for: str | None = None,
 ) -> dict[str, list[Case]]:
     """Read a data list, and every voxel of the named lists, and check them.
 
@@ -56,6 +61,7 @@ def load_datalist(
             be in one list only. None when every file is a patient of its own.
         optional: the labeled cases come from elsewhere, so that the file or its labeled cases may be missing.
         checks_dir: folder that keeps what was found in ``checks.json``, see :func:`custom.data.check_cases`.
+        planned_for: SHA-256 of the data list that settings were planned for; another one is told.
 
     Returns:
         Cases by list, see :func:`read_lists`.
@@ -66,6 +72,8 @@ def load_datalist(
     if optional and not Path(path).is_file():
         return {name: [] for name in LISTS}
     cases = read_lists(Path(path))
+    if planned_for not in (None, hashlib.sha256(Path(path).read_bytes()).hexdigest()):
+        logger.warning("%s has changed since the plan was made; `crossmatch plan` makes a new one.", path)
     problems = overlap_problems(cases, patient_pattern, Path(path).parent)
     problems += [problem for name in lists if name != "unlabeled" for problem in _without_labels(cases, name)]
     if "training" in lists and not cases["training"] and not optional:

@@ -15,7 +15,7 @@ from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
 from .dicom_headers import Series, read_series
-from .folders import walk
+from .folders import is_written_by_inference, walk
 
 __all__ = ["SeriesReader", "check_series", "dicom_files", "series_folders", "series_problems"]
 
@@ -51,9 +51,13 @@ def series_folders(folder: Path) -> list[Path]:
 
 
 def dicom_files(folder: Path) -> list[Path]:
-    """List the DICOM files in a folder, whatever their names, but for hidden ones and a disc's table of contents."""
+    """List the DICOM files in a folder, whatever their names.
+
+    Hidden ones, a disc's table of contents and our own segmentations are passed over.
+    """
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
-    return [path for path in files if path.name.upper() != "DICOMDIR" and _is_dicom(path)]
+    scans = (path for path in files if path.name.upper() != "DICOMDIR" and not is_written_by_inference(path))
+    return [path for path in scans if _is_dicom(path)]
 
 
 def _is_dicom(path: Path) -> bool:

@@ -15,10 +15,19 @@ from typing import NamedTuple
 from ..utils.errors import UserError
 from ..utils.names import CHANNEL, case_name, file_stem, same_name
 from .dicom import dicom_files
-from .folders import walk
+from .folders import is_written_by_inference, walk
 from .photos import PHOTO_SUFFIXES
 
-__all__ = ["VOLUME_SUFFIXES", "Listing", "list_scans", "own_scans", "pair_labels", "refuse_channels", "tell_left_out"]
+__all__ = [
+    "VOLUME_SUFFIXES",
+    "Listing",
+    "first_names",
+    "list_scans",
+    "own_scans",
+    "pair_labels",
+    "refuse_channels",
+    "tell_left_out",
+]
 
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 #: Files with the voxels of headers that stand beside them.
@@ -35,8 +44,6 @@ LABEL_NAME = re.compile(rf"(.+)[-_. ]{WORDS}|{WORDS}[-_. ]+(.+)|{WORDS}(\d.*)|{W
 IMAGE_WORDS = r"(?:image|img|volume|vol|scan)"
 IMAGE_NAME = re.compile(rf"(.+)[-_. ]{IMAGE_WORDS}|{IMAGE_WORDS}[-_. ]+(.+)|{IMAGE_WORDS}(\d.*)", re.IGNORECASE)
 PREDICTION_NAME = re.compile(r".+_(?:probs|uncertainty)")
-#: What inference writes beside its predictions, or above them.
-PREDICTION_TABLE = "volumes.csv"
 #: More numbers than this behind one name are of scans, not of channels.
 MOST_CHANNELS = 8
 #: How many of the files that were left out are named.
@@ -73,7 +80,7 @@ def list_scans(
     labels, others = [], []
     for here in folders:
         dicom = dicom_files(here) if VOLUME_SUFFIXES[0] in endings else ()
-        slices = {path for path in dicom if not path.name.startswith(".")}
+        slices = {path for path in dicom if not path.name.startswith(".") and not _is_prediction(path, folder)}
         files = sorted((path for path in here.iterdir() if not path.is_dir()), key=lambda p: (p.is_symlink(), p.name))
         has_header = any(path.name.lower().endswith(HEADER_SUFFIXES) for path in files)
         for path in [*([here] if slices else []), *files]:
@@ -176,7 +183,7 @@ def own_scans(images: Path, labels: Path | None, output: Path) -> dict[Path, Pat
     if strays:
         raise UserError(f"{root}: {len(strays)} label(s) without an image of their own, nothing was written:", strays)
     if labels is None and pairs:
-        print(f"labels beside their scans: {len(pairs)}, {_first(label.name for label in pairs.values())}")
+        print(f"labels beside their scans: {len(pairs)}, {first_names(label.name for label in pairs.values())}")
     return {scan: pairs.get(scan) for scan in found.scans}
 
 
@@ -206,10 +213,11 @@ def refuse_channels(scans: Sequence[Path], labels: Sequence[Path] = ()) -> None:
 def tell_left_out(left_out: Collection[str]) -> None:
     """Print how many files were left out, and which."""
     if left_out:
-        print(f"left out {len(left_out)}: {_first(left_out)}")
+        print(f"left out {len(left_out)}: {first_names(left_out)}")
 
 
-def _first(names: Iterable[str]) -> str:
+def first_names(names: Iterable[str]) -> str:
+    """Write the first of many names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:NAMED]) + (f", and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
@@ -231,10 +239,7 @@ def _is_prediction(path: Path, root: Path) -> bool:
     if path == root:
         return False
     by_folder = any(PREDICTION_FOLDER.fullmatch(part) for part in path.relative_to(root).parts[:-1])
-    folders = [folder for folder in path.parents if folder == root or root in folder.parents]
-    return by_folder or (
-        file_stem(path).endswith("_seg") and any((folder / PREDICTION_TABLE).is_file() for folder in folders)
-    )
+    return by_folder or is_written_by_inference(path)
 
 
 def _home(path: Path, root: Path) -> tuple[str, ...]:

@@ -6,7 +6,12 @@ import os
 from collections.abc import Collection
 from pathlib import Path
 
-__all__ = ["visible_files", "walk"]
+from ..utils.names import file_stem
+
+__all__ = ["RECORD", "is_written_by_inference", "visible_files", "walk"]
+
+#: What inference writes beside its predictions, or above them where they lie in folders.
+PREDICTION_TABLE, RECORD = "volumes.csv", "inference.json"
 
 
 def walk(top: Path, skipped: Collection[str] = ()) -> tuple[list[Path], list[str]]:
@@ -53,3 +58,13 @@ def visible_files(top: Path) -> tuple[list[Path], list[str]]:
     left_out += [f"{path.relative_to(top)} (hidden)" for path in files if path.name.startswith(".")]
     left_out += [f"{path.relative_to(top)} (link to nothing)" for path in files if not path.exists()]
     return sorted(path for path in files if path.exists() and not path.name.startswith(".")), left_out
+
+
+def is_written_by_inference(path: Path) -> bool:
+    """Tell a label map or segmentation that inference wrote, by its name and by what else it wrote there or above."""
+    if not file_stem(path).endswith("_seg"):
+        return False
+    above = (
+        (folder / PREDICTION_TABLE).is_file() and (folder / RECORD).is_file() for folder in path.absolute().parents
+    )
+    return (path.parent / PREDICTION_TABLE).is_file() or any(above)

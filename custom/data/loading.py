@@ -14,6 +14,7 @@ from monai.utils import ensure_tuple
 from ..utils.device import is_out_of_memory
 from ..utils.errors import UserError
 from .checks import CaseRule, image_problems, reading_problem
+from .dicom_seg import is_series, segmentation_problem
 
 __all__ = ["CheckScand", "ScanLoader", "Unreadable"]
 
@@ -34,6 +35,7 @@ class CheckScand(MapTransform):
         dimensions: spatial axes that they must have.
         pad_to: see :func:`custom.data.load_datalist`.
         series: whether an image may have a time axis behind its spatial ones, instead of channels.
+        dicom_seg: whether a DICOM series must be one to which a DICOM segmentation can refer.
     """
 
     def __init__(
@@ -43,8 +45,10 @@ class CheckScand(MapTransform):
         dimensions: int,
         pad_to: Mapping[str, Any] | None = None,
         series: bool = False,
+        dicom_seg: bool = False,
     ) -> None:
         super().__init__(keys)
+        self.dicom_seg = dicom_seg
         self.rule = CaseRule(in_channels, 0, dimensions, pad_to, series)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -55,7 +59,10 @@ class CheckScand(MapTransform):
         """
         sample = dict(data)
         for key in self.key_iterator(sample):
-            problems = image_problems(str(sample[key].meta["filename_or_obj"]), sample[key], self.rule)
+            path = str(sample[key].meta["filename_or_obj"])
+            problems = image_problems(path, sample[key], self.rule)
+            if self.dicom_seg and not problems and is_series(path):
+                problems = [text for text in [segmentation_problem(path)] if text is not None]
             if problems:
                 raise UserError(problems[0], problems[1:])
         return sample

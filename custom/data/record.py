@@ -18,11 +18,11 @@ from ..utils.errors import UserError
 from ..utils.files import atomic_write, read_json
 from ..utils.lock import one_at_a_time
 from .checks import Case
+from .folders import RECORD
 from .kept import name_of, state_of
 
-__all__ = ["RECORD", "InferenceRecord"]
+__all__ = ["LOCK", "InferenceRecord"]
 
-RECORD = "inference.json"
 LOCK = f".{RECORD}.lock"
 #: Of the record's form; a record of another one is not read.
 VERSION = 1

@@ -10,7 +10,8 @@ from ..utils.errors import UserError
 from ..utils.names import case_names, short_stems
 from .checks import Case
 from .datalist import read_lists
-from .finding import VOLUME_SUFFIXES, list_scans, refuse_channels, tell_left_out
+from .dicom_seg import is_series, refuse_without_highdicom
+from .finding import VOLUME_SUFFIXES, first_names, list_scans, refuse_channels, tell_left_out
 from .photos import PHOTO_SUFFIXES
 
 __all__ = ["find_scans"]
@@ -20,6 +21,7 @@ def find_scans(
     source: str | Sequence[str],
     dimensions: int,
     datalist: str | None = None,
+    dicom_seg: bool = False,
 ) -> list[Case]:
     """List the scans to segment, without opening them. Labels are not needed.
 
@@ -28,6 +30,7 @@ def find_scans(
             it and in folders below, see :func:`custom.data.list_scans`; a file; or a list of these.
         dimensions: spatial axes of the images, of which 2 are photographs.
         datalist: take the images of this data list's ``validation`` and ``test`` lists instead.
+        dicom_seg: say which scans are not DICOM, and so get no DICOM segmentation.
 
     Returns:
         Cases with ``image`` and ``case``, a name that no other has; each file once. Those of a single folder also have
@@ -35,9 +38,11 @@ def find_scans(
         are called by their case.
 
     Raises:
-        UserError: when there is nothing to segment, two scans would give the same prediction file, or
-            several files are channels of one case.
+        UserError: when there is nothing to segment, two scans would give the same prediction file, several files are
+            channels of one case, or ``dicom_seg`` without highdicom.
     """
+    if dicom_seg:
+        refuse_without_highdicom()
     if datalist is not None:
         lists = read_lists(Path(datalist))
         listed = [case for name in ("validation", "test") for case in lists[name]]
@@ -49,7 +54,15 @@ def find_scans(
     if not cases:
         kinds = "photographs, .png or .jpg" if dimensions == 2 else "NIfTI, NRRD, MetaImage or DICOM"
         raise UserError(f"{datalist or source}: no image to segment; expected {kinds}.")
+    if dicom_seg:
+        _tell_others(cases)
     return cases
+
+
+def _tell_others(cases: Sequence[Case]) -> None:
+    others = [case["case"] for case in cases if not is_series(case["image"])]
+    if others:
+        print(f"not DICOM, so without a DICOM segmentation: {first_names(others)}")
 
 
 def _cases(sources: Sequence[str], dimensions: int) -> list[Case]:

@@ -47,6 +47,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "num_workers": (4,),
     "resume": (True,),
     "ema_decay": (0.99, None),
+    "planned_for": ("3f2a", None),
     "class_names": (["liver", "tumor"],),
     "num_classes": (3,),
     "patient_pattern": (r"patient\d+", None),
@@ -64,6 +65,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "test_time_flips": ([0],),
     "densities": ({"*": 1.05},),
     "ventricles": (["left_ventricle"],),
+    "terminology": ({"*": {"category": ["value", "scheme", "meaning"], "type": ["value", "scheme", "meaning"]}},),
 }
 #: Settings that name files and folders.
 PLACES = (

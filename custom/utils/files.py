@@ -13,7 +13,7 @@ from typing import Any
 
 from .errors import UserError
 
-__all__ = ["FILE_NAMES", "atomic_write", "fingerprint", "read_json", "refuse_unwritable", "size_of"]
+__all__ = ["FILE_NAMES", "atomic_write", "fingerprint", "prediction_file", "read_json", "refuse_unwritable", "size_of"]
 
 #: How texts with names of files are encoded: in an ASCII locale Python keeps the other bytes of a name this way.
 FILE_NAMES = "surrogateescape"
@@ -63,6 +63,21 @@ def atomic_write(path: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.filename is None:
             error.filename = str(path)  # writers do not say for which file the disk was full
         raise
+
+
+@contextmanager
+def prediction_file(path: Path) -> Iterator[Path]:
+    """:func:`atomic_write` for what is predicted.
+
+    Raises:
+        UserError: when the file cannot be written.
+    """
+    try:
+        with atomic_write(path) as part:
+            yield part
+    except (OSError, RuntimeError) as error:  # MONAI's, which quotes the writer's error last
+        reason = str(error).strip().splitlines()[-1]
+        raise UserError(f"{path}: cannot be written ({reason}); files that were complete are kept.") from error
 
 
 def fingerprint(parts: Iterable[str]) -> str:

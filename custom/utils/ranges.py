@@ -58,6 +58,7 @@ def range_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> list[st
     found = {key: _value(parser, key) for key in RANGES if key in parser}
     problems = [text for key, value in found.items() for text in _number_problems(key, value)]
     problems += [*_device_problems(parser), *_format_problems(parser), *_name_problems(parser)]
+    problems += _output_problems(parser, defaults)
     return problems or [*_size_problems(parser, found, defaults)]
 
 
@@ -115,6 +116,12 @@ def _name_problems(parser: ConfigParser) -> Iterator[str]:
             f"--class_names: must be the names of the structures labeled 1, 2, ..., all different, none called {ALL}, "
             f"such as --class_names liver,tumor; got {shown(names)}."
         )
+
+
+def _output_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> Iterator[str]:
+    known = (defaults.get("output"), "dicom_seg")
+    if "output" in parser and parser.get("output") not in known:
+        yield f"--output: must be {known[0]} or {known[1]}, got {shown(parser.get('output'))}."
 
 
 def _size_problems(parser: ConfigParser, found: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:

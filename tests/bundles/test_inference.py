@@ -2,8 +2,12 @@
 
 import csv
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
+import highdicom
 import nibabel as nib
 import numpy as np
 import pytest
@@ -26,6 +30,12 @@ RAW = {"spacing": [1.0, 1.0, 1.0], "amp": False}
 
 def _noise(shape=(26, 22, 12)) -> np.ndarray:
     return 100 * np.random.default_rng(0).normal(size=shape).astype(np.float32)
+
+
+def _by_intensity(folder: Path) -> dict:
+    """Settings of a network that knows classes by their brightness."""
+    torch.save(ByIntensity().state_dict(), folder / "by_intensity.pt")
+    return {"ckpt_path": str(folder / "by_intensity.pt"), "network_def": {"_target_": "by_intensity.ByIntensity"}}
 
 
 @pytest.fixture
@@ -104,8 +114,7 @@ def test_only_the_largest_component_of_each_class_is_kept_in_every_frame(run_bun
     intensity = np.zeros((32, 32, 3, 2), np.float32)
     intensity[2:10, 2:10], intensity[20:24, 20:24], intensity[14:18, 2:6] = 1 / 3, 1 / 3, 1
     write_nifti(tmp_path / "scans" / "scan.nii.gz", intensity, np.diag([1.4, 1.4, 8, 1]))
-    torch.save(ByIntensity().state_dict(), tmp_path / "model.pt")
-    options = {"ckpt_path": str(tmp_path / "model.pt"), "network_def": {"_target_": "by_intensity.ByIntensity"}}
+    options = _by_intensity(tmp_path)
     expected = np.rint(intensity * 3)
     for keep in ([], [1, 2, 3]):
         run_bundle(
@@ -224,3 +233,71 @@ def test_weights_that_are_no_ensemble_are_named(members, run_bundle, tiny_datase
 def test_an_ensemble_is_scored(members, run_bundle, tiny_dataset, tmp_path):
     run_bundle("evaluating", ["train", "evaluate"], datalist=str(tiny_dataset), ckpt_path=members)
     assert (tmp_path / "eval" / "metrics.csv").is_file()
+
+
+def _write_series(folder: Path, step: float = 8.0, leave_out: str | None = None) -> np.ndarray:
+    """Write an oblique series, its files named from the last slice to the first, and return its classes, 0 to 3."""
+    classes = np.random.default_rng(0).integers(0, 4, (32, 28, 5))
+    turn = np.deg2rad(25)
+    row, column = np.array([np.cos(turn), 0, -np.sin(turn)]), np.array([0, 1.0, 0])
+
+    def edit(header, k):
+        header.ImageOrientationPatient = [*row, *column]
+        header.ImagePositionPatient = (np.array([9, 8, 7]) - k * step * np.cross(row, column)).tolist()
+        if leave_out is not None:
+            delattr(header, leave_out)
+
+    write_dicom(folder, 100 * classes, edit=edit)
+    return classes[:, :, ::-1]
+
+
+@SHORT_AXIS
+def test_a_series_gets_a_segmentation_like_its_label_map_and_the_others_are_told(run_bundle, tmp_path, capsys):
+    classes = _write_series(tmp_path / "scans" / "good")
+    _write_series(tmp_path / "scans" / "bad", leave_out="FrameOfReferenceUID")
+    write_nifti(tmp_path / "scans" / "plain.nii.gz", 100.0 * classes, np.diag([1.4, 1.4, 8, 1]))
+    with refused("2 scan(s) segmented; left out, with 1 problem(s)", "bad: 000.dcm lacks FrameOfReferenceUID"):
+        run_bundle(
+            "inference",
+            ["inference"],
+            dataset_dir=str(tmp_path / "scans"),
+            output="dicom_seg",
+            patch_size=[32, 28],
+            keep_largest=[],
+            **_by_intensity(tmp_path),
+        )
+    assert "not DICOM, so without a DICOM segmentation: plain\n" in capsys.readouterr().out
+    written = {path.name for path in (tmp_path / "eval").glob("[!.]*")}
+    assert written == {"good_seg.nii.gz", "good_seg.dcm", "plain_seg.nii.gz", "volumes.csv", "inference.json"}
+    label = nib.load(tmp_path / "eval" / "good_seg.nii.gz")
+    np.testing.assert_array_equal(np.asarray(label.dataobj), classes)
+    content = highdicom.seg.segread(tmp_path / "eval" / "good_seg.dcm")
+    volume = content.get_volume(combine_segments=True)
+    to_label = np.linalg.inv(np.diag([-1, -1, 1, 1]) @ label.affine) @ volume.affine
+    found = np.zeros(label.shape)
+    for index in np.ndindex(volume.shape):
+        found[tuple(np.rint(to_label[:3, :3] @ index + to_label[:3, 3]).astype(int))] = volume.array[index]
+    np.testing.assert_array_equal(found, classes)
+    kinds = [content.get_segment_description(k).segmented_property_type.meaning for k in (1, 2, 3)]
+    assert kinds == ["Right ventricle", "Left Ventricle Myocardium", "Left ventricle"]
+
+
+@LEFT_ATRIUM
+def test_without_highdicom_one_line_says_how_to_install_it_before_anything_is_read(untrained, tmp_path):
+    write_dicom(tmp_path / "scans" / "a", _noise())
+    (tmp_path / "blocked").mkdir()
+    (tmp_path / "blocked" / "sitecustomize.py").write_text("import sys\nsys.modules['highdicom'] = None\n")
+    command = [sys.executable, "-m", "monai.bundle", "run", "inference", "--output", "dicom_seg"]
+    command += ["--config_file", "bundles/crossmatch_la/configs/inference.yaml", "--ckpt_path", untrained]
+    command += ["--dataset_dir", tmp_path / "scans", "--output_dir", tmp_path / "out", "--base_filters", "2"]
+    path = os.pathsep.join([str(tmp_path / "blocked"), str(ROOT)])
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert line.startswith("error: --output dicom_seg needs highdicom")
+    assert "run `pip install highdicom`" in line
+    assert "Traceback" not in done.stderr
+    assert "Checking" not in done.stderr
+    assert not (tmp_path / "out").exists()

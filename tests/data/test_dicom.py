@@ -2,6 +2,7 @@
 
 import io
 import json
+from functools import partial
 from pathlib import Path
 
 import nibabel as nib
@@ -18,6 +19,9 @@ from custom.data.dicom import dicom_files, series_folders
 from custom.data.scans import find_scans
 from custom.utils.errors import UserError
 from tools.prepare import commands as prepare
+
+#: Without the plan, which takes time and is tested by itself.
+own = partial(prepare.own, plan=None)
 
 GRID = np.diag([-0.7, -0.8, 2.0, 1])  # DICOM's x and y point the other way
 
@@ -324,7 +328,7 @@ def _assert_names_both(error: BaseException, names=("bad", "worse")) -> None:
 def test_own_lists_all_series_that_cannot_be_read(tmp_path):
     _two_bad_and_a_good(tmp_path / "in")
     with pytest.raises(UserError, match="2 DICOM series cannot be read, nothing was written") as caught:
-        prepare.own(str(tmp_path / "in"), str(tmp_path / "out"))
+        own(str(tmp_path / "in"), str(tmp_path / "out"))
     _assert_names_both(caught.value)
     assert not (tmp_path / "out").exists()
 
@@ -333,14 +337,14 @@ def test_own_lists_all_series_that_cannot_be_read(tmp_path):
 def test_a_series_may_be_given_by_its_own_folder(given, tmp_path, monkeypatch):
     write_dicom(tmp_path / "in" / "scan", _volume())
     monkeypatch.chdir(tmp_path / "in" / "scan" if given == "." else tmp_path)
-    prepare.own(given, str(tmp_path / "out"), patient_pattern="sc.n")
+    own(given, str(tmp_path / "out"), patient_pattern="sc.n")
     assert [path.name for path in (tmp_path / "out" / "images").iterdir()] == ["scan.nii.gz"]
     assert [case["case"] for case in find_scans(given, dimensions=3)] == ["scan"]
 
 
 def test_a_series_of_one_slice_stays_a_volume(tmp_path):
     write_dicom(tmp_path / "in" / "scan", _volume(1), edit=_set(SpacingBetweenSlices=2.0))
-    prepare.own(str(tmp_path / "in"), str(tmp_path / "out"))
+    own(str(tmp_path / "in"), str(tmp_path / "out"))
     prepared = nib.load(tmp_path / "out" / "images" / "scan.nii.gz")
     assert prepared.shape == (*_volume().shape[:2], 1)
     np.testing.assert_allclose(np.diag(prepared.affine)[2], 2)
@@ -380,7 +384,7 @@ def test_training_and_check_list_all_series_that_cannot_be_read(tmp_path):
 def test_prepared_series_have_all_slices_and_values(tmp_path):
     edit = _set(SliceThickness=lambda k: 2 + k % 2, RescaleSlope=lambda k: 1 if k == 0 else 0.5)
     write_dicom(tmp_path / "in" / "scan", _volume(), edit=edit)
-    prepare.own(str(tmp_path / "in"), str(tmp_path / "out"))
+    own(str(tmp_path / "in"), str(tmp_path / "out"))
     prepared = nib.load(tmp_path / "out" / "images" / "scan.nii.gz")
     np.testing.assert_allclose(prepared.get_fdata(), _volume() * np.where(np.arange(8) == 0, 1, 0.5))
     np.testing.assert_allclose(prepared.affine, GRID, atol=1e-6)

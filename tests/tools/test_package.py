@@ -33,7 +33,7 @@ from tools.package import check_archive, package, write_archive
 
 SCHEMA = ROOT / "tests" / "schema" / "meta_schema_20240725.json"
 #: Installed for development, and not in the metadata of any bundle.
-NOT_LISTED = ("h5py", "matplotlib", "onnxruntime", "pytest", "ruff")
+NOT_LISTED = ("h5py", "highdicom", "matplotlib", "onnxruntime", "pytest", "ruff")
 
 
 #: The other bundles have the same files but for the heads of their configs.

@@ -4,6 +4,7 @@ import json
 import os
 import re
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -23,6 +24,9 @@ from tools.prepare import commands as prepare
 from tools.prepare import writer as store
 from tools.prepare.check import check_folder
 from tools.synthetic import make_photo
+
+#: Without the plan, which takes time and is tested by itself.
+own = partial(prepare.own, plan=None)
 
 
 def _volumes(seed: int, shape=(12, 10, 6)) -> tuple[np.ndarray, np.ndarray]:
@@ -255,7 +259,7 @@ def test_pancreas_community_copy_is_turned_back_into_hounsfield_units(tmp_path):
 def test_a_broken_series_is_named(change, message, tmp_path):
     write_dicom(tmp_path / "in" / "scan", _ct()[0], **change)
     with pytest.raises(UserError, match=message):
-        prepare.own(str(tmp_path / "in"), str(tmp_path / "out"))
+        own(str(tmp_path / "in"), str(tmp_path / "out"))
 
 
 def test_two_series_in_a_folder_are_named(tmp_path):
@@ -264,7 +268,7 @@ def test_two_series_in_a_folder_are_named(tmp_path):
     for path in (tmp_path / "in" / "other").iterdir():
         path.rename(tmp_path / "in" / "scan" / f"other_{path.name}")
     with pytest.raises(UserError, match="expected one DICOM series, found 2"):
-        prepare.own(str(tmp_path / "in"), str(tmp_path / "out"))
+        own(str(tmp_path / "in"), str(tmp_path / "out"))
 
 
 @pytest.fixture
@@ -418,7 +422,7 @@ def own_folders(tmp_path) -> tuple[Path, Path]:
 
 def test_own_scans_of_any_format_keep_voxels_and_geometry(own_folders, tmp_path):
     images, labels = own_folders
-    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels), modality="CT")
+    own(str(images), str(tmp_path / "out"), labels=str(labels), modality="CT")
     for seed, name in enumerate(("a", "b ü", "c", "d", "e")):
         _assert_holds(tmp_path / "out" / "images" / f"{name}.nii.gz", _volumes(seed)[0])
     content = _datalist(tmp_path / "out", "datalist.json")
@@ -447,7 +451,7 @@ def test_own_takes_nnunet_s_layout_and_names(content, given, tmp_path):
         if name == "imagesTr/a":
             write_nifti(source / "labelsTr" / "a.nii.gz", np.minimum(label, 1) * 2)
     (source / "dataset.json").write_text(json.dumps(content))
-    prepare.own(str(source / given), str(tmp_path / "out"), labels=str(source / "labelsTr") if given else None)
+    own(str(source / given), str(tmp_path / "out"), labels=str(source / "labelsTr") if given else None)
     written = _datalist(tmp_path / "out", "datalist.json")
     assert written["labels"] == {"0": "background", "1": "liver", "2": "tumor"}
     assert written["modality"] == {"0": "CT"}
@@ -470,18 +474,18 @@ def test_labels_of_nnunet_that_are_no_structures_are_refused_unless_they_are_nam
     write_nifti(tmp_path / "in" / "imagesTr" / "a_0000.nii.gz", _volumes(0)[0])
     (tmp_path / "in" / "dataset.json").write_text(json.dumps({"labels": labels}))
     if message is None:
-        prepare.own(str(tmp_path / "in"), str(tmp_path / "out"), classes=classes)
+        own(str(tmp_path / "in"), str(tmp_path / "out"), classes=classes)
         assert _datalist(tmp_path / "out", "datalist.json")["labels"]["1"] == (classes or "foreground")
     else:
         with pytest.raises(UserError, match=f"dataset.json: .*{message}"):
-            prepare.own(str(tmp_path / "in"), str(tmp_path / "out"), classes=classes)
+            own(str(tmp_path / "in"), str(tmp_path / "out"), classes=classes)
 
 
 def test_a_damaged_description_is_named(tmp_path):
     write_nifti(tmp_path / "in" / "a.nii.gz", _volumes(0)[0])
     (tmp_path / "in" / "dataset.json").write_text("{")
     with pytest.raises(UserError, match=r"dataset.json: is not JSON .*; mend it, or take it away"):
-        prepare.own(str(tmp_path / "in"), str(tmp_path / "out"))
+        own(str(tmp_path / "in"), str(tmp_path / "out"))
 
 
 def _own_study(folder, count, unlabeled=()):
@@ -502,7 +506,7 @@ def _members(folder, key):
 def test_folds_hold_every_labeled_patient_once_and_stay_when_others_are_added(tmp_path, capsys):
     _own_study(tmp_path / "in", 7, unlabeled=(1, 8))
     options = {"folds": 3, "patient_pattern": r"p\d+"}
-    prepare.own(str(tmp_path / "in"), str(tmp_path / "out"), **options)
+    own(str(tmp_path / "in"), str(tmp_path / "out"), **options)
     assert "7 labeled patient(s) in 3 folds: 3, 2, 2" in capsys.readouterr().out
     validation = _members(tmp_path / "out", "validation")
     everyone = {f"p{number}_a" for number in range(7)}
@@ -515,7 +519,7 @@ def test_folds_hold_every_labeled_patient_once_and_stay_when_others_are_added(tm
     assert len(_datalist(tmp_path / "out", "datalist.json")["training"]) == 7
 
     _own_study(tmp_path / "in", 9)
-    prepare.own(str(tmp_path / "in"), str(tmp_path / "out"), **options)
+    own(str(tmp_path / "in"), str(tmp_path / "out"), **options)
     after = _members(tmp_path / "out", "validation")
     assert [before <= now for before, now in zip(validation, after, strict=True)] == [True] * 3
     assert [len(fold) for fold in after] == [3, 3, 3]
@@ -532,7 +536,7 @@ def test_folds_hold_every_labeled_patient_once_and_stay_when_others_are_added(tm
 def test_folds_that_cannot_be_are_refused(options, message, tmp_path):
     _own_study(tmp_path / "in", 3)
     with pytest.raises(UserError, match=message):
-        prepare.own(str(tmp_path / "in"), str(tmp_path / "out"), seed=3, **options)
+        own(str(tmp_path / "in"), str(tmp_path / "out"), seed=3, **options)
     assert not (tmp_path / "out").exists()
 
 
@@ -542,7 +546,7 @@ def test_own_photographs_are_copied_and_their_masks_are_black_and_white(tmp_path
         photo, mole = make_photo(np.random.default_rng(seed), (18, 25))
         Image.fromarray(photo).save(tmp_path / "photos" / f"p{seed}.JPG")
     Image.fromarray(mole * 255).save(tmp_path / "masks" / "p1_mask.png")
-    prepare.own(str(tmp_path / "photos"), str(tmp_path / "out"), labels=str(tmp_path / "masks"), classes="lesion")
+    own(str(tmp_path / "photos"), str(tmp_path / "out"), labels=str(tmp_path / "masks"), classes="lesion")
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / "labels" / "p1.png")), mole * 255)
     check_folder(tmp_path / "out", tmp_path / "check.json")
     datalist = str(tmp_path / "out" / "datalist.json")
@@ -577,7 +581,7 @@ def test_patients_are_split_whole_and_always_the_same_way(tmp_path):
     contents = []
     for name in ("one", "two"):
         split = {"validation": 0.2, "test": 0.4, "patient_pattern": r"p\d+"}
-        prepare.own(str(images), str(tmp_path / name), labels=str(labels), **split)
+        own(str(images), str(tmp_path / name), labels=str(labels), **split)
         contents.append({**_datalist(tmp_path / name, "datalist.json"), "name": ""})
     assert contents[0] == contents[1]
     lists = {name: {case["image"][7:9] for case in contents[0][name]} for name in ("training", "validation", "test")}
@@ -591,7 +595,7 @@ def test_unlabeled_scans_of_held_out_patients_are_left_out(tmp_path):
             write_nifti(tmp_path / "images" / f"p{patient}_v{visit}.nii.gz", _volumes(0)[0])
         write_nifti(tmp_path / "labels" / f"p{patient}_v0.nii.gz", _volumes(0)[1])
     split = {"labels": str(tmp_path / "labels"), "validation": 0.25, "patient_pattern": r"p\d+"}
-    prepare.own(str(tmp_path / "images"), str(tmp_path / "out"), **split)
+    own(str(tmp_path / "images"), str(tmp_path / "out"), **split)
     content = _datalist(tmp_path / "out", "datalist.json")
     (held_out,) = {case["image"][7:9] for case in content["validation"]}
     assert len(content["unlabeled"]) == 3
@@ -602,7 +606,7 @@ def test_a_label_without_an_image_is_refused(own_folders, tmp_path):
     images, labels = own_folders
     write_nifti(labels / "z_seg.nii.gz", _volumes(0)[1])
     with pytest.raises(UserError, match=r"1 label\(s\) without an image of their own.*\n.*z_seg.nii.gz: no image of"):
-        prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+        own(str(images), str(tmp_path / "out"), labels=str(labels))
 
 
 @pytest.mark.parametrize(
@@ -617,33 +621,33 @@ def test_a_label_that_does_not_fit_is_named_and_the_others_are_kept(label, affin
     images, labels = own_folders
     write_nifti(labels / "a_seg.nii.gz", label, affine)
     with pytest.raises(UserError, match=rf"(?s)1 of 6 scans could not be prepared.*{message}"):
-        prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+        own(str(images), str(tmp_path / "out"), labels=str(labels))
     assert not (tmp_path / "out" / "datalist.json").exists()
     assert (tmp_path / "out" / "labels" / "c.nii.gz").exists()
     write_nifti(labels / "a_seg.nii.gz", _volumes(0)[1])
-    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+    own(str(images), str(tmp_path / "out"), labels=str(labels))
     assert (tmp_path / "out" / "datalist.json").exists()
 
 
 def test_a_second_run_writes_nothing_and_a_damaged_file_is_written_again(own_folders, tmp_path):
     images, labels = own_folders
-    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+    own(str(images), str(tmp_path / "out"), labels=str(labels))
     files = sorted((tmp_path / "out" / "images").iterdir())
     before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
     files[0].write_bytes(b"damaged")
-    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+    own(str(images), str(tmp_path / "out"), labels=str(labels))
     assert files[0].read_bytes() == before[files[0]][1]
     assert all(path.stat().st_mtime_ns == before[path][0] for path in files[1:])
 
 
 def test_a_corrected_label_is_prepared_again_and_nothing_else(own_folders, tmp_path):
     images, labels = own_folders
-    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+    own(str(images), str(tmp_path / "out"), labels=str(labels))
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*.nii.gz")}
     write_nifti(labels / "a_seg.nii.gz", np.zeros_like(_volumes(0)[1]))
     slice_file = images / "f" / "003.dcm"
     os.utime(slice_file, ns=(0, 0))
-    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+    own(str(images), str(tmp_path / "out"), labels=str(labels))
     _assert_holds(tmp_path / "out" / "labels" / "a.nii.gz", np.zeros_like(_volumes(0)[1]))
     again = {
         path.relative_to(tmp_path / "out").as_posix() for path in before if path.stat().st_mtime_ns != before[path]
@@ -653,12 +657,12 @@ def test_a_corrected_label_is_prepared_again_and_nothing_else(own_folders, tmp_p
 
 def test_a_record_without_sources_is_prepared_again(own_folders, tmp_path):
     images, _ = own_folders
-    prepare.own(str(images), str(tmp_path / "out"))
+    own(str(images), str(tmp_path / "out"))
     record = json.loads((tmp_path / "out" / "prepare.json").read_text())
     del record["made_from"]
     (tmp_path / "out" / "prepare.json").write_text(json.dumps(record))
     before = (tmp_path / "out" / "images" / "a.nii.gz").stat().st_mtime_ns
-    prepare.own(str(images), str(tmp_path / "out"))
+    own(str(images), str(tmp_path / "out"))
     assert (tmp_path / "out" / "images" / "a.nii.gz").stat().st_mtime_ns > before
 
 
@@ -706,7 +710,7 @@ def test_a_label_a_hair_off_its_image_gets_its_affine(tmp_path):
     moved[:3, 3] += 0.004
     write_nifti(tmp_path / "scans" / "a.nii.gz", image)
     write_nifti(tmp_path / "masks" / "a.nii.gz", label, moved)
-    prepare.own(str(tmp_path / "scans"), str(tmp_path / "out"), labels=str(tmp_path / "masks"))
+    own(str(tmp_path / "scans"), str(tmp_path / "out"), labels=str(tmp_path / "masks"))
     written = [nib.load(tmp_path / "out" / key / "a.nii.gz").affine for key in ("images", "labels")]
     np.testing.assert_array_equal(*written)
 
@@ -719,24 +723,24 @@ def test_one_color_photograph_makes_three_channels(tmp_path):
     Image.fromarray(photo).convert("RGBA").save(tmp_path / "photos" / "b.png")
     for name in ("a", "b"):
         Image.fromarray(mole * 255).convert("RGB").save(tmp_path / "masks" / f"{name}.png")
-    prepare.own(str(tmp_path / "photos"), str(tmp_path / "out"), labels=str(tmp_path / "masks"))
+    own(str(tmp_path / "photos"), str(tmp_path / "out"), labels=str(tmp_path / "masks"))
     assert _datalist(tmp_path / "out", "datalist.json")["modality"] == {"0": "red", "1": "green", "2": "blue"}
     check_folder(tmp_path / "out", tmp_path / "check.json")
     (tmp_path / "photos" / "b.png").unlink(), (tmp_path / "masks" / "b.png").unlink()
-    prepare.own(str(tmp_path / "photos"), str(tmp_path / "grey"), labels=str(tmp_path / "masks"), modality="x-ray")
+    own(str(tmp_path / "photos"), str(tmp_path / "grey"), labels=str(tmp_path / "masks"), modality="x-ray")
     assert _datalist(tmp_path / "grey", "datalist.json")["modality"] == {"0": "x-ray"}
 
 
 def test_a_class_called_as_the_row_over_all_is_refused(own_folders, tmp_path):
     with pytest.raises(UserError, match="none called all, such as liver,tumor; got liver,All"):
-        prepare.own(str(own_folders[0]), str(tmp_path / "out"), str(own_folders[1]), classes="liver,All")
+        own(str(own_folders[0]), str(tmp_path / "out"), str(own_folders[1]), classes="liver,All")
 
 
 def test_a_folder_prepared_with_other_options_is_refused(own_folders, tmp_path):
     images, labels = own_folders
-    prepare.own(str(images), str(tmp_path / "out"), labels=str(labels))
+    own(str(images), str(tmp_path / "out"), labels=str(labels))
     with pytest.raises(UserError, match=r"holds data prepared otherwise; choose another --output"):
-        prepare.own(str(images), str(tmp_path / "out"), labels=str(labels), seed=2)
+        own(str(images), str(tmp_path / "out"), labels=str(labels), seed=2)
 
 
 def test_a_file_that_is_cut_short_never_counts(tmp_path, monkeypatch):

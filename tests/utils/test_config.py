@@ -164,6 +164,8 @@ def test_settings_mean_what_was_typed(line, bundle, key, expected, typed):
         ("--dataset_dir 7", "files", "7"),
         ("--datalist null", "datalist", None),
         ("--densities '{left_atrium: 1e0}'", "densities", {"left_atrium": 1.0}),
+        ("--terminology '{a: {type: [0123, SCT, b]}}'", "terminology", {"a": {"type": ["0123", "SCT", "b"]}}),
+        ("--output dicom_seg", "scans::dicom_seg", True),
     ],
 )
 def test_settings_of_inference_mean_what_was_typed(line, key, expected, typed):
@@ -256,6 +258,7 @@ def test_all_settings_of_another_kind_are_listed_together(typed):
             "must be at least 0, got {start",
         ),
         ("--optimizer::lr fast", "--optimizer::lr: expected a number, such as"),
+        ("--output dicomseg", "--output: must be nifti or dicom_seg, got dicomseg."),
         ("--memory_format channels_last", "--memory_format: expected one of torch's, such as"),
         ("--device gpu", "--device: there is no gpu here, but cpu"),
         ("--device cuda:77", "--device: there is no cuda:77 here, but cpu"),

@@ -27,6 +27,7 @@ from custom.data.photos import is_colored, is_photo
 from custom.utils.errors import UserError
 from custom.utils.names import ALL, are_class_names, case_names, patient_name
 
+from ..plan.command import PLAN, plan_dataset, seconds
 from ..synthetic import write_dataset as write_volumes
 from ..synthetic import write_hearts, write_photos
 from . import layouts as sources
@@ -207,8 +208,13 @@ def own(
     modality: str | None = None,
     seed: int = 1337,
     folds: int = 0,
+    plan: str | None = PLAN,
+    budget: str = "8h",
+    memory_gb: float | None = None,
 ) -> None:
     r"""Prepare your own scans: those with a label become labeled, the rest unlabeled. Nothing is cropped or resampled.
+
+    Then settings are planned for them, and the commands that train, score and segment are printed.
 
     Which list a patient is in follows from the patient and the seed alone, so it stays when others are added; the
     fractions are therefore met roughly. A patient who was listed for training stays there, also without a label before.
@@ -230,7 +236,12 @@ def own(
         seed: of the split.
         folds: for cross-validation, such as 5: also write fold_0.json, fold_1.json, ..., each of which keeps other
             labeled patients for validation.
+        plan: file in the dataset folder with the settings chosen for these data, see ``crossmatch plan``; one that is
+            there is kept. none to choose none.
+        budget: how long a training may take on this machine, such as 20min, 8h or 2d.
+        memory_gb: of the device that trains, in GB; what it has by default.
     """
+    seconds(budget)
     source, folder = Path(os.path.abspath(Path(images).expanduser())), Path(output).expanduser()
     described = Description(source)
     names = _class_names(described.classes or "foreground" if classes is None else classes)
@@ -263,6 +274,15 @@ def own(
     }
     record = {"command": "own", "source": str(images), "options": options | ({"folds": folds} if folds else {})}
     _prepare(str(folder), found, {"datalist.json": lists} | of_folds, about, record)
+    if plan is not None and lists["training"]:
+        _plan(folder, folder / plan, budget, memory_gb)
+
+
+def _plan(folder: Path, path: Path, budget: str, memory_gb: float | None) -> None:
+    if path.exists():
+        print(f"{path} is kept; `crossmatch plan {folder} --overwrite true` makes it anew.")
+    else:
+        plan_dataset(folder / "datalist.json", path, budget, memory_gb)
 
 
 def _channels(found: Iterable[Files], modality: str) -> dict[str, str]:
