@@ -22,7 +22,7 @@ from .labels import to_label
 from .photos import is_photo
 from .readers import LoadScan
 
-__all__ = ["CaseRule", "check_cases", "image_problems", "read_image", "read_label", "reading_problem"]
+__all__ = ["CaseRule", "check_cases", "image_problems", "is_small", "read_image", "read_label", "reading_problem"]
 
 
 Case = dict[str, str]
@@ -87,7 +87,7 @@ def _check_case(case: Case, rule: CaseRule) -> _Finding:
     problems += image_problems(case["image"], image, rule)
     if "label" in case:
         problems += read_label(case["label"], image, rule.num_classes)[1]
-    return _Finding(problems, not problems and _is_small(image, rule))
+    return _Finding(problems, not problems and is_small(image, rule))
 
 
 def read_image(
@@ -152,7 +152,8 @@ def _shape(image: MetaTensor) -> tuple[int, ...]:
     return tuple(image.shape[1:] if image.shape[0] == 1 else (*image.shape[1:], image.shape[0]))
 
 
-def _is_small(image: MetaTensor, rule: CaseRule) -> bool:
+def is_small(image: MetaTensor, rule: CaseRule) -> bool:
+    """Say whether an image, CH[WD], is smaller than the patch on the training's grid, and will be padded."""
     if rule.pad_to is None:
         return False
     size = np.asarray(image.shape[1:], dtype=float)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -13,10 +14,13 @@ from monai.utils import ensure_tuple
 
 from ..utils.device import is_out_of_memory
 from ..utils.errors import UserError
-from .checks import CaseRule, image_problems, reading_problem
+from .checks import CaseRule, image_problems, is_small, reading_problem
 from .dicom_seg import is_series, segmentation_problem
 
 __all__ = ["CheckScand", "ScanLoader", "Unreadable"]
+
+
+logger = logging.getLogger(__name__)
 
 
 class Unreadable(NamedTuple):
@@ -49,6 +53,7 @@ class CheckScand(MapTransform):
     ) -> None:
         super().__init__(keys)
         self.dicom_seg = dicom_seg
+        self.told = False
         self.rule = CaseRule(in_channels, 0, dimensions, pad_to, series)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
@@ -65,6 +70,9 @@ class CheckScand(MapTransform):
                 problems = [text for text in [segmentation_problem(path)] if text is not None]
             if problems:
                 raise UserError(problems[0], problems[1:])
+            if not self.told and is_small(sample[key], self.rule):
+                self.told = True
+                logger.warning("%s is smaller than the patch and is padded; further ones are not named", path)
         return sample
 
 

@@ -165,6 +165,14 @@ def test_voxels_without_spacing_are_taken_as_they_are_where_nothing_is_resampled
     assert read_scans(tmp_path, pad_to=GRID | {"spacing": None}) == (["plain"], [])
 
 
+def test_the_first_scan_that_is_padded_is_named(tmp_path, caplog):
+    for name in "abc":
+        write_nifti(tmp_path / f"{name}.nii.gz", _noise((12, 10, 8) if name == "a" else (7, 10, 8)))
+    assert read_scans(tmp_path, pad_to=GRID) == (["a", "b", "c"], [])
+    assert caplog.text.count("is smaller than the patch and is padded") == 1
+    assert "b.nii.gz is smaller" in caplog.text
+
+
 def test_a_metaimage_without_spacing_is_told_from_one_of_1_mm(tmp_path):
     for name in ("silent", "one_mm"):
         itk.imwrite(itk.image_from_array(_noise()), str(tmp_path / f"{name}.mhd"))
