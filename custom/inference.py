@@ -5,6 +5,7 @@ On request also over mirrored windows, and with a map of how much the perturbed 
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, combinations
@@ -14,25 +15,31 @@ from typing import Any
 import torch
 from monai.config import KeysCollection
 from monai.data import PILWriter
+from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInferer
 from monai.transforms import Invertd, KeepLargestConnectedComponent, MapTransform, SaveImaged
 from torch import nn
 
+from .data.loading import Unreadable
 from .perturbations import FeatureDropout
-from .utils.device import MixedPrecision
-from .utils.errors import UserError
+from .utils.device import MixedPrecision, is_out_of_memory
+from .utils.errors import UserError, causes, plain_reason
 from .utils.files import prediction_file
-from .utils.names import case_of
+from .utils.names import prediction_of
 
 __all__ = [
     "KeepLargestComponentd",
     "LabelMapd",
     "MaskWriter",
     "SavePredictiond",
+    "ScanEvaluator",
     "SlidingWindowProbabilities",
     "SplitUncertaintyd",
     "disagreement",
 ]
+
+
+logger = logging.getLogger(__name__)
 
 
 class SlidingWindowProbabilities(SlidingWindowInferer):
@@ -270,7 +277,7 @@ class MaskWriter(PILWriter):
 
 
 class SavePredictiond(SaveImaged):
-    """MONAI's ``SaveImaged`` for what lies on the image's own grid already, as ``CASE_POSTFIX`` in one folder.
+    """MONAI's ``SaveImaged`` for what lies on the image's own grid already, as ``PREDICTION_POSTFIX``.
 
     A file is written whole or not at all; MONAI leaves what it had written when the disk was full.
 
@@ -285,15 +292,73 @@ class SavePredictiond(SaveImaged):
         plain = {"resample": False, "separate_folder": False, "print_log": False}
         super().__init__(keys, output_dir=output_dir, output_postfix=output_postfix, **plain | kwargs)
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
-        """Write the arrays; the sample stays as it is.
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the arrays, and add the file's path to the sample's list ``written``.
 
         Raises:
             UserError: when a file cannot be written; what was there under its name is kept.
         """
-        for key in self.key_iterator(data):
+        sample = dict(data)
+        for key in self.key_iterator(sample):
             layout: Any = self.saver.folder_layout
-            path = Path(layout.output_dir) / f"{case_of(data[key].meta)}_{layout.postfix}{layout.ext}"
+            path = Path(layout.output_dir) / f"{prediction_of(sample[key].meta)}_{layout.postfix}{layout.ext}"
             with prediction_file(path) as part:
-                self.saver(data[key], filename=str(part).removesuffix(layout.ext))
-        return data
+                self.saver(sample[key], filename=str(part).removesuffix(layout.ext))
+            sample["written"] = [*sample.get("written", ()), str(path)]
+        return sample
+
+
+class ScanEvaluator(SupervisedEvaluator):
+    """MONAI's evaluator, which goes on when a scan cannot be segmented, and says at the end which and why.
+
+    When memory runs out, a scan is tried again with half as many windows at once, down to one.
+
+    Arguments: see :class:`monai.engines.SupervisedEvaluator`. ``val_data_loader`` is a
+    :class:`custom.data.ScanLoader`.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.problems: list[str] = []  #: the scans that could not be segmented, and why
+
+    def _iteration(self, engine: Any, batchdata: Any) -> Any:
+        """Segment a scan; the output of one that fails is empty."""
+        try:
+            if isinstance(batchdata, Unreadable):
+                raise UserError(batchdata.problem)
+            return self._segment(engine, batchdata)
+        except Exception as error:  # of a transform, the network, a writer
+            self.problems.append(_failure(batchdata, error))
+        logger.warning(self.problems[-1])
+        return []
+
+    def _segment(self, engine: Any, batchdata: Any) -> Any:
+        """Segment a scan, with fewer and fewer windows at once."""
+        inferer: Any = self.inferer
+        given = size = getattr(inferer, "sw_batch_size", 1)
+        while True:
+            try:
+                engine.state.batch = batchdata  # which an attempt takes apart
+                inferer.sw_batch_size = size
+                return super()._iteration(engine, batchdata)
+            except Exception as error:
+                if size == 1 or not is_out_of_memory(error):
+                    raise
+            finally:
+                inferer.sw_batch_size = given
+            size //= 2
+            logger.warning("memory ran out; trying again with --sw_batch_size %d", size)
+            engine.state.output = None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+
+
+def _failure(batchdata: Any, error: Exception) -> str:
+    """Name a scan and say why it was not segmented."""
+    plain = next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
+    if plain is not None:
+        return str(plain)
+    file = batchdata["image"].meta["filename_or_obj"][0]
+    if is_out_of_memory(error):
+        return f"{file}: there is not enough memory to segment it, one window at a time ({plain_reason(error)})."
+    return f"{file}: cannot be segmented ({plain_reason(error)})."

@@ -1,11 +1,16 @@
-"""Write volumes to the formats that scanners and archives use."""
+"""Write volumes to the formats that scanners and archives use, and read them as inference does."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import itk
 import nibabel as nib
 import numpy as np
+from monai.data import Dataset
+from monai.transforms import Compose
+
+from custom.data import CheckScand, LoadScand, ScanLoader, Unreadable, find_scans
 
 ANGLE = np.deg2rad(20)
 #: Oblique, anisotropic, with a left-handed order of axes.
@@ -108,3 +113,13 @@ def write_multiframe(
         frames.append(frame)
     header.PerFrameFunctionalGroupsSequence = frames
     header.save_as(path, enforce_file_format=True)
+
+
+def read_scans(source: str | list[str] | Path, **rule: Any) -> tuple[list[str], list[str]]:
+    """Read scans as inference does: names of those that can be segmented, and why the others cannot."""
+    cases = find_scans(source if isinstance(source, list) else str(source), rule.get("dimensions", 3))
+    check = CheckScand("image", **{"in_channels": 1, "dimensions": 3} | rule)
+    items = list(ScanLoader(Dataset(cases, Compose([LoadScand("image"), check]))))
+    assert len(items) == len(cases)
+    good = [case["case"] for case, item in zip(cases, items, strict=True) if not isinstance(item, Unreadable)]
+    return good, [item.problem for item in items if isinstance(item, Unreadable)]

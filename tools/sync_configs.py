@@ -15,7 +15,7 @@ __all__ = ["MARKER", "SHARED_TAILS", "SHARED_WHOLE", "sync_configs"]
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 MARKER = "# ==== the method: from here on all bundles are the same"
 SHARED_TAILS = ("train.yaml", "inference.yaml")
-SHARED_WHOLE = ("evaluate.yaml", "multi_gpu_train.yaml", "logging.conf")
+SHARED_WHOLE = ("evaluate.yaml", "multi_gpu_train.yaml", "multi_gpu_inference.yaml", "logging.conf")
 
 
 def sync_configs(bundles: Path = BUNDLES) -> list[Path]:

@@ -11,10 +11,13 @@ from .finding import VOLUME_SUFFIXES, Listing, OwnScan, list_scans, own_scans, p
 from .folders import visible_files, walk
 from .geometry import grid_problem, has_volume, lacks_spacing
 from .labels import to_label
+from .loading import CheckScand, ScanLoader, Unreadable
 from .nifti import NiftiWriter, SeriesWriter
 from .photos import PHOTO_SUFFIXES, PhotoReader, is_colored, is_photo
 from .readers import LoadLabel, LoadScan, LoadScand
-from .scans import Scans, find_scans, refuse_left_out
+from .record import InferenceRecord
+from .scans import find_scans
+from .sharing import share_out
 from .streams import ResumableSampler, SeededDataset, SeededIndex, StreamLoader, TwoStreamLoader, default_num_workers
 
 __all__ = [
@@ -22,7 +25,9 @@ __all__ = [
     "PHOTO_SUFFIXES",
     "VOLUME_SUFFIXES",
     "CaseRule",
+    "CheckScand",
     "Grouping",
+    "InferenceRecord",
     "Listing",
     "LoadLabel",
     "LoadScan",
@@ -32,7 +37,7 @@ __all__ = [
     "PhotoReader",
     "ResumableSampler",
     "SaveDicomSegmentationd",
-    "Scans",
+    "ScanLoader",
     "SeededDataset",
     "SeededIndex",
     "Series",
@@ -41,6 +46,7 @@ __all__ = [
     "Slice",
     "StreamLoader",
     "TwoStreamLoader",
+    "Unreadable",
     "cached_dataset",
     "check_cases",
     "check_series",
@@ -65,11 +71,11 @@ __all__ = [
     "read_label",
     "read_lists",
     "read_series",
-    "refuse_left_out",
     "refuse_without_highdicom",
     "segmentation_problem",
     "series_folders",
     "series_problems",
+    "share_out",
     "tell_left_out",
     "to_label",
     "visible_files",

@@ -15,13 +15,15 @@ from monai.data.utils import affine_to_spacing
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
-from ..utils.errors import UserError
+from ..utils.device import is_out_of_memory
+from ..utils.errors import UserError, causes, plain_reason
 from .geometry import grid_problem, has_volume, lacks_spacing
+from .kept import KeptFindings, state_of
 from .labels import to_label
 from .photos import is_photo
 from .readers import LoadScan
 
-__all__ = ["CaseRule", "check_cases", "image_problems", "read_image", "read_label"]
+__all__ = ["CaseRule", "check_cases", "image_problems", "is_small", "read_image", "read_label", "reading_problem"]
 
 
 #: ``image``, a path or a list with one for each channel; ``label``, a path; and ``case``, its name.
@@ -48,11 +50,29 @@ class _Finding(NamedTuple):
     is_small: bool
 
 
-def check_cases(cases: Sequence[Case], rule: CaseRule) -> list[list[str]]:
-    """Read every file, and say what is wrong, case by case."""
+def check_cases(cases: Sequence[Case], rule: CaseRule, folder: str | None = None) -> list[list[str]]:
+    """Read every file, and say what is wrong, case by case.
+
+    Args:
+        cases: with ``image``, and ``label`` where there is one.
+        rule: what they must be like.
+        folder: where ``checks.json`` keeps what was found, so that files that have not changed since are not read
+            again. None reads all.
+    """
+    kept = KeptFindings(folder, rule)
+    states = [state_of(case) for case in cases]
+    known = [kept.get(case, state) for case, state in zip(cases, states, strict=True)]
+    unread = [case for case, found in zip(cases, known, strict=True) if found is None]
+    if len(unread) < len(cases):
+        logger.info("%d of %d cases are as they were when they were checked", len(cases) - len(unread), len(cases))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # unzipping, the slow part, runs outside Python's lock
-        results = tqdm(pool.map(lambda case: _check_case(case, rule), cases), "Checking", len(cases), unit="case")
-        findings = list(results)
+        read = pool.map(lambda case: _check_case(case, rule), unread)
+        new = iter(tqdm(read, "Checking", len(unread), unit="case", disable=not unread))
+        findings = [next(new) if found is None else _Finding([], found["is_small"]) for found in known]
+    for case, state, found, finding in zip(cases, states, known, findings, strict=True):
+        if found is None and not finding.problems:
+            kept.put(case, state, {"is_small": finding.is_small})
+    kept.write()
     small = [ensure_tuple(case["image"])[0] for case, finding in zip(cases, findings, strict=True) if finding.is_small]
     if small and rule.pad_to is not None:
         logger.warning(
@@ -69,7 +89,7 @@ def _check_case(case: Case, rule: CaseRule) -> _Finding:
     problems += image_problems(case["image"], image, rule)
     if "label" in case:
         problems += read_label(case["label"], image, rule.num_classes)[1]
-    return _Finding(problems, not problems and _is_small(image, rule))
+    return _Finding(problems, not problems and is_small(image, rule))
 
 
 def read_image(
@@ -81,12 +101,22 @@ def read_image(
         return None, [f"{file}: no such file." for file in missing]
     try:
         return LoadScan(in_channels, as_label)(path), []
-    except UserError as error:
-        return None, [str(error)]
-    except Exception as error:  # every reader fails in its own way; the cause is quoted
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        files = ", ".join(ensure_tuple(path))
-        return None, [f"{files}: cannot be read, probably truncated or not an image ({reason})."]
+    except Exception as error:
+        return None, [reading_problem(path, error)]
+
+
+def reading_problem(path: str | Sequence[str], error: BaseException) -> str:
+    """Say why files could not be read; every reader fails in its own way, so what it says is quoted."""
+    plain = next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
+    if plain is not None:
+        return str(plain)
+    missing = [file for file in ensure_tuple(path) if not os.path.exists(file)]
+    if missing:
+        return f"{missing[0]}: no such file."
+    files = ", ".join(ensure_tuple(path))
+    if is_out_of_memory(error):
+        return f"{files}: there is not enough memory to read it ({plain_reason(error)})."
+    return f"{files}: cannot be read, probably truncated or not an image ({plain_reason(error)})."
 
 
 def image_problems(files: str | Sequence[str], image: MetaTensor, rule: CaseRule) -> list[str]:
@@ -104,9 +134,10 @@ def image_problems(files: str | Sequence[str], image: MetaTensor, rule: CaseRule
     elif rule.pad_to is not None and rule.pad_to["spacing"] is not None and lacks_spacing(image.meta):
         hint = "write it into the header, or train on voxels as they are, with --spacing null"
         problems.append(f"{path}: its header has no spacing, which resampling needs; {hint}.")
-    parts = image.as_tensor().split(1) if len(names) > 1 else (image.as_tensor(),)
-    bad = [int((~torch.isfinite(part)).sum()) for part in parts]
-    return problems + [f"{file}: {n} voxel(s) are NaN or infinite." for file, n in zip(names, bad, strict=True) if n]
+    for name, part in zip(names, image.as_tensor().split(1) if len(names) > 1 else (image.as_tensor(),), strict=True):
+        if part.numel() and not all(map(torch.isfinite, part.aminmax())):  # one quick pass; NaN is both
+            problems.append(f"{name}: {int((~torch.isfinite(part)).sum())} voxel(s) are NaN or infinite.")
+    return problems
 
 
 def _channels_hint(files: Sequence[str], rule: CaseRule) -> str:
@@ -137,7 +168,8 @@ def _shape(image: MetaTensor) -> tuple[int, ...]:
     return tuple(image.shape[1:] if image.shape[0] == 1 else (*image.shape[1:], image.shape[0]))
 
 
-def _is_small(image: MetaTensor, rule: CaseRule) -> bool:
+def is_small(image: MetaTensor, rule: CaseRule) -> bool:
+    """Say whether an image, CH[WD], is smaller than the patch on the training's grid, and will be padded."""
     if rule.pad_to is None:
         return False
     size = np.asarray(image.shape[1:], dtype=float)

@@ -45,6 +45,7 @@ def load_datalist(
     pad_to: Mapping[str, Any] | None = None,
     patient_pattern: str | None = None,
     optional: bool = False,
+    checks_dir: str | None = None,
     planned_for: str | None = None,
 ) -> dict[str, list[Case]]:
     """Read a data list, and every voxel of the named lists, and check them.
@@ -62,6 +63,7 @@ def load_datalist(
         patient_pattern: regular expression that finds the patient, see :func:`custom.data.patient_name`; a patient may
             be in one list only. None when every file is a patient of its own.
         optional: the labeled cases come from elsewhere, so that the file or its labeled cases may be missing.
+        checks_dir: folder that keeps what was found in ``checks.json``, see :func:`custom.data.check_cases`.
         planned_for: SHA-256 of the data list that settings were planned for; another one is told.
 
     Returns:
@@ -82,7 +84,7 @@ def load_datalist(
     if "training" not in lists and not any(cases[name] for name in lists):
         problems.append(f"nothing to read: the list {' or '.join(map(repr, lists))} is empty.")
     rule = CaseRule(in_channels, num_classes, dimensions, pad_to)
-    for found in check_cases([case for name in lists for case in cases[name]], rule):
+    for found in check_cases([case for name in lists for case in cases[name]], rule, checks_dir):
         problems += found
     if problems:
         raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)

@@ -19,7 +19,7 @@ from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
 from ..utils.files import prediction_file
-from ..utils.names import case_of
+from ..utils.names import prediction_of
 from .dicom import SeriesReader, check_series
 from .dicom_headers import Series
 
@@ -87,21 +87,24 @@ class SaveDicomSegmentationd(MapTransform):
         if uncoded:
             print(f"not in --terminology, written as {TISSUE[2]} ({TISSUE[1]} {TISSUE[0]}): {', '.join(uncoded)}")
 
-    def __call__(self, data: Mapping[Hashable, Any]) -> Mapping[Hashable, Any]:
-        """Write the segmentations; the sample stays as it is.
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Write the segmentations, and add their files' paths to the sample's list ``written``.
 
         Raises:
             UserError: when a series cannot be referred to, or a file cannot be written; what was there under its name
                 is kept.
         """
-        for key in self.key_iterator(data):
-            path = str(data[key].meta["filename_or_obj"])
+        sample = dict(data)
+        for key in self.key_iterator(sample):
+            path = str(sample[key].meta["filename_or_obj"])
             if is_series(path):
                 source = _source(path)
-                content = _segmentation(path, source, _planes(path, source, data[key]), self._algorithm)
-                with prediction_file(self.output_dir / f"{case_of(data[key].meta)}_seg.dcm") as part:
+                content = _segmentation(path, source, _planes(path, source, sample[key]), self._algorithm)
+                file = self.output_dir / f"{prediction_of(sample[key].meta)}_seg.dcm"
+                with prediction_file(file) as part:
                     content.save_as(part)
-        return data
+                sample["written"] = [*sample.get("written", ()), str(file)]
+        return sample
 
     @cached_property
     def _algorithm(self) -> dict[str, Any]:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from ..utils.names import file_stem
 
-__all__ = ["is_written_by_inference", "visible_files", "walk"]
+__all__ = ["RECORD", "is_written_by_inference", "visible_files", "walk"]
 
-#: What inference writes beside its predictions: a table, and a folder of pictures.
-PREDICTION_TABLE, PREDICTION_PICTURES = "volumes.csv", "review"
+#: What inference writes beside its predictions, or above them where they lie in folders.
+PREDICTION_TABLE, RECORD, PREDICTION_PICTURES = "volumes.csv", "inference.json", "review"
 
 
 def walk(top: Path, skipped: Collection[str] = ()) -> tuple[list[Path], list[str]]:
@@ -61,6 +61,11 @@ def visible_files(top: Path) -> tuple[list[Path], list[str]]:
 
 
 def is_written_by_inference(path: Path) -> bool:
-    """Tell a label map, a segmentation or a picture that inference wrote, by its name and by the table beside it."""
+    """Tell a label map, a segmentation or a picture that inference wrote, by its name and by what lies beside or above."""
     is_picture = path.parent.name == PREDICTION_PICTURES and (path.parent.parent / PREDICTION_TABLE).is_file()
-    return is_picture or (file_stem(path).endswith("_seg") and (path.parent / PREDICTION_TABLE).is_file())
+    if is_picture or not file_stem(path).endswith("_seg"):
+        return is_picture
+    above = (
+        (folder / PREDICTION_TABLE).is_file() and (folder / RECORD).is_file() for folder in path.absolute().parents
+    )
+    return (path.parent / PREDICTION_TABLE).is_file() or any(above)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -60,6 +61,7 @@ class LoadScan(LoadImage):
             channels: Any = [LoadScan(in_channels=1)(file, reader) for file in files]
             check_channels(channels, files)
             joined: Any = torch.cat(channels)  # a MetaTensor with the metadata of the first
+            joined.meta["channel_files"] = os.pathsep.join(map(str, files))  # a text, which batches can hold
             return joined
         array = super().__call__(filename, reader)
         while array.ndim > 4 and array.shape[-1] == 1:
@@ -112,7 +114,8 @@ class LoadScand(MapTransform):
 
     A label on its image's grid gets its image's affine, so that the two are resampled alike.
 
-    Each array's metadata keep the name of its case in ``case``: the sample's own, else that of the image's file.
+    Each array's metadata keep the name of its case in ``case``: the sample's own, else that of the image's file;
+    and its ``prediction``, if it has one.
 
     Args:
         keys: paths of images and labels, of an image also a list, one per channel; they become CH[WD].
@@ -139,9 +142,10 @@ class LoadScand(MapTransform):
         """Read the files of a sample."""
         sample = dict(data)
         name = sample.pop("case", None) or case_name(sample.get("image") or next(iter(sample.values())))
+        place = {"prediction": sample.pop("prediction")} if "prediction" in sample else {}
         for key in self.key_iterator(sample):
             array = (self.load_label if key in self.label_keys else self.load_image)(sample[key])
-            array.meta["case"] = name
+            array.meta |= {"case": name, **place}
             sample[key] = array
         if "image" in sample:
             for key in self.label_keys:

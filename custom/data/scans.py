@@ -1,31 +1,28 @@
-"""Find the scans to segment: files of many formats, and folders with a DICOM series.
-
-A scan that cannot be segmented does not keep the others waiting: it is left out, and named at the end.
-"""
+"""Find the scans to segment: files of many formats, and folders with a DICOM series."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
-from ..utils.names import case_files, case_names
+from ..utils.names import case_files, case_names, short_stems
 from .channels import group_channels
-from .checks import Case, CaseRule, check_cases
+from .checks import Case
 from .datalist import read_lists
-from .dicom_seg import is_series, refuse_without_highdicom, segmentation_problem
+from .dicom_seg import is_series, refuse_without_highdicom
 from .finding import VOLUME_SUFFIXES, first_names, list_scans, tell_left_out
 from .photos import PHOTO_SUFFIXES
 
-__all__ = ["Scans", "find_scans", "refuse_left_out"]
+__all__ = ["Scans", "find_scans"]
 
 
 class Scans(NamedTuple):
-    """Scans that can be segmented, and why the others cannot."""
+    """Scans to segment, and why others cannot be."""
 
     cases: list[Case]
     problems: list[str]
@@ -35,34 +32,32 @@ def find_scans(
     source: str | Sequence[str | Sequence[str]],
     in_channels: int,
     dimensions: int,
-    pad_to: Mapping[str, Any] | None = None,
     series: bool = False,
     datalist: str | None = None,
     channels: Sequence[str] | None = None,
     dicom_seg: bool = False,
 ) -> Scans:
-    """List the scans to segment, read and check them. Labels are neither needed nor opened.
+    """List the scans to segment, without opening them. Labels are not needed.
 
     Args:
         source: a folder (its subfolder ``images`` if there is one) with files, or folders with a DICOM series each, in
             it and in folders below, see :func:`custom.data.list_scans`; a file; or a list of these, in which a list of
             files is one scan, with a channel in each.
         in_channels: channels that every image must have.
-        dimensions: spatial axes that every image must have.
-        pad_to: ``size`` in voxels per axis, and ``spacing`` in mm to which volumes are resampled before, or None for
-            their own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
+        dimensions: spatial axes of the images, of which 2 are photographs.
         series: whether an image may have a time axis behind its spatial ones, instead of channels.
         datalist: take the images of this data list's ``validation`` and ``test`` lists instead.
         channels: names at the end of the files of one scan, see :func:`custom.data.channels.group_channels`; None for
             nnU-Net's numbers.
-        dicom_seg: every DICOM series must be one to which a DICOM segmentation can refer; other scans are printed.
+        dicom_seg: say which scans are not DICOM, and so get no DICOM segmentation.
 
     Returns:
-        Cases with ``image`` and ``case``, the name of their predictions; each file once. Those that lack a channel are
-        among the problems.
+        Cases with ``image`` and ``case``, a name that no other has; each file once. Those of a single folder also have
+        ``prediction``, the path of their results, which mirrors the folders below it: ``patient001/scan``; all others
+        are called by their case. Scans that lack a channel are among the problems instead.
 
     Raises:
-        UserError: when there is nothing that can be segmented, two scans would give the same prediction file, or for
+        UserError: when there is nothing to segment, two scans would give the same prediction file, or for
             ``dicom_seg`` without highdicom.
     """
     if dicom_seg:
@@ -82,32 +77,9 @@ def find_scans(
     if not cases and not problems:
         kinds = "photographs, .png or .jpg" if dimensions == 2 else "NIfTI, NRRD, MetaImage or DICOM"
         raise UserError(f"{datalist or source}: no image to segment; expected {kinds}.")
-    findings = check_cases(cases, CaseRule(in_channels, 0, dimensions, pad_to, series))
     if dicom_seg:
-        findings = [found or _segmentation_problems(case) for case, found in zip(cases, findings, strict=True)]
         _tell_others(cases)
-    problems += [problem for found in findings for problem in found]
-    good = [case for case, found in zip(cases, findings, strict=True) if not found]
-    if not good:
-        raise UserError(f"{len(problems)} problem(s), nothing was segmented:", problems)
-    return Scans(good, problems)
-
-
-def refuse_left_out(scans: Scans) -> None:
-    """End the program with the scans that were left out, if any; call it when the others are done.
-
-    Raises:
-        UserError: names every scan that was left out, and why.
-    """
-    if scans.problems:
-        summary = f"{len(scans.cases)} scan(s) segmented; left out, with {len(scans.problems)} problem(s):"
-        raise UserError(summary, scans.problems)
-
-
-def _segmentation_problems(case: Case) -> list[str]:
-    image = ensure_tuple(case["image"])[0]  # of several channels, the one whose grid is that of the label map
-    problem = segmentation_problem(image) if is_series(image) else None
-    return [] if problem is None else [problem]
+    return Scans(cases, problems)
 
 
 def _tell_others(cases: Sequence[Case]) -> None:
@@ -139,18 +111,29 @@ def _cases(
     texts = [[str(file) for file in files] for files in images]
     places = case_files(texts, known)
     names = case_names(places.values())
-    cases = [
-        {"image": files if len(files) > 1 else files[0], "case": names[places[files[0]]]} for files in texts if files
-    ]
+    folder = os.path.expanduser(sources[0]) if len(sources) == 1 and isinstance(sources[0], str) else ""
+    root, stems = (_root(Path(folder)) if os.path.isdir(folder) else None), short_stems(names)
+    cases: list[Case] = []
+    for files in filter(None, texts):
+        place = places[files[0]]
+        case: Case = {"image": files if len(files) > 1 else files[0], "case": names[place]}
+        if root is not None:
+            case["prediction"] = (Path(place).relative_to(root).parent / stems[place]).as_posix()
+        cases.append(case)
     return cases, grouped.problems
+
+
+def _root(folder: Path) -> Path:
+    """Give the folder that is searched for scans, which may have a subfolder for them."""
+    return _root(folder / "images") if (folder / "images").is_dir() else folder
 
 
 def _expand(source: Path, endings: tuple[str, ...]) -> tuple[list[Path], list[str]]:
     """List the scans in a folder, and what else there is; a file is taken whatever it is called."""
     if not source.is_dir():
         return [source], []
-    images = source / "images"
-    if images.is_dir():
+    images = _root(source)
+    if images != source:
         beside = list_scans(source, endings, skip=[images]).scans
         scans, others = _expand(images, endings)
         return scans, [*others, *(f"{path} (not in {images})" for path in beside)]

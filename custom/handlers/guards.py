@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from ignite.engine import Engine, Events
 
+from ..utils.device import is_out_of_memory
 from ..utils.errors import UserError
 
 __all__ = ["CollapseWarning", "NonFiniteGuard", "SizeAdvice"]
@@ -165,7 +166,7 @@ class SizeAdvice:
                 f"of {self.batch_size} with patches of {self.patch_size} the network's coarsest level has one; give "
                 "--batch_size 2, or a larger --patch_size."
             ) from error
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             return
         now = f"iteration {engine.state.iteration} ran out of memory on {engine.state.device}"
         if max(self.batch_size, self.unlabeled_batch_size) > 2:
@@ -181,9 +182,3 @@ class SizeAdvice:
                 f"{self.batch_size} is as small as CutMix allows"
             )
         raise UserError(f"{now}; {advice}. What was trained up to the last checkpoint is kept.") from error
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)  # PyTorch's CPU allocator

@@ -9,12 +9,14 @@ from typing import Any
 from ignite.engine import Engine, Events
 
 from ..data.checks import read_image
+from ..data.record import InferenceRecord
 from ..report.planes import plane_picture
 from ..report.ranking import review_order
 from ..report.reviewing import review_page
+from ..utils.distributed import any_rank, is_first
 from ..utils.files import atomic_write
 from ..utils.names import case_of
-from ..utils.tables import Row, write_csv
+from ..utils.tables import write_csv
 
 __all__ = ["ReviewPage"]
 
@@ -26,23 +28,20 @@ class ReviewPage:
 
     Args:
         folder: where they are written: pictures as soon as a scan is segmented, the others at the end.
+        record: the scans that are segmented, by this and other processes, with what :class:`VolumeTable` noted of each.
     """
 
-    def __init__(self, folder: str) -> None:
+    def __init__(self, folder: str, record: InferenceRecord) -> None:
         self.folder = Path(folder)
-        self.measures: dict[str, Row] = {}
+        self.record = record
 
     def attach(self, engine: Engine) -> None:
-        """Collect at each iteration of an evaluator whose output has ``review`` and ``pred``, class indices TH[WD]."""
-        engine.add_event_handler(Events.STARTED, lambda _: self.measures.clear())
+        """Draw at each iteration of an evaluator whose output has ``pred``, class indices TH[WD]."""
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _collect(self, engine: Engine) -> None:
         for output in engine.state.output:
-            case = case_of(output["pred"].meta)
-            self.measures[case] = output["review"]
-            self._draw(case, output["pred"])
+            self._draw(case_of(output["pred"].meta), output["pred"])
 
     def _draw(self, case: str, pred: Any) -> None:
         """Draw the first frame on the scan's own grid; the prediction is worth more than its picture."""
@@ -57,8 +56,10 @@ class ReviewPage:
         except Exception as error:  # whatever it is, it must not end the run
             logger.warning("%s: there is no picture for the review (%s).", case, error)
 
-    def _finish(self, engine: Engine) -> None:
-        rows = review_order(list(self.measures.values()))
-        write_csv(self.folder / "review.csv", rows)
-        page = review_page(self.folder, rows)
-        print(f"Review: {page}")
+    def finish(self) -> None:
+        """Write the list and the page when all processes are done; call it in all of them."""
+        any_rank(False)  # waits for the others
+        if is_first():
+            rows = review_order([found["review"] for found in self.record.found().values()])
+            write_csv(self.folder / "review.csv", rows)
+            print(f"Review: {review_page(self.folder, rows)}")

@@ -6,16 +6,19 @@ import logging
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 
 from ..data.geometry import lacks_spacing
+from ..data.record import LOCK, InferenceRecord
 from ..metrics import case_metrics
 from ..report.ranking import structure_volumes
-from ..utils.distributed import gather_in_turn
+from ..utils.distributed import any_rank, gather_in_turn
 from ..utils.errors import UserError
+from ..utils.lock import one_at_a_time
 from ..utils.names import ALL, MEAN, case_of
 from ..utils.tables import Row, _columns, format_table, write_csv
 
@@ -100,11 +103,13 @@ class VolumeTable:
     """Measure what was segmented: volumes per frame, and the ejection fraction of a series.
 
     Args:
-        folder: where ``volumes.csv`` and, if there is a series, ``ejection_fraction.csv`` are written at the end.
+        folder: where ``volumes.csv`` and, if there is a series, ``ejection_fraction.csv`` are written after each scan.
         class_names: foreground classes, in the order of their labels.
         densities: g/ml by class whose mass is wanted too.
         ventricles: classes whose ejection fraction is wanted: (EDV - ESV) / EDV, where EDV is the largest and ESV the
             smallest volume of that class over the frames.
+        record: keeps what is measured; the tables are of all scans in it, also those of earlier runs and of other
+            processes. None for a table of the scans of this run.
     """
 
     def __init__(
@@ -113,6 +118,7 @@ class VolumeTable:
         class_names: Sequence[str],
         densities: Mapping[str, float] | None = None,
         ventricles: Sequence[str] = (),
+        record: InferenceRecord | None = None,
     ) -> None:
         unknown = {*(densities or {}), *ventricles} - set(class_names)
         if unknown:
@@ -121,28 +127,24 @@ class VolumeTable:
         self.class_names = tuple(class_names)
         self.densities = dict(densities or {})
         self.ventricles = tuple(ventricles)
-        self.volumes: list[Row] = []
-        self.functions: list[Row] = []
-        self.without_spacing: list[str] = []
+        self.record = record
+        self.found: dict[str, Any] = {}
 
     def attach(self, engine: Engine) -> None:
         """Measure at each iteration of an evaluator whose ``pred`` holds class indices, TH[WD] for T frames."""
-        for rows in (self.volumes, self.functions, self.without_spacing):
-            engine.add_event_handler(Events.STARTED, lambda _, rows=rows: rows.clear())
+        engine.add_event_handler(Events.STARTED, lambda _: self.found.clear())
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
-        engine.add_event_handler(Events.COMPLETED, self._finish)
 
     def _collect(self, engine: Engine) -> None:
         for output in engine.state.output:
             pred = output["pred"]
             case = case_of(pred.meta)
             frames = [self._frame_row(case, number, labels) for number, labels in enumerate(pred, start=1)]
-            self.volumes += frames
-            if len(frames) > 1:
-                self.functions += [ejection_fraction(frames, name) for name in self.ventricles]
-            if pred.ndim > 3 and lacks_spacing(pred.meta):
-                self.without_spacing.append(case)
-        self._write()  # now, since a later scan may end the program
+            lost_spacing = pred.ndim > 3 and lacks_spacing(pred.meta)
+            self.found[case] = {"frames": frames, "lost_spacing": lost_spacing, "review": output.get("review")}
+            if self.record is not None:
+                self.record.add(case, output["written"], self.found[case])
+        self._write()  # now, since the program may be killed
 
     def _frame_row(self, case: str, number: int, labels: MetaTensor) -> Row:
         row: Row = {"case": case, "frame": number}
@@ -154,22 +156,33 @@ class VolumeTable:
                 row[f"{name}_g"] = volume * self.densities[name]
         return row
 
-    def _write(self) -> None:
-        write_csv(self.folder / "volumes.csv", self.volumes)
-        if self.functions:
-            write_csv(self.folder / "ejection_fraction.csv", self.functions)
+    def _write(self) -> list[Row]:
+        """Write the tables, one process at a time, and give the ejection fractions."""
+        with one_at_a_time(self.folder / LOCK):
+            if self.record is not None:
+                self.found = self.record.found()
+            cases = [case["frames"] for case in self.found.values()]
+            functions = [
+                ejection_fraction(frames, name) for frames in cases if len(frames) > 1 for name in self.ventricles
+            ]
+            write_csv(self.folder / "volumes.csv", [row for frames in cases for row in frames])
+            if functions:
+                write_csv(self.folder / "ejection_fraction.csv", functions)
+        return functions
 
-    def _finish(self, engine: Engine) -> None:
-        if self.functions:
-            print(
-                "\n" + format_table(self.functions) + f"\n\nEjection fractions: {self.folder / 'ejection_fraction.csv'}"
-            )
+    def finish(self) -> None:
+        """Write the tables when all processes are done, and say where they are; call it in all of them."""
+        any_rank(False)  # waits for the others
+        functions = self._write()
+        if functions:
+            print("\n" + format_table(functions) + f"\n\nEjection fractions: {self.folder / 'ejection_fraction.csv'}")
         print(f"\nVolumes: {self.folder / 'volumes.csv'}")
-        if self.without_spacing:
-            shown = ", ".join(self.without_spacing[:3]) + (", ..." if len(self.without_spacing) > 3 else "")
+        lost = [name for name, case in self.found.items() if case["lost_spacing"]]
+        if lost:
+            shown = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
             logger.warning(
                 "%d scan(s) have no spacing in their headers; their volumes are counts of voxels, in thousands: %s",
-                *(len(self.without_spacing), shown),
+                *(len(lost), shown),
             )
 
 

@@ -44,6 +44,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "files": ("scans", ["a.nii.gz", "b.nii.gz"], [["a_t1.nii.gz", "a_t2.nii.gz"]]),
     "channels": (["t1", "t2"], None),
     "series": (True,),
+    "shard": ("2/8", None),
     "device": ("cuda:0",),
     "num_workers": (4,),
     "resume": (True,),

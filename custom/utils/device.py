@@ -14,7 +14,9 @@ import torch
 from monai.networks.utils import eval_mode
 from torch import nn
 
-__all__ = ["MixedPrecision", "TypeCheck", "keep_freed_memory"]
+from .errors import causes
+
+__all__ = ["MixedPrecision", "TypeCheck", "is_out_of_memory", "keep_freed_memory"]
 
 #: Errors of logits and gradients that rounding does not reach: the networks here, trained or not, are 0.005 to 0.04 and
 #: 0.001 to 0.03 off.
@@ -23,6 +25,8 @@ _ROUNDING, _GRADIENT_ROUNDING = 0.2, 0.5
 _LEAST_CALLS, _ENOUGH = 3, 0.3
 #: Times in which a difference is no matter of chance.
 _SLOWER = 1.2
+#: What PyTorch's CPU allocator says, on Linux and on Windows, in errors of no kind of their own.
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "DefaultCPUAllocator")
 
 
 class MixedPrecision:
@@ -165,3 +169,12 @@ def keep_freed_memory(device: torch.device | str = "cpu") -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _ARENA_MAX: 1}
     return mallopt is not None and all(mallopt(name, value) for name, value in settings.items())
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Say whether memory ran out, of a GPU or of the machine."""
+    return any(
+        isinstance(cause, (MemoryError, torch.OutOfMemoryError))
+        or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in _NO_MEMORY))
+        for cause in causes(error)
+    )

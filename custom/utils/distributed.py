@@ -1,7 +1,8 @@
-"""Several processes that train one network together, started by ``torchrun``; see ``multi_gpu_train.yaml``.
+"""Several processes that work together, started by ``torchrun``; see ``multi_gpu_train.yaml``.
 
-Each process (rank) draws its share of both streams (:mod:`custom.data.streams`). The loss is that of all shares put
-together, so two ranks with a batch of B learn as one with a batch of 2 B does. With one process nothing is exchanged.
+In training, each process (rank) draws its share of both streams (:mod:`custom.data.streams`). The loss is that of all
+shares put together, so two ranks with a batch of B learn as one with a batch of 2 B does. In inference each segments
+scans of its own, see ``multi_gpu_inference.yaml``. With one process nothing is exchanged.
 """
 
 from __future__ import annotations
@@ -9,10 +10,12 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 from collections.abc import Iterable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
+from datetime import timedelta
 from itertools import chain, zip_longest
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import torch
 from torch import distributed, nn
@@ -27,8 +30,10 @@ __all__ = [
     "all_reduce_sum",
     "any_rank",
     "gather_in_turn",
+    "is_first",
     "local_device",
     "no_sync",
+    "raise_in_first",
     "share_buffers",
     "start",
     "stop",
@@ -38,15 +43,19 @@ __all__ = [
 Item = TypeVar("Item")
 
 
-def start() -> None:
-    """Join the other processes; only rank 0 shows progress and writes files.
+def start(patience_hours: float | None = None) -> None:
+    """Join the other processes; only rank 0 prints and shows progress.
+
+    Args:
+        patience_hours: how long one waits for the others before it takes them for dead; None for PyTorch's half hour.
+            Where a process dies, torchrun ends the others at once.
 
     Raises:
         UserError: when the process was not started by ``torchrun``, or by one whose restarts would fail.
     """
     if "LOCAL_RANK" not in os.environ:
         raise UserError(
-            "multi_gpu_train.yaml needs torchrun: torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
+            "several processes need torchrun: torchrun --standalone --nproc_per_node=2 -m monai.bundle run ..."
         )
     if os.environ.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0" and os.environ["TORCHELASTIC_USE_AGENT_STORE"] == "True":
         # Restarted processes would find the addresses of those from before (github.com/pytorch/pytorch/issues/135712).
@@ -57,11 +66,15 @@ def start() -> None:
     if torch.cuda.is_available():
         torch.cuda.set_device(local_device())
     # gloo carries tensors of the CPU, among them the processes' agreement to stop.
-    distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo",
+        timeout=None if patience_hours is None else timedelta(hours=patience_hours),
+    )
     if distributed.get_rank() > 0:
         # Put into its place, since its variable is read on import only.
         tqdm.__init__ = functools.partialmethod(tqdm.__init__, disable=True)  # type: ignore[method-assign,assignment]
         logging.getLogger().setLevel(logging.ERROR)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def stop() -> None:
@@ -96,6 +109,11 @@ def _together() -> bool:
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
 
 
+def is_first() -> bool:
+    """Say whether this process is the one that writes what all of them have: the only one, or rank 0."""
+    return not _together() or distributed.get_rank() == 0
+
+
 def all_reduce_sum(values: torch.Tensor) -> torch.Tensor:
     """Add up a tensor over the ranks, for a loss; the tensor itself where there is one process.
 
@@ -125,6 +143,20 @@ def gather_in_turn(items: Iterable[Item]) -> list[Item]:
     found: list[Any] = [None] * distributed.get_world_size()
     distributed.all_gather_object(found, list(items))
     return [item for item in chain.from_iterable(zip_longest(*found)) if item is not None]
+
+
+def raise_in_first(error: Exception) -> NoReturn:
+    """End all processes with an error, which rank 0 raises; the others end after it, and say nothing.
+
+    Raises:
+        Exception: the error, in rank 0.
+        SystemExit: with exit code 1, in the others.
+    """
+    if is_first():
+        raise error
+    with suppress(RuntimeError):  # that rank 0 has left
+        any_rank(False)
+    raise SystemExit(1)
 
 
 @torch.no_grad()

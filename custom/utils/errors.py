@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeGuard
 
-__all__ = ["UserError", "show_user_errors_plainly"]
+__all__ = ["UserError", "causes", "plain_reason", "show_user_errors_plainly"]
 
 
 #: What an error of the system says about a file or a folder that was named.
@@ -34,6 +34,24 @@ class UserError(ValueError):
         super().__init__("\n  - ".join([summary, *problems]))
 
 
+def causes(error: BaseException) -> list[BaseException]:
+    """List an error, what it was raised from, and so on; MONAI raises errors of its own from those of its parts."""
+    found: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in found:
+        found.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return found
+
+
+def plain_reason(error: BaseException) -> str:
+    """Say in a line what an error is about; of one that was raised from another, as MONAI's are, that one."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = str(error).strip()
+    return text.splitlines()[-1] if text else type(error).__name__
+
+
 def show_user_errors_plainly() -> None:
     """Let an uncaught :class:`UserError` end the program with its message alone and exit code 1.
 
@@ -50,13 +68,8 @@ def _print_user_error(kind: type[BaseException], error: BaseException, traceback
     if issubclass(kind, KeyboardInterrupt):
         print("\ninterrupted", file=sys.stderr)
         return
-    causes: list[BaseException] = []
-    cause: BaseException | None = error
-    while cause is not None and cause not in causes:
-        causes.append(cause)
-        cause = cause.__cause__ or cause.__context__
-    plain = next((cause for cause in causes if isinstance(cause, UserError)), None) or next(
-        (f"{cause.filename}: {_PLACES[cause.errno]}" for cause in causes if _is_about_a_place(cause)), None
+    plain = next((cause for cause in causes(error) if isinstance(cause, UserError)), None) or next(
+        (f"{cause.filename}: {_PLACES[cause.errno]}" for cause in causes(error) if _is_about_a_place(cause)), None
     )
     if plain is None:
         sys.__excepthook__(kind, error, traceback)

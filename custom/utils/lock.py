@@ -1,12 +1,12 @@
-"""One training at a time in a folder."""
+"""One training at a time in a folder, and one process at a time at a file."""
 
 from __future__ import annotations
 
 import json
 import os
 import platform
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -16,13 +16,30 @@ from monai.utils import optional_import
 from .distributed import gather_in_turn
 from .errors import UserError
 
-__all__ = ["LOCK", "TrainingLock"]
+__all__ = ["LOCK", "TrainingLock", "one_at_a_time"]
 
 fcntl, _can_lock = optional_import("fcntl")  # not on Windows, where nothing is locked
 LOCK = "training.lock"
 #: Open files of the locks that this process holds, and whether their folders were made for them; closing one gives its
 #: lock up.
 _held: dict[Path, tuple[int, bool]] = {}
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Wait until no other process, on this or another machine, is in here with the same file; it is made when missing.
+
+    Where the file system cannot lock, nobody waits.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        if _can_lock:
+            with suppress(OSError):
+                fcntl.lockf(file, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(file)
 
 
 class TrainingLock:

@@ -28,7 +28,9 @@ __all__ = [
     "file_stem",
     "groups",
     "patient_name",
+    "prediction_of",
     "same_name",
+    "short_stems",
 ]
 
 #: In tables, the class of the rows over all classes, and the case of those over all cases; nothing else is called so.
@@ -102,7 +104,7 @@ def case_names(files: Iterable[str | Path]) -> dict[str, str]:
         UserError: for files that differ in their ending, or in upper and lower case, alone.
     """
     paths = sorted({str(file) for file in files})
-    stems = _stems(paths)
+    stems = short_stems(paths)
     for joint in JOINTS:
         names = _shortest_names(paths, stems, joint)
         double = groups(paths, key=lambda path: same_name(names[path]))
@@ -123,6 +125,11 @@ def file_stem(file: str | Path) -> str:
     if path.is_dir():
         return path.name  # may be a DICOM identifier, full of dots
     return Path(path.stem).stem if path.name.lower().endswith(".nii.gz") else path.stem
+
+
+def prediction_of(meta: Mapping[str, Any]) -> str:
+    """Give the path, below the folder of results, of what is written about an array's case, without its ending."""
+    return str(meta.get("prediction") or case_of(meta))
 
 
 def same_name(name: str) -> str:
@@ -171,8 +178,8 @@ def patient_name(file: str | Path, pattern: str | None) -> str:
         raise UserError(f"--patient_pattern {pattern} is not a regular expression ({error}).") from error
 
 
-def _stems(paths: Iterable[str]) -> dict[str, str]:
-    """Names of files alone; ``_0000`` goes where it tells a file from no other one in its folder."""
+def short_stems(paths: Iterable[str]) -> dict[str, str]:
+    """Name files by themselves; ``_0000`` goes where it tells a file from no other one in its folder."""
     stems = {path: file_stem(path) for path in paths}
     taken = defaultdict(set)
     for path, stem in stems.items():

@@ -60,11 +60,11 @@ def test_predictions_have_the_geometry_of_files_of_any_orientation(name, affine,
 
 
 @LEFT_ATRIUM
-def test_predictions_of_dicom_folders_are_named_after_them_and_lie_on_their_grid(untrained, run_bundle, tmp_path):
+def test_predictions_of_dicom_folders_lie_in_their_place_and_on_their_grid(untrained, run_bundle, tmp_path):
     write_dicom(tmp_path / "scans" / "patient" / "1.2.840.77", _noise())
     run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "scans"), ckpt_path=untrained, **RAW)
     image = LoadImage(ensure_channel_first=True)(tmp_path / "scans" / "patient" / "1.2.840.77")
-    pred = nib.load(tmp_path / "eval" / "1.2.840.77_seg.nii.gz")
+    pred = nib.load(tmp_path / "eval" / "patient" / "1.2.840.77_seg.nii.gz")
     assert pred.shape == tuple(image.shape[1:])
     np.testing.assert_allclose(pred.affine, image.affine, atol=1e-5)
 
@@ -270,8 +270,8 @@ def test_a_series_gets_a_segmentation_like_its_label_map_and_the_others_are_told
             **_by_intensity(tmp_path),
         )
     assert "not DICOM, so without a DICOM segmentation: plain\n" in capsys.readouterr().out
-    written = {path.name for path in (tmp_path / "eval").iterdir()}
-    assert written == {"good_seg.nii.gz", "good_seg.dcm", "plain_seg.nii.gz", "volumes.csv"}
+    written = {path.name for path in (tmp_path / "eval").glob("[!.]*")}
+    assert written == {"good_seg.nii.gz", "good_seg.dcm", "plain_seg.nii.gz", "volumes.csv", "inference.json"}
     label = nib.load(tmp_path / "eval" / "good_seg.nii.gz")
     np.testing.assert_array_equal(np.asarray(label.dataobj), classes)
     content = highdicom.seg.segread(tmp_path / "eval" / "good_seg.dcm")

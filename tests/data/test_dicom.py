@@ -11,7 +11,7 @@ import pydicom
 import pytest
 from PIL import Image
 from pydicom.encaps import encapsulate
-from scan_files import write_dicom, write_multiframe, write_nifti
+from scan_files import read_scans, write_dicom, write_multiframe, write_nifti
 
 from custom.data.checks import read_image
 from custom.data.datalist import load_datalist
@@ -339,7 +339,7 @@ def test_a_series_may_be_given_by_its_own_folder(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "in" / "scan" if given == "." else tmp_path)
     own(given, str(tmp_path / "out"), patient_pattern="sc.n")
     assert [path.name for path in (tmp_path / "out" / "images").iterdir()] == ["scan.nii.gz"]
-    assert [case["case"] for case in find_scans(given, in_channels=1, dimensions=3).cases] == ["scan"]
+    assert [case["case"] for case in find_scans(given, dimensions=3)] == ["scan"]
 
 
 def test_a_series_of_one_slice_stays_a_volume(tmp_path):
@@ -360,9 +360,9 @@ def test_pancreas_lists_all_series_that_cannot_be_read(tmp_path):
 
 def test_inference_goes_on_without_the_series_that_cannot_be_read(tmp_path):
     _two_bad_and_a_good(tmp_path / "in")
-    scans = find_scans(str(tmp_path / "in"), in_channels=1, dimensions=3)
-    assert [Path(case["image"]).name for case in scans.cases] == ["good"]
-    _assert_names_both(UserError("", scans.problems))
+    good, problems = read_scans(tmp_path / "in")
+    assert good == ["good"]
+    _assert_names_both(UserError("", problems))
 
 
 def test_training_and_check_list_all_series_that_cannot_be_read(tmp_path):

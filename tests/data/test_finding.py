@@ -302,3 +302,15 @@ def test_what_is_left_out_is_counted_and_the_first_are_named(capsys):
     out = capsys.readouterr().out
     assert out.startswith("left out 25: 0.txt, 1.txt, ")
     assert out.endswith("19.txt, and 5 more\n")
+
+
+def test_results_in_folders_are_known_by_the_table_and_the_record_above_them(tmp_path):
+    label = tmp_path / "patient" / "scan_seg.nii.gz"
+    label.parent.mkdir()
+    label.write_bytes(b"")
+    (tmp_path / "volumes.csv").write_text("case,frame\n")
+    assert list_scans(tmp_path).labels == [label]  # a table of volumes may be anybody's
+    (tmp_path / "inference.json").write_text("{}")
+    found = list_scans(tmp_path)
+    assert (found.scans, found.labels) == ([], [])
+    assert "patient/scan_seg.nii.gz (earlier prediction)" in found.left_out

@@ -1,6 +1,9 @@
-"""What people point at, files of many formats and DICOM folders, is found, and what is broken is left out by name."""
+"""What people point at, files of many formats and DICOM folders, is found, and what is broken is named."""
 
 import json
+import re
+import threading
+import time
 from pathlib import Path
 
 import itk
@@ -8,17 +11,19 @@ import nibabel as nib
 import numpy as np
 import pydicom
 import pytest
-from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
+from monai.data import Dataset
+from scan_files import OBLIQUE, read_scans, write_dicom, write_itk, write_nifti
 
-from custom.data.scans import find_scans, refuse_left_out
+from custom.data import LoadScand, ScanLoader
+from custom.data.scans import find_scans
 from custom.utils.errors import UserError
 from custom.utils.names import case_name
 
 GRID = {"size": [8, 8, 8], "spacing": [1.0, 1.0, 1.0]}
 
 
-def _find(source, **changes):
-    return find_scans(source, **({"in_channels": 1, "dimensions": 3} | changes))
+def _find(source, dimensions=3, **options):
+    return find_scans(str(source) if isinstance(source, Path) else source, dimensions, **options)
 
 
 def _noise(shape=(12, 10, 8)) -> np.ndarray:
@@ -28,15 +33,15 @@ def _noise(shape=(12, 10, 8)) -> np.ndarray:
 def test_scans_are_found_in_a_folder_a_data_set_a_file_and_a_list(own_dataset):
     root = own_dataset.parent
     in_folder = _find(str(root / "images"))
-    assert len(in_folder.cases) == 5
-    assert in_folder.problems == []
+    assert len(in_folder) == 5
     assert _find(str(root)) == in_folder
-    assert _find(in_folder.cases[0]["image"]).cases == in_folder.cases[:1]
-    assert _find([case["image"] for case in in_folder.cases[:2]]).cases == in_folder.cases[:2]
+    assert [case.pop("prediction") for case in in_folder] == [f"case_00{number}" for number in range(5)]
+    assert _find(in_folder[0]["image"]) == in_folder[:1]
+    assert _find([case["image"] for case in in_folder[:2]]) == in_folder[:2]
 
 
 def test_scans_of_a_data_list_are_its_validation_and_test_images(own_dataset):
-    (case,) = _find("unused", datalist=str(own_dataset)).cases
+    (case,) = _find("unused", datalist=str(own_dataset))
     assert Path(case["image"]).name == "case_004.nii.gz"
 
 
@@ -50,13 +55,13 @@ def test_files_of_every_format_and_dicom_folders_are_found(tmp_path):
     for path in (tmp_path / "other" / "1.2.840.6").iterdir():  # many archives give DICOM files no ending
         path.rename(path.with_name(f"IM{path.stem}"))
     (tmp_path / "notes.txt").write_text("not a scan")
-    names = [case_name(case["image"]) for case in _find(str(tmp_path)).cases]
+    names = [case_name(case["image"]) for case in _find(str(tmp_path))]
     assert names == ["a", "b", "c", "d", "1.2.840.6", "1.2.840.5"]
 
 
 def test_a_dicom_folder_can_be_given_itself(tmp_path):
     write_dicom(tmp_path / "series", 100 * _noise())
-    (case,) = _find(str(tmp_path / "series")).cases
+    (case,) = _find(str(tmp_path / "series"))
     assert case["image"] == str(tmp_path / "series")
 
 
@@ -76,7 +81,7 @@ def test_scans_of_one_name_are_told_apart_by_their_folders_or_refused(own_datase
     image = own_dataset.parent / "images" / "case_000.nii.gz"
     twin = own_dataset.parent / "case_000.nii"
     nib.save(nib.load(image), twin)
-    names = [case["case"] for case in _find([str(image), str(twin)]).cases]
+    names = [case["case"] for case in _find([str(image), str(twin)])]
     assert names == ["images_case_000", "own_case_000"]
     nib.save(nib.load(image), image.with_name("case_000.nii"))
     with pytest.raises(UserError, match="predictions would have the same name"):
@@ -85,12 +90,10 @@ def test_scans_of_one_name_are_told_apart_by_their_folders_or_refused(own_datase
 
 def test_a_series_can_be_segmented_where_it_is_asked_for(tmp_path):
     write_nifti(tmp_path / "cine.nii.gz", _noise((12, 10, 3, 5)))
-    assert len(_find(str(tmp_path), series=True).cases) == 1
-    with pytest.raises(UserError, match="save the frames of a series"):
-        _find(str(tmp_path))
+    assert read_scans(tmp_path, series=True) == (["cine"], [])
+    assert "save the frames of a series" in read_scans(tmp_path)[1][0]
     write_nifti(tmp_path / "cine.nii.gz", _noise((12, 10)))
-    with pytest.raises(UserError, match="expected 3 dimensions"):
-        _find(str(tmp_path), series=True)
+    assert "expected 3 dimensions" in read_scans(tmp_path, series=True)[1][0]
 
 
 def _not_finite(path: Path) -> None:
@@ -119,26 +122,55 @@ BROKEN = {
 
 
 @pytest.mark.parametrize(("write", "message"), BROKEN.values(), ids=BROKEN)
-def test_a_bad_scan_is_left_out_and_named_at_the_end(write, message, tmp_path):
-    write_nifti(tmp_path / "good.nii.gz", _noise())
+def test_a_bad_scan_is_named_and_the_others_areread_scans(write, message, tmp_path):
+    for name in ("a_good", "z_good"):
+        write_nifti(tmp_path / f"{name}.nii.gz", _noise())
     write(tmp_path / "bad.nii.gz")
-    scans = _find(str(tmp_path), pad_to=GRID)
-    assert [case_name(case["image"]) for case in scans.cases] == ["good"]
-    with pytest.raises(UserError, match=r"(?s)1 scan\(s\) segmented; left out, with 1 problem\(s\):.*" + message):
-        refuse_left_out(scans)
-    (tmp_path / "good.nii.gz").unlink()
-    with pytest.raises(UserError, match=r"(?s)1 problem\(s\), nothing was segmented:.*" + message):
-        _find(str(tmp_path), pad_to=GRID)
+    good, (problem,) = read_scans(tmp_path, pad_to=GRID)
+    assert good == ["a_good", "z_good"]
+    assert re.search(message, problem)
 
 
-def test_nothing_is_said_at_the_end_where_nothing_was_left_out(tmp_path):
+def test_a_file_that_is_not_there_is_named(tmp_path):
     write_nifti(tmp_path / "good.nii.gz", _noise())
-    assert refuse_left_out(_find(str(tmp_path))) is None
+    good, (problem,) = read_scans([str(tmp_path / "gone.nii.gz"), str(tmp_path / "good.nii.gz")])
+    assert good == ["good"]
+    assert problem == f"{tmp_path / 'gone.nii.gz'}: no such file."
+
+
+def test_a_scan_is_read_while_the_one_before_is_used_and_no_further(tmp_path):
+    for name in "abcd":
+        write_nifti(tmp_path / f"{name}.nii.gz", _noise())
+    begun, go_on = [], threading.Event()
+
+    def slow(sample):
+        begun.append(sample["case"])
+        assert len(begun) == 1 or go_on.wait(10)
+        return LoadScand("image")(sample)
+
+    scans = iter(ScanLoader(Dataset(_find(tmp_path), slow)))
+    next(scans)
+    deadline = time.monotonic() + 10
+    while len(begun) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert begun == ["a", "b"]  # b is being read while a is used
+    go_on.set()
+    time.sleep(0.1)
+    assert begun == ["a", "b"]
+    assert len(list(scans)) == 3
 
 
 def test_voxels_without_spacing_are_taken_as_they_are_where_nothing_is_resampled(tmp_path):
     _without_spacing(tmp_path / "plain.nii.gz")
-    assert len(_find(str(tmp_path), pad_to=GRID | {"spacing": None}).cases) == 1
+    assert read_scans(tmp_path, pad_to=GRID | {"spacing": None}) == (["plain"], [])
+
+
+def test_the_first_scan_that_is_padded_is_named(tmp_path, caplog):
+    for name in "abc":
+        write_nifti(tmp_path / f"{name}.nii.gz", _noise((12, 10, 8) if name == "a" else (7, 10, 8)))
+    assert read_scans(tmp_path, pad_to=GRID) == (["a", "b", "c"], [])
+    assert caplog.text.count("is smaller than the patch and is padded") == 1
+    assert "b.nii.gz is smaller" in caplog.text
 
 
 def test_a_metaimage_without_spacing_is_told_from_one_of_1_mm(tmp_path):
@@ -147,9 +179,9 @@ def test_a_metaimage_without_spacing_is_told_from_one_of_1_mm(tmp_path):
     header = tmp_path / "silent.mhd"
     lines = [line for line in header.read_text().splitlines() if not line.startswith("ElementSpacing")]
     header.write_text("\n".join(lines) + "\n")
-    scans = _find(str(tmp_path), pad_to=GRID)
-    assert [case_name(case["image"]) for case in scans.cases] == ["one_mm"]
-    assert "silent.mhd: its header has no spacing" in scans.problems[0]
+    good, problems = read_scans(tmp_path, pad_to=GRID)
+    assert good == ["one_mm"]
+    assert "silent.mhd: its header has no spacing" in problems[0]
 
 
 def test_two_dicom_series_in_a_folder_are_left_out(tmp_path):
@@ -158,9 +190,9 @@ def test_two_dicom_series_in_a_folder_are_left_out(tmp_path):
     for path in list((tmp_path / "mixed").iterdir()):
         path.rename(path.with_name(f"first_{path.name}"))
     write_dicom(tmp_path / "mixed", 100 * _noise(), uid="1.2.9")
-    scans = _find(str(tmp_path))
-    assert len(scans.cases) == 1
-    assert "expected one DICOM series, found 2" in json.dumps(scans.problems)
+    good, problems = read_scans(tmp_path)
+    assert good == ["good"]
+    assert "expected one DICOM series, found 2" in json.dumps(problems)
 
 
 def test_a_dicom_series_without_spacing_is_left_out(tmp_path):
@@ -170,12 +202,41 @@ def test_a_dicom_series_without_spacing_is_left_out(tmp_path):
         header = pydicom.dcmread(path)
         del header.PixelSpacing
         header.save_as(path)
-    assert "lacks PixelSpacing" in _find(str(tmp_path)).problems[0]
+    assert "lacks PixelSpacing" in read_scans(tmp_path)[1][0]
 
 
 def test_a_disc_s_table_of_contents_is_no_scan(tmp_path):
     write_dicom(tmp_path / "IMAGES" / "series", 100 * _noise())
     (tmp_path / "DICOMDIR").write_bytes(bytes(128) + b"DICM")
-    scans = _find(str(tmp_path))
-    assert [case_name(case["image"]) for case in scans.cases] == ["series"]
-    assert scans.problems == []
+    assert read_scans(tmp_path) == (["series"], [])
+
+
+def test_results_lie_as_the_scans_do_and_cases_have_names_of_their_own(tmp_path):
+    for name in (
+        "scan.nii.gz",
+        "p0/scan.nii.gz",
+        "p1/ct/scan_0000.nii.gz",
+        "p1/mean.nii.gz",
+        "p2/a_0000.nii",
+        "p2/a.nii",
+    ):
+        write_nifti(tmp_path / "in" / name, _noise())
+    write_dicom(tmp_path / "in" / "p3" / "1.2.840.5", 100 * _noise())
+    (tmp_path / "linked").mkdir()
+    write_nifti(tmp_path / "linked" / "scan.nii.gz", _noise())
+    (tmp_path / "in" / "z").symlink_to(tmp_path / "linked")
+    cases = _find(tmp_path / "in")
+    places = {case["prediction"]: case["case"] for case in cases}
+    assert sorted(places) == [
+        *("p0/scan", "p1/ct/scan", "p1/mean", "p2/a", "p2/a_0000", "p3/1.2.840.5", "scan", "z/scan")
+    ]
+    assert (places["p0/scan"], places["scan"], places["p1/mean"]) == ("p0_scan", "in_scan", "p1_mean")
+    assert len({case["case"] for case in cases}) == len(cases)
+    assert all("prediction" not in case for case in _find([str(tmp_path / "in"), str(tmp_path / "linked")]))
+
+
+def test_a_series_that_is_the_folder_itself_is_called_by_it(tmp_path, monkeypatch):
+    write_dicom(tmp_path / "series", 100 * _noise())
+    assert [case["prediction"] for case in _find(tmp_path / "series")] == ["series"]
+    monkeypatch.chdir(tmp_path / "series")
+    assert [case["prediction"] for case in _find(".")] == ["series"]

@@ -92,8 +92,10 @@ def _measure(folder, labels: np.ndarray, spacing=HEART_SPACING, code=1, **settin
     )
     engine = Engine(lambda engine, output: output)
     names = ["right_ventricle", "myocardium", "left_ventricle"]
-    VolumeTable(str(folder), names, **settings).attach(engine)
+    table = VolumeTable(str(folder), names, **settings)
+    table.attach(engine)
     engine.run([[{"pred": pred}]])
+    table.finish()
 
 
 def test_volumes_are_in_millilitres_and_grams(tmp_path):

@@ -227,7 +227,7 @@ def test_several_processes_train_and_score_every_case_once(bundle, tiny_dataset,
 @SHORT_AXIS
 def test_without_torchrun_the_overlay_says_what_to_do(run_bundle, tiny_dataset, monkeypatch):
     monkeypatch.delenv("LOCAL_RANK", raising=False)
-    with refused("multi_gpu_train.yaml needs torchrun"):
+    with refused("several processes need torchrun"):
         run_bundle("training", ["train", "multi_gpu_train"], datalist=str(tiny_dataset), device=...)
 
 

@@ -12,7 +12,6 @@ from typing import Any, NamedTuple
 
 import nibabel as nib
 import numpy as np
-import torch
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.utils import ensure_tuple
@@ -182,9 +181,8 @@ def _describe(image: MetaTensor, files: Sequence[str]) -> Row:
 
 
 def _describe_label(label: MetaTensor, num_classes: int) -> Row:
-    values, counts = torch.unique(label.as_tensor(), return_counts=True)
-    found = dict(zip(values.tolist(), counts.tolist(), strict=True))
-    voxels = {str(k): found.get(float(k), 0) for k in range(1, num_classes)}
+    counts = np.bincount(label.as_tensor().flatten().numpy().astype(np.int64), minlength=num_classes)
+    voxels = {str(k): int(counts[k]) for k in range(1, num_classes)}
     if label.ndim < 4:
         return {"voxels": voxels}
     ml = float(np.abs(np.linalg.det(label.affine.numpy()[:3, :3]))) / 1000

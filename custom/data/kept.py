@@ -1,0 +1,80 @@
+"""Keep what the checks have found, so that the next start need not read files that are as they were."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from monai.utils import ensure_tuple
+
+from .. import __version__
+from ..utils.distributed import is_first
+from ..utils.files import atomic_write, fingerprint, read_json
+
+__all__ = ["CHECKS_FILE", "KeptFindings", "name_of", "state_of"]
+
+CHECKS_FILE = "checks.json"
+#: Of the checks; raise it when they find something else in the same file. So does another version of the package.
+VERSION = f"{__version__}, checks 1"
+
+
+class KeptFindings:
+    """What was found in the cases without problems, by the names, sizes and times of their files.
+
+    A case that had problems is read again at each start: what was wrong may have been the disk, or the network to it.
+
+    Args:
+        folder: where ``checks.json`` is, or will be; None keeps nothing.
+        rule: whatever the cases were checked for; findings of other rules are kept beside it.
+    """
+
+    def __init__(self, folder: str | Path | None, rule: object) -> None:
+        self.path = None if folder is None else Path(folder) / CHECKS_FILE
+        self.rule = repr(rule)
+        self.changed = False
+        self.content = {} if self.path is None else _read(self.path)
+        self.findings = self.content.setdefault(self.rule, {})
+        if not isinstance(self.findings, dict):
+            self.findings = self.content[self.rule] = {}
+
+    def get(self, case: Mapping[str, Any], state: str) -> dict[str, Any] | None:
+        """Give what was found in a case, if its files are in the same state, see :func:`state_of`."""
+        found = self.findings.get(name_of(case))
+        return found["found"] if isinstance(found, dict) and found.get("files") == state and "found" in found else None
+
+    def put(self, case: Mapping[str, Any], state: str, found: Mapping[str, Any]) -> None:
+        """Remember what was found in a case; ``state`` is that of its files before they were read."""
+        self.findings[name_of(case)] = {"files": state, "found": dict(found)}
+        self.changed = True
+
+    def write(self) -> None:
+        """Write the file, in one of several processes; where that cannot be, the next start checks everything again."""
+        if self.path is not None and self.changed and is_first():
+            with suppress(OSError), atomic_write(self.path) as part:
+                part.write_text(json.dumps({"version": VERSION, "findings": self.content}))
+
+
+def state_of(case: Mapping[str, Any]) -> str:
+    """Hash the names, sizes and times of a case's files; a DICOM folder counts as all files in it."""
+    return fingerprint(_files(case))
+
+
+def _files(case: Mapping[str, Any]) -> list[str]:
+    return [str(file) for key in ("image", "label") if key in case for file in ensure_tuple(case[key])]
+
+
+def name_of(case: Mapping[str, Any]) -> str:
+    """Name a case by its files."""
+    return " + ".join(_files(case))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read the findings of this version; none from a file that is damaged, cannot be read, or of another version."""
+    try:
+        content = read_json(path)
+        return content["findings"] if content["version"] == VERSION and isinstance(content["findings"], dict) else {}
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

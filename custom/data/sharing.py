@@ -1,0 +1,42 @@
+"""Share scans out over processes, on one machine or many."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from monai.utils import ensure_tuple
+
+from ..utils.errors import UserError
+from ..utils.files import size_of
+from .checks import Case
+
+__all__ = ["share_out"]
+
+
+def share_out(cases: Sequence[Case], shard: str | None = None, rank: int = 0, num_ranks: int = 1) -> list[Case]:
+    """Take this process's share of the scans, the same at each start.
+
+    They are dealt in turn, the largest first, so that no process is left with the largest at the end.
+
+    Args:
+        cases: all scans, the same in all processes.
+        shard: such as ``2/8``, the second of eight parts, for jobs that know nothing of each other; None for all.
+        rank: number of this process among those that share the part, from 0.
+        num_ranks: how many those are.
+
+    Returns:
+        The share; all scans in their order where there is one process.
+
+    Raises:
+        UserError: when ``shard`` is not as above.
+    """
+    match = re.fullmatch(r"\s*(\d+)\s*/\s*(\d+)\s*", "1/1" if shard is None else shard)
+    number, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= number <= count:
+        raise UserError(f"--shard must be such as 2/8, for the second of eight parts; got {shard}.")
+    if count * num_ranks == 1:
+        return list(cases)
+    sizes = [sum(size_of(str(file)) for file in ensure_tuple(case["image"])) for case in cases]
+    order = sorted(range(len(cases)), key=lambda index: -sizes[index])
+    return [cases[index] for index in order[(number - 1) * num_ranks + rank :: count * num_ranks]]

@@ -1,0 +1,376 @@
+"""Many scans: none is segmented twice, whatever ends the run, and one that fails ends nothing."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import LEFT_ATRIUM, ROOT, SHORT_AXIS, read_csv, refused
+from hungry import Hungry
+from scan_files import write_nifti
+from starter import CONTEXT, _run_module
+
+from custom.data import list_scans, share_out
+from custom.data.record import RECORD
+from custom.networks import UNet, VNet
+from custom.utils.errors import UserError
+
+pytestmark = pytest.mark.slow
+SHAPE = (26, 22, 12)
+RAW = {"spacing": [1.0, 1.0, 2.0], "patch_size": [16, 16, 16], "stride": [16, 16, 16], "amp": False}
+
+
+def _noise(seed: int = 0, shape=SHAPE) -> np.ndarray:
+    return 100 * np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+@pytest.fixture
+def scans(tmp_path) -> Path:
+    """Five scans, of different sizes."""
+    for number, name in enumerate("abcde"):
+        write_nifti(tmp_path / "scans" / f"{name}.nii.gz", _noise(number, (20 + 2 * number, 22, 12)))
+    return tmp_path / "scans"
+
+
+@pytest.fixture
+def weights(tmp_path) -> str:
+    """Of the tiny network, as it is initialized."""
+    torch.manual_seed(0)
+    torch.save(VNet(base_filters=2).state_dict(), tmp_path / "untrained.pt")
+    return str(tmp_path / "untrained.pt")
+
+
+@pytest.fixture
+def segment(run_bundle, scans, weights):
+    """Segment the scans in this process."""
+
+    def run(**changes):
+        options = {"dataset_dir": str(scans), "ckpt_path": weights} | RAW | changes
+        return run_bundle("inference", ["inference"], **options)
+
+    return run
+
+
+def _contents(folder: Path) -> dict[str, bytes]:
+    """Results by name; the record holds times."""
+    files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != RECORD}
+
+
+def _times(folder: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*_seg.nii.gz")}
+
+
+def _read_by(workflow) -> list[str]:
+    return [case["case"] for case in workflow.parser.get_parsed_content("dataset").data]
+
+
+@LEFT_ATRIUM
+def test_a_second_start_does_nothing_and_says_so(segment, tmp_path, capsys):
+    segment()
+    first, times = _contents(tmp_path / "eval"), _times(tmp_path / "eval")
+    assert len(times) == 5
+    assert "are done already" not in capsys.readouterr().out
+    (tmp_path / "eval" / "volumes.csv").unlink()
+    assert _read_by(segment()) == []
+    assert "5 of 5 scans are done already" in capsys.readouterr().out
+    assert _times(tmp_path / "eval") == times
+    assert _contents(tmp_path / "eval") == first
+    assert _read_by(segment(overwrite=True)) == list("abcde")
+    assert _contents(tmp_path / "eval") == first
+    assert all(time > times[name] for name, time in _times(tmp_path / "eval").items())
+
+
+def _other_input(scans: Path, eval_dir: Path, weights: str) -> None:
+    write_nifti(scans / "c.nii.gz", _noise(7))
+
+
+def _other_output(scans: Path, eval_dir: Path, weights: str) -> None:
+    (eval_dir / "c_seg.nii.gz").write_bytes(b"cut off")
+
+
+def _no_output(scans: Path, eval_dir: Path, weights: str) -> None:
+    (eval_dir / "c_seg.nii.gz").unlink()
+
+
+def _other_weights(scans: Path, eval_dir: Path, weights: str) -> None:
+    torch.manual_seed(1)
+    torch.save(VNet(base_filters=2).state_dict(), weights)
+
+
+def _same_weights_copied(scans: Path, eval_dir: Path, weights: str) -> None:
+    shutil.copy(weights, f"{weights}.copy")
+    os.replace(f"{weights}.copy", weights)
+
+
+def _damaged_record(scans: Path, eval_dir: Path, weights: str) -> None:
+    (eval_dir / RECORD).write_text((eval_dir / RECORD).read_text()[:100])
+
+
+def _older_record(scans: Path, eval_dir: Path, weights: str) -> None:
+    content = json.loads((eval_dir / RECORD).read_text())
+    (eval_dir / RECORD).write_text(json.dumps(content | {"version": 0}))
+
+
+def _nothing(scans: Path, eval_dir: Path, weights: str) -> None:
+    pass
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize(
+    ("change", "settings", "again"),
+    [
+        (_other_input, {}, "c"),
+        (_other_output, {}, "c"),
+        (_no_output, {}, "c"),
+        (_other_weights, {}, "abcde"),
+        (_same_weights_copied, {}, ""),
+        (_damaged_record, {}, "abcde"),
+        (_older_record, {}, "abcde"),
+        (_nothing, {"stride": [8, 16, 16]}, "abcde"),
+        (_nothing, {"keep_largest": []}, "abcde"),
+        (_nothing, {"densities": {"left_atrium": 1.05}}, "abcde"),
+        (_nothing, {"sw_batch_size": 2}, ""),
+    ],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_only_what_has_changed_is_segmented_again(change, settings, again, segment, scans, weights, tmp_path):
+    segment()
+    change(scans, tmp_path / "eval", weights)
+    assert _read_by(segment(**settings)) == list(again)
+    found = _contents(tmp_path / "eval")
+    segment(**settings, output_dir=str(tmp_path / "undisturbed"))
+    assert found == _contents(tmp_path / "undisturbed")
+
+
+@LEFT_ATRIUM
+def test_a_new_scan_is_added_to_the_table_in_its_place(segment, scans, tmp_path):
+    segment()
+    write_nifti(scans / "bb.nii.gz", _noise(9))
+    assert _read_by(segment()) == ["bb"]
+    assert [row["case"] for row in read_csv(tmp_path / "eval" / "volumes.csv")] == ["a", "b", "bb", "c", "d", "e"]
+
+
+def _command(scans: Path, weights: str, out: Path) -> list[str]:
+    arguments = ["monai.bundle", "run", "inference"]
+    arguments += ["--config_file", "bundles/crossmatch_la/configs/inference.yaml", "--base_filters", "2"]
+    arguments += [text for name, value in RAW.items() for text in (f"--{name}", str(value).replace(" ", ""))]
+    return [*arguments, "--dataset_dir", str(scans), "--ckpt_path", weights, "--output_dir", str(out)]
+
+
+def _start(command: list[str], folder: Path):
+    files = [folder / name for name in ("stdout.txt", "stderr.txt")]
+    process = CONTEXT.Process(target=_run_module, args=(command[0], command[1:], ROOT, {}, files))
+    process.start()
+    return process
+
+
+@LEFT_ATRIUM
+def test_a_run_that_is_killed_again_and_again_ends_as_an_undisturbed_one(segment, scans, weights, tmp_path):
+    for number in range(20):
+        shutil.copy(scans / f"{'abcde'[number % 5]}.nii.gz", scans / f"copy_{number}.nii.gz")
+    segment(output_dir=str(tmp_path / "undisturbed"))
+    out, kills = tmp_path / "out", 0
+    command = _command(scans, weights, out)
+    for wait in (0.0, 0.05, 0.11, 0.02):
+        process = _start(command, tmp_path)
+        before = len(_times(out))
+        deadline = time.monotonic() + 120
+        while len(_times(out)) < min(25, before + 3) and process.is_alive() and time.monotonic() < deadline:
+            time.sleep(0.005)
+        time.sleep(wait)
+        process.kill()
+        process.join(60)
+        kills += process.exitcode == -signal.SIGKILL
+        known = json.loads((out / RECORD).read_text())["scans"] if (out / RECORD).exists() else {}
+        assert len(known) >= len(_times(out)) - 1  # of no more than one scan the entry is lost
+    assert kills >= 2
+    process = _start(command, tmp_path)
+    process.join(200)
+    assert process.exitcode == 0, (tmp_path / "stderr.txt").read_text()
+    assert "of 25 scans are done already" in (tmp_path / "stdout.txt").read_text()
+    assert _contents(out) == _contents(tmp_path / "undisturbed")
+
+
+@contextmanager
+def _address_space(more: int):
+    """Let this process take so many bytes more than it has now."""
+    now = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    limits = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (now + more, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, limits)
+
+
+def _write_too_large(path: Path) -> None:
+    """Write a volume of 27 GB that takes no place on the disk."""
+    write_nifti(path, np.zeros((2, 2, 2), np.int8))
+    with open(path, "r+b") as file:
+        file.seek(40)
+        file.write(np.array([3, 3000, 3000, 3000, 1, 1, 1, 1], np.int16).tobytes())
+        file.truncate(352 + 3000**3)
+
+
+@LEFT_ATRIUM
+def test_scans_that_fail_are_named_at_the_end_and_the_others_are_segmented(segment, scans, tmp_path):
+    (scans / "a_corrupt.nii.gz").write_bytes(b"\x1f\x8b\x08 cut off")
+    volume = _noise()
+    volume[3, 3, 3] = np.nan
+    write_nifti(scans / "b_nan.nii.gz", volume)
+    _write_too_large(scans / "c_large.nii")
+    (tmp_path / "eval" / "d_seg.nii.gz").mkdir(parents=True)  # cannot be written
+    lines = [
+        "4 scan(s) segmented; left out, with 4 problem(s):",
+        "a_corrupt.nii.gz: cannot be read, probably truncated",
+    ]
+    lines += ["b_nan.nii.gz: 1 voxel(s) are NaN", "c_large.nii: there is not enough memory to read it", "d_seg.nii.gz"]
+    for _ in range(2):
+        with _address_space(more=3 * 2**30), refused(*lines):
+            segment()
+        assert [row["case"] for row in read_csv(tmp_path / "eval" / "volumes.csv")] == ["a", "b", "c", "e"]
+    (tmp_path / "eval" / "d_seg.nii.gz").rmdir()
+    for name in ("a_corrupt.nii.gz", "b_nan.nii.gz", "c_large.nii"):
+        (scans / name).unlink()
+    assert _read_by(segment()) == ["d"]
+    assert [row["case"] for row in read_csv(tmp_path / "eval" / "volumes.csv")] == list("abcde")
+
+
+@LEFT_ATRIUM
+def test_where_nothing_can_be_segmented_every_scan_is_named(segment, scans):
+    for path in scans.iterdir():
+        path.write_bytes(b"no image")
+    with refused("5 problem(s), nothing was segmented:", "a.nii.gz: cannot be read", "e.nii.gz: cannot be read"):
+        segment()
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize(("most", "tried"), [(1, {2: 5, 1: 5}), (2, {2: 3, 1: 0})])  # three scans have four windows
+def test_where_memory_runs_out_fewer_windows_are_taken_at_once(most, tried, segment, tmp_path, capfd):
+    torch.save(Hungry(most).state_dict(), tmp_path / "hungry.pt")
+    network = {"network_def": {"_target_": "hungry.Hungry", "most": most}, "ckpt_path": str(tmp_path / "hungry.pt")}
+    segment(**network)
+    shown = "".join(capfd.readouterr())
+    assert {size: shown.count(f"trying again with --sw_batch_size {size}") for size in tried} == tried
+    found = _contents(tmp_path / "eval")
+    segment(**network, sw_batch_size=1, output_dir=str(tmp_path / "small"))
+    assert found == _contents(tmp_path / "small")
+    assert len(found) == 6
+
+
+@LEFT_ATRIUM
+def test_a_scan_that_does_not_fit_one_window_at_a_time_is_named(segment, tmp_path):
+    torch.save(Hungry(0).state_dict(), tmp_path / "hungry.pt")
+    network = {"network_def": {"_target_": "hungry.Hungry", "most": 0}, "ckpt_path": str(tmp_path / "hungry.pt")}
+    with refused("5 problem(s), nothing was segmented:", "e.nii.gz: there is not enough memory to segment it"):
+        segment(**network)
+
+
+def test_shares_hold_every_scan_once_the_largest_first(tmp_path):
+    for number, size in enumerate([5, 30, 10, 30, 1, 20, 7]):
+        (tmp_path / f"{number}.nii").write_bytes(bytes(size))
+    cases = [{"image": str(tmp_path / f"{number}.nii"), "case": str(number)} for number in range(7)]
+    assert share_out(cases) == cases
+    assert [case["case"] for case in share_out(cases, "1/2")] == ["1", "5", "6", "4"]
+    assert [case["case"] for case in share_out(cases, "2/2")] == ["3", "2", "0"]
+    for count, ranks in ((1, 3), (2, 2), (8, 1), (3, 4)):
+        places = [(f"{i}/{count}", rank, ranks) for i in range(1, count + 1) for rank in range(ranks)]
+        dealt = sorted(case["case"] for place in places for case in share_out(cases, *place))
+        assert dealt == [case["case"] for case in cases]
+
+
+def test_a_dicom_folder_is_as_large_as_its_files(tmp_path):
+    (tmp_path / "series").mkdir()
+    for number in range(3):
+        (tmp_path / "series" / f"{number}.dcm").write_bytes(bytes(10))
+    (tmp_path / "scan.nii").write_bytes(bytes(20))
+    cases = [{"image": str(tmp_path / name), "case": name} for name in ("scan.nii", "series")]
+    assert [case["case"] for case in share_out(cases, "1/2")] == ["series"]
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/0", "-1/2"])
+def test_a_part_that_there_is_not_is_refused(shard):
+    with pytest.raises(UserError, match="--shard must be such as 2/8"):
+        share_out([], shard)
+
+
+@LEFT_ATRIUM
+def test_jobs_that_do_not_know_of_each_other_share_the_scans_and_the_last_one_writes_the_table(segment, tmp_path):
+    segment(output_dir=str(tmp_path / "undisturbed"))
+    shares = [_read_by(segment(shard=f"{number}/3")) for number in (3, 1, 2)]
+    assert sorted(case for share in shares for case in share) == list("abcde")
+    assert max(map(len, shares)) == 2
+    assert _contents(tmp_path / "eval") == _contents(tmp_path / "undisturbed")
+
+
+def _torchrun(command: list[str]) -> subprocess.CompletedProcess:
+    place = command.index("--config_file") + 1
+    files = [command[place], command[place].replace("inference.yaml", "multi_gpu_inference.yaml")]
+    run = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m"]
+    command = [*run, *command[:place], str(files), *command[place + 1 :]]
+    return subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=ROOT)
+
+
+@LEFT_ATRIUM
+def test_two_processes_segment_as_one_and_name_together_what_failed(segment, scans, weights, tmp_path):
+    segment(output_dir=str(tmp_path / "undisturbed"))
+    out = tmp_path / "out"
+    done = _torchrun(_command(scans, weights, out))
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.count("Segmenting:   0%") == 1  # one process shows bars
+    assert done.stdout.count("Predictions:") == 1
+    assert _contents(out) == _contents(tmp_path / "undisturbed")
+    times = _times(out)
+    for name in ("f", "g", "h"):
+        (scans / f"{name}.nii.gz").write_bytes(b"no image")
+    write_nifti(scans / "i.nii.gz", _noise())
+    done = _torchrun(_command(scans, weights, out))
+    assert done.returncode == 1
+    assert done.stdout.count("5 of 9 scans are done already") == 1
+    assert done.stderr.count("error: 6 scan(s) segmented; left out, with 3 problem(s):") == 1
+    for name in ("f", "g", "h"):
+        assert f"  - {scans / name}.nii.gz: cannot be read" in done.stderr
+    assert [row["case"] for row in read_csv(out / "volumes.csv")] == [*"abcde", "i"]
+    assert times.items() <= _times(out).items()
+
+
+@SHORT_AXIS
+def test_a_folder_per_patient_gives_a_folder_per_patient(run_bundle, tmp_path):
+    torch.save(UNet(base_filters=2, out_channels=4).state_dict(), tmp_path / "untrained.pt")
+    for patient in ("patient001", "patient002"):  # as ACDC comes
+        folder = tmp_path / "in" / "training" / patient
+        (folder / "Info.cfg").parent.mkdir(parents=True)
+        (folder / "Info.cfg").write_text("ED: 1")
+        for name in (f"{patient}_frame01", f"{patient}_frame01_gt", "scan"):
+            write_nifti(folder / f"{name}.nii.gz", _noise(shape=(20, 18, 3)), np.diag([1.4, 1.4, 8, 1]))
+        write_nifti(folder / f"{patient}_4d.nii.gz", _noise(shape=(20, 18, 3, 2)), np.diag([1.4, 1.4, 8, 1]))
+    options = {"ckpt_path": str(tmp_path / "untrained.pt"), "save_probabilities": True}
+    options["output_dir"] = out = str(tmp_path / "in" / "results")
+    for _ in range(2):  # results within the folder of scans are no scans
+        workflow = run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "in"), **options)
+        written = sorted(str(path.relative_to(out)) for path in Path(out).rglob("*_seg.nii.gz"))
+        names = [
+            f"training/patient{n}/{name}"
+            for n in ("001", "002")
+            for name in (f"patient{n}_4d", f"patient{n}_frame01", "scan")
+        ]
+        assert written == [f"{name}_seg.nii.gz" for name in names]
+        assert all((Path(out) / f"{name}_probs.nii.gz").is_file() for name in names)
+        cases = list(dict.fromkeys(row["case"] for row in read_csv(Path(out) / "volumes.csv")))
+        assert cases == [
+            *("patient001_4d", "patient001_frame01", "patient001_scan"),
+            *("patient002_4d", "patient002_frame01", "patient002_scan"),
+        ]
+    assert _read_by(workflow) == []
+    found = list_scans(tmp_path / "in")
+    assert [path.name for path in found.labels] == ["patient001_frame01_gt.nii.gz", "patient002_frame01_gt.nii.gz"]
