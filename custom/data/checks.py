@@ -67,7 +67,7 @@ def check_cases(cases: Sequence[Case], rule: CaseRule, folder: str | None = None
         logger.info("%d of %d cases are as they were when they were checked", len(cases) - len(unread), len(cases))
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # unzipping, the slow part, runs outside Python's lock
         read = pool.map(lambda case: _check_case(case, rule), unread)
-        new = iter(tqdm(read, "Checking", len(unread), unit="case", disable=not unread))
+        new = iter(tqdm(read, "Checking", len(unread), unit="case") if unread else ())
         findings = [next(new) if found is None else _Finding([], found["is_small"]) for found in known]
     for case, state, found, finding in zip(cases, states, known, findings, strict=True):
         if found is None and not finding.problems:
