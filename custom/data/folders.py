@@ -61,7 +61,7 @@ def visible_files(top: Path) -> tuple[list[Path], list[str]]:
 
 
 def is_written_by_inference(path: Path) -> bool:
-    """Tell a label map, a segmentation or a picture that inference wrote, by its name and by what lies beside or above."""
+    """Tell a label map, a segmentation or a picture that inference wrote, by its name and what is beside or above."""
     is_picture = path.parent.name == PREDICTION_PICTURES and (path.parent.parent / PREDICTION_TABLE).is_file()
     if is_picture or not file_stem(path).endswith("_seg"):
         return is_picture
