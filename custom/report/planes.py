@@ -58,7 +58,8 @@ def _middle(classes: np.ndarray, axis: int) -> int:
 def _plane(image: np.ndarray, classes: np.ndarray, spacing: Sequence[float]) -> Image.Image:
     """Draw a plane, CHW and HW, whose first axis goes to the right and whose second goes down."""
     box = _box(classes)
-    image, classes = windowed(image[(slice(None), *box)]), classes[box]
+    image, classes = image[(slice(None), *box)], classes[box]
+    image = windowed(image[(slice(None), *(slice(None, None, max(1, size // (2 * SIZE))) for size in classes.shape))])
     extent = np.array(classes.shape) * spacing
     width, height = (max(1, round(SIZE * length / extent.max())) for length in extent)
     pixels = (255 * image.transpose(2, 1, 0)).astype(np.uint8)

@@ -14,7 +14,7 @@ from .pages import write_page
 
 __all__ = ["review_page"]
 
-#: Of the pictures within the page, so that one of a thousand scans has about 30 MB.
+#: Of the pictures within the page, so that one of a thousand scans has about 40 MB.
 JPEG_QUALITY = 80
 
 
