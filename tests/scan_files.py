@@ -117,7 +117,8 @@ def write_multiframe(
 
 def read_scans(source: str | list[str] | Path, **rule: Any) -> tuple[list[str], list[str]]:
     """Read scans as inference does: names of those that can be segmented, and why the others cannot."""
-    cases = find_scans(source if isinstance(source, list) else str(source), rule.get("dimensions", 3))
+    given = source if isinstance(source, list) else str(source)
+    cases = find_scans(given, rule.get("in_channels", 1), rule.get("dimensions", 3)).cases
     check = CheckScand("image", **{"in_channels": 1, "dimensions": 3} | rule)
     items = list(ScanLoader(Dataset(cases, Compose([LoadScand("image"), check]))))
     assert len(items) == len(cases)

@@ -61,9 +61,10 @@ def segment(run_bundle, scans, weights):
 
 
 def _contents(folder: Path) -> dict[str, bytes]:
-    """Results by name; the record holds times."""
+    """Results by name; the record holds times, and the page is called by the folder."""
     files = [path for path in folder.rglob("*") if path.is_file() and not path.name.startswith(".")]
-    return {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != RECORD}
+    results = {str(path.relative_to(folder)): path.read_bytes() for path in files if path.name != RECORD}
+    return {name: content.replace(f"Review of {folder.name}".encode(), b"") for name, content in results.items()}
 
 
 def _times(folder: Path) -> dict[str, int]:
@@ -265,7 +266,7 @@ def test_where_memory_runs_out_fewer_windows_are_taken_at_once(most, tried, segm
     found = _contents(tmp_path / "eval")
     segment(**network, sw_batch_size=1, output_dir=str(tmp_path / "small"))
     assert found == _contents(tmp_path / "small")
-    assert len(found) == 6
+    assert sum(name.endswith("_seg.nii.gz") for name in found) == 5
 
 
 @LEFT_ATRIUM

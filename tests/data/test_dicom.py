@@ -339,7 +339,7 @@ def test_a_series_may_be_given_by_its_own_folder(given, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path / "in" / "scan" if given == "." else tmp_path)
     own(given, str(tmp_path / "out"), patient_pattern="sc.n")
     assert [path.name for path in (tmp_path / "out" / "images").iterdir()] == ["scan.nii.gz"]
-    assert [case["case"] for case in find_scans(given, dimensions=3)] == ["scan"]
+    assert [case["case"] for case in find_scans(given, 1, dimensions=3).cases] == ["scan"]
 
 
 def test_a_series_of_one_slice_stays_a_volume(tmp_path):

@@ -23,7 +23,7 @@ GRID = {"size": [8, 8, 8], "spacing": [1.0, 1.0, 1.0]}
 
 
 def _find(source, dimensions=3, **options):
-    return find_scans(str(source) if isinstance(source, Path) else source, dimensions, **options)
+    return find_scans(str(source) if isinstance(source, Path) else source, 1, dimensions, **options).cases
 
 
 def _noise(shape=(12, 10, 8)) -> np.ndarray:
