@@ -75,7 +75,11 @@ def _segmentation(
     network.load_state_dict(read_weights(ckpt_path, network))
     if settings.get("amp", True):
         network = fold_batch_norm(network)
-    volume = config.get_parsed_content("preprocessing")(config.get_parsed_content("scans").cases[0])["image"].as_tensor()[None].to(settings["device"])
+    volume = (
+        config.get_parsed_content("preprocessing")(config.get_parsed_content("scans").cases[0])["image"]
+        .as_tensor()[None]
+        .to(settings["device"])
+    )
     inferer, num_classes = config.get_parsed_content("inferer"), config.get_parsed_content("num_classes")
     frames = (-1, num_classes)  # one behind the other in the channels
     return torch.inference_mode()(lambda: inferer(volume, network)[0].unflatten(0, frames).argmax(1).cpu().numpy())

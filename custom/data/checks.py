@@ -72,7 +72,8 @@ def check_cases(cases: Sequence[Case], rule: CaseRule, folder: str | None = None
     for case, state, found, finding in zip(cases, states, known, findings, strict=True):
         if found is None and not finding.problems:
             kept.put(case, state, {"is_small": finding.is_small})
-    kept.write()
+    if kept.is_there or not any(finding.problems for finding in findings):  # bad data leave no new file behind
+        kept.write()
     small = [ensure_tuple(case["image"])[0] for case, finding in zip(cases, findings, strict=True) if finding.is_small]
     if small and rule.pad_to is not None:
         logger.warning(

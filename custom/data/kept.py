@@ -35,6 +35,7 @@ class KeptFindings:
         self.path = None if folder is None else Path(folder) / CHECKS_FILE
         self.rule = repr(rule)
         self.changed = False
+        self.is_there = self.path is not None and self.path.is_file()
         self.content = {} if self.path is None else _read(self.path)
         self.findings = self.content.setdefault(self.rule, {})
         if not isinstance(self.findings, dict):

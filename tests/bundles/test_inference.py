@@ -267,6 +267,7 @@ def test_a_series_gets_a_segmentation_like_its_label_map_and_the_others_are_told
             output="dicom_seg",
             patch_size=[32, 28],
             keep_largest=[],
+            review=False,
             **_by_intensity(tmp_path),
         )
     assert "not DICOM, so without a DICOM segmentation: plain\n" in capsys.readouterr().out
@@ -376,4 +377,5 @@ def test_there_is_no_review_where_none_is_wanted(untrained, run_bundle, tmp_path
     run_bundle(
         "inference", ["inference"], dataset_dir=str(tmp_path / "scans"), ckpt_path=untrained, review=False, **RAW
     )
-    assert sorted(path.name for path in (tmp_path / "eval").iterdir()) == ["scan_seg.nii.gz", "volumes.csv"]
+    written = sorted(path.name for path in (tmp_path / "eval").iterdir() if not path.name.startswith("."))
+    assert written == ["inference.json", "scan_seg.nii.gz", "volumes.csv"]

@@ -17,7 +17,7 @@ from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 from starter import run_command
 
 from custom.data.datalist import load_datalist
-from custom.data.finding import own_scans
+from custom.data.finding import OwnScan, own_scans
 from custom.utils.errors import UserError
 from custom.utils.names import case_name
 from tools.prepare import commands as prepare
@@ -676,9 +676,9 @@ def test_labels_a_hair_below_whole_numbers_are_the_classes_in_every_layout(acdc_
     for files in (
         prepare.sources.acdc_official(acdc_folder)["patient099_ED"],
         prepare.sources.acdc_community(tmp_path)["patient099_ED"],
-        prepare._own_files({"a": (tmp_path / "scans" / "a.nii.gz", tmp_path / "masks" / "a.nii.gz")}, num_classes=4)[
-            "a"
-        ],
+        prepare._own_files(
+            {"a": OwnScan([tmp_path / "scans" / "a.nii.gz"], tmp_path / "masks" / "a.nii.gz")}, num_classes=4
+        )["a"],
     ):
         store._write_scan(tmp_path / "out", prepare._scan("a", files, None))
         found = np.asarray(nib.load(tmp_path / "out" / "labels" / "a.nii.gz").dataobj)
@@ -699,7 +699,9 @@ def test_a_picture_of_one_structure_is_black_and_white_and_of_several_holds_clas
     for folder, image in {"photos": photo, "masks": mole}.items():
         (tmp_path / folder).mkdir()
         Image.fromarray(image).save(tmp_path / folder / "a.png")
-    files = prepare._own_files({"a": (tmp_path / "photos" / "a.png", tmp_path / "masks" / "a.png")}, num_classes)["a"]
+    files = prepare._own_files(
+        {"a": OwnScan([tmp_path / "photos" / "a.png"], tmp_path / "masks" / "a.png")}, num_classes
+    )["a"]
     store._write_scan(tmp_path / "out", prepare._scan("a", files, None, one_structure=num_classes == 2))
     assert np.unique(np.asarray(Image.open(tmp_path / "out" / "labels" / "a.png"))).tolist() == values
 
