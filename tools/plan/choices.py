@@ -191,12 +191,12 @@ def _total(facts: DataFacts, times: StepTimes, iterations: int) -> float:
 
 
 def _iterations(facts: DataFacts, times: StepTimes, budget: float, published: int) -> int:
-    """Count what fits into the budget, to two digits."""
+    """Count what fits into the budget, to three digits."""
     validating = _validations(facts, times, budget) * times.validation * facts.counts["validation"]
     left, count = budget * TRAINING_SHARE - validating, published
     for _ in range(3):  # the share of the warm-up hangs on the count
         count = max(1, min(published, int(left / _seconds_per_iteration(times, count))))
-    digits = 10 ** max(0, len(str(count)) - 2)
+    digits = 10 ** max(0, len(str(count)) - 3)
     return published if count == published else count // digits * digits if left > 0 else 0
 
 
