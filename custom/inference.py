@@ -6,6 +6,7 @@ On request also over mirrored windows, and with a map of how much the perturbed 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import chain, combinations
@@ -28,6 +29,7 @@ from .utils.files import prediction_file
 from .utils.names import prediction_of
 
 __all__ = [
+    "Entropyd",
     "KeepLargestComponentd",
     "LabelMapd",
     "MaskWriter",
@@ -176,6 +178,14 @@ def _with_single_slice(values: Sequence[int], axis: int) -> list[int]:
     return [*values[:axis], 1, *values[axis:]]
 
 
+def _entropy(probs: torch.Tensor) -> torch.Tensor:
+    """Entropy of probabilities, NH[WD], in [0, 1], 1H[WD]; class by class, since a scan's may not fit twice."""
+    total = torch.zeros_like(probs[:1])
+    for channel in probs.split(1):
+        total += torch.special.entr(channel.clamp(0, 1))
+    return (total / math.log(len(probs))).clamp(0, 1)
+
+
 class _Framesd(MapTransform):
     """Base of transforms of predictions whose channels hold one frame after the other.
 
@@ -203,6 +213,18 @@ class SplitUncertaintyd(_Framesd):
             frames = sample[key].split(self.num_classes + 1)
             sample["uncertainty"] = torch.cat([frame[-1:] for frame in frames])
             sample[key] = torch.cat([frame[:-1] for frame in frames])
+        return sample
+
+
+class Entropyd(_Framesd):
+    """Write the entropy of probabilities, (T*N)H[WD], into ``uncertainty``: 0 where sure, 1 where all are alike."""
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        """Return the sample with ``uncertainty``, TH[WD], in [0, 1]."""
+        sample = dict(data)
+        for key in self.keys:
+            frames = sample[key].split(self.num_classes)
+            sample["uncertainty"] = torch.cat([_entropy(probs) for probs in frames])
         return sample
 
 

@@ -20,7 +20,7 @@ from scipy import ndimage
 from ..utils.names import case_of
 from ..utils.tables import Row
 
-__all__ = ["Entropyd", "ReviewMeasuresd", "review_measures", "review_order", "structure_volumes"]
+__all__ = ["ReviewMeasuresd", "review_measures", "review_order", "structure_volumes"]
 
 #: How far from the predicted boundary uncertainty counts, in voxels. With 4 the order follows the true Dice better
 #: than with 2, on left atria and on short axes (docs/inference.md).
@@ -34,27 +34,6 @@ REMOVED, BORDER, LACKING, EMPTY = 10.0, 0.5, 20.0, 100.0
 MOST = 10.0
 #: A volume is odd beyond so many robust standard deviations from the cohort's median, among at least so many scans.
 USUAL, COHORT = 3.0, 5
-
-
-class Entropyd(MapTransform):
-    """Write the entropy of probabilities, (T*N)H[WD], into ``uncertainty``: 0 where sure, 1 where all are alike.
-
-    Args:
-        keys: probabilities, channels first.
-        num_classes: N. The number of frames, T, is 1 for a single image.
-    """
-
-    def __init__(self, keys: KeysCollection, num_classes: int) -> None:
-        super().__init__(keys)
-        self.num_classes = num_classes
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the sample with ``uncertainty``, TH[WD], in [0, 1]."""
-        sample = dict(data)
-        for key in self.keys:
-            frames = sample[key].split(self.num_classes)
-            sample["uncertainty"] = torch.cat([_entropy(probs) for probs in frames])
-        return sample
 
 
 class ReviewMeasuresd(MapTransform):
@@ -171,14 +150,6 @@ def _scored(row: Row, uncertain: float, odd: Mapping[str, float], num_classes: i
         **{name: row[name] for name in ("touches_border", "empty_classes")},
         "why": "; ".join(why),
     }
-
-
-def _entropy(probs: torch.Tensor) -> torch.Tensor:
-    """Entropy of probabilities, NH[WD], in [0, 1], 1H[WD]; class by class, since a scan's may not fit twice."""
-    total = torch.zeros_like(probs[:1])
-    for channel in probs.split(1):
-        total += torch.special.entr(channel.clamp(0, 1))
-    return (total / np.log(len(probs))).clamp(0, 1)
 
 
 def _fine_axes(spacing: Any, shape: Sequence[int]) -> list[int]:

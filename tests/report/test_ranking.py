@@ -8,7 +8,8 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from custom.report.ranking import Entropyd, ReviewMeasuresd, review_measures, review_order, structure_volumes
+from custom.inference import Entropyd
+from custom.report.ranking import ReviewMeasuresd, review_measures, review_order, structure_volumes
 
 
 def _labels(shape=(1, 12, 12, 12), spacing=(1.0, 1.0, 1.0), name="scan") -> MetaTensor:
