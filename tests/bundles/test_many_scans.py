@@ -68,7 +68,9 @@ def _contents(folder: Path) -> dict[str, bytes]:
 
 
 def _times(folder: Path) -> dict[str, int]:
-    return {path.name: path.stat().st_mtime_ns for path in folder.rglob("*_seg.nii.gz")}
+    """When each label map was written; hidden files are being written, and may be gone by now."""
+    written = [path for path in folder.rglob("*_seg.nii.gz") if not path.name.startswith(".")]
+    return {path.name: path.stat().st_mtime_ns for path in written}
 
 
 def _read_by(workflow) -> list[str]:
