@@ -26,14 +26,17 @@ __all__ = ["LOCK", "InferenceRecord"]
 LOCK = f".{RECORD}.lock"
 #: Of the record's form; a record of another one is not read.
 VERSION = 1
+#: The entry of a scan that is being segmented.
+BEGUN = {"begun": True}
 
 
 class InferenceRecord:
     """The scans that are segmented, in ``inference.json``: an entry for each, written as soon as its files are.
 
     A scan is done when its entry is of the same input, by name, size and time; of the same weights, by their content;
-    of the same settings; and when the files written for it are as they were left. Several processes may write to one
-    record, on one machine or many.
+    of the same settings; and when the files written for it are as they were left. Files that the record does not know,
+    or not as they are now, are somebody's work and are kept. Several processes may write to one record, on one machine
+    or many.
 
     Args:
         folder: of the results; the record is made there.
@@ -41,7 +44,8 @@ class InferenceRecord:
         weights: their file, or those of an ensemble.
         config: the resolved configuration.
         runtime_keys: paths in it that say where and how inference runs, not what it computes.
-        overwrite: segment all again.
+        endings: of the files that are written for a scan, behind its name.
+        overwrite: segment all again, whatever is there.
     """
 
     def __init__(
@@ -51,15 +55,18 @@ class InferenceRecord:
         weights: str | Sequence[str],
         config: Mapping[str, Any],
         runtime_keys: Collection[str] = (),
+        endings: Sequence[str] = ("_seg.nii.gz",),
         overwrite: bool = False,
     ) -> None:
         self.folder = Path(folder)
+        self.endings = endings
+        self.overwrite = overwrite
+        self.kept: list[str] = []  #: the scans that are left out since their results would replace other files
         self.cases = {case["case"]: case for case in cases}
         settings = json.dumps([__version__, flat_config(config, frozenset(runtime_keys))], sort_keys=True, default=str)
         made_by = {"weights": [_sha256(path) for path in ensure_tuple(weights)], "settings": _text_hash(settings)}
         #: What the entry of each scan must say. The files' states are from before they are read.
         self.expected = {name: {"case": case, "input": state_of(case)} | made_by for name, case in self.cases.items()}
-        self._forget_what_is_gone()
         self.done = frozenset() if overwrite else frozenset(self.found())
         if self.done and is_first():
             print(
@@ -68,8 +75,25 @@ class InferenceRecord:
             )
 
     def remaining(self, cases: Iterable[Case]) -> list[Case]:
-        """Leave out the scans that are done."""
-        return [case for case in cases if case["case"] not in self.done]
+        """Leave out the scans that are done, and those whose results would replace files that are not this record's.
+
+        The others are noted as begun, so that what is written for them is known for its own after a crash.
+        """
+        waiting = [case for case in cases if case["case"] not in self.done]
+        if not waiting:
+            return []
+        with one_at_a_time(self.folder / LOCK):
+            entries = self._read()
+            others = {} if self.overwrite else {case["case"]: self._others_files(case, entries) for case in waiting}
+            waiting = [case for case in waiting if not others.get(case["case"])]
+            self._write(entries | {name_of(case): BEGUN for case in waiting})
+        self.kept = [
+            f"{files[0]}: is there, and is not, or no longer, what this inference wrote, so it is kept and {name} is "
+            "left out; give another --output_dir, or --overwrite true."
+            for name, files in others.items()
+            if files
+        ]
+        return waiting
 
     def add(self, name: str, outputs: Sequence[str], found: Mapping[str, Any]) -> None:
         """Note that a scan is segmented.
@@ -87,8 +111,8 @@ class InferenceRecord:
     def found(self) -> dict[str, Any]:
         """Give what was measured in each scan that is segmented, by whichever process, in the order of the cases."""
         entries = self._read()
-        mine = {name: entries.get(name_of(case)) for name, case in self.cases.items()}
-        return {name: entry["found"] for name, entry in mine.items() if entry and self._is_of(name, entry)}
+        mine = {name: entries.get(name_of(case), {}) for name, case in self.cases.items()}
+        return {name: entry["found"] for name, entry in mine.items() if self._is_of(name, entry)}
 
     def finish(self, problems: Sequence[str]) -> None:
         """End the program with the scans that were left out, if any; call it in all processes, when they are done.
@@ -99,37 +123,34 @@ class InferenceRecord:
         Raises:
             UserError: names every scan that was left out, and why.
         """
-        problems = gather_in_turn(problems)
+        problems = gather_in_turn([*problems, *self.kept])
         if problems:
             count = len(self.found())
             summary = f"{count} scan(s) segmented; left out, with {len(problems)} problem(s):"
             nothing = f"{len(problems)} problem(s), nothing was segmented:"
             raise_in_first(UserError(summary if count else nothing, problems))
 
-    def _is_of(self, name: str, entry: Any) -> bool:
-        return isinstance(entry, dict) and "found" in entry and self.expected[name].items() <= entry.items()
+    def _is_of(self, name: str, entry: Mapping[str, Any]) -> bool:
+        if "found" not in entry or not self.expected[name].items() <= entry.items():
+            return False
+        return all(_state(self.folder / path) == state for path, state in entry["outputs"].items())
 
-    def _forget_what_is_gone(self) -> None:
-        """Take entries out of the record whose files were removed or changed."""
-        if not (self.folder / RECORD).is_file():
-            return
-        with one_at_a_time(self.folder / LOCK):
-            entries = self._read()
-            names = [key for key in map(name_of, self.cases.values()) if key in entries]
-            gone = {key for key in names if not self._are_there(entries[key])}
-            if gone:
-                self._write({key: entry for key, entry in entries.items() if key not in gone})
-
-    def _are_there(self, entry: Any) -> bool:
-        states = entry.get("outputs") if isinstance(entry, dict) else None
-        return isinstance(states, dict) and all(_state(self.folder / path) == state for path, state in states.items())
+    def _others_files(self, case: Case, entries: Mapping[str, Any]) -> list[Path]:
+        """List the files in the place of a scan's results that are not as the record left them."""
+        entry = entries.get(name_of(case), {})
+        if entry == BEGUN:
+            return []
+        paths = [self.folder / f"{case.get('prediction', case['case'])}{ending}" for ending in self.endings]
+        known = entry.get("outputs", {})
+        return [p for p in paths if (state := _state(p)) and state != known.get(os.path.relpath(p, self.folder))]
 
     def _read(self) -> dict[str, Any]:
         """Read the entries by the scans' files; none from a file that is damaged or of another form."""
         try:
             content = read_json(self.folder / RECORD)
-            return content["scans"] if content["version"] == VERSION and isinstance(content["scans"], dict) else {}
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            entries = content["scans"].items() if content["version"] == VERSION else ()
+            return {name: entry for name, entry in entries if isinstance(entry, dict)}
+        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
     def _write(self, entries: Mapping[str, Any]) -> None:

@@ -133,12 +133,9 @@ def _nothing(scans: Path, eval_dir: Path, weights: str) -> None:
     ("change", "settings", "again"),
     [
         (_other_input, {}, "c"),
-        (_other_output, {}, "c"),
         (_no_output, {}, "c"),
         (_other_weights, {}, "abcde"),
         (_same_weights_copied, {}, ""),
-        (_damaged_record, {}, "abcde"),
-        (_older_record, {}, "abcde"),
         (_nothing, {"stride": [8, 16, 16]}, "abcde"),
         (_nothing, {"keep_largest": []}, "abcde"),
         (_nothing, {"densities": {"left_atrium": 1.05}}, "abcde"),
@@ -153,6 +150,39 @@ def test_only_what_has_changed_is_segmented_again(change, settings, again, segme
     found = _contents(tmp_path / "eval")
     segment(**settings, output_dir=str(tmp_path / "undisturbed"))
     assert found == _contents(tmp_path / "undisturbed")
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize("settings", [{}, {"keep_largest": []}], ids=["same settings", "other settings"])
+@pytest.mark.parametrize(
+    ("change", "kept"),
+    [(_other_output, "c"), (_damaged_record, "abcde"), (_older_record, "abcde")],
+    ids=lambda value: getattr(value, "__name__", None),
+)
+def test_files_that_are_not_as_the_record_left_them_are_kept(change, kept, settings, segment, scans, weights, tmp_path):
+    segment()
+    change(scans, tmp_path / "eval", weights)
+    names = [f"{name}_seg.nii.gz" for name in kept]
+    before = [(tmp_path / "eval" / name).read_bytes() for name in names]
+    with refused(*(f"{name}: is there, and is not, or no longer, what this inference wrote" for name in names)):
+        segment(**settings)
+    assert [(tmp_path / "eval" / name).read_bytes() for name in names] == before
+    assert len(read_csv(tmp_path / "eval" / "volumes.csv")) == 5 - len(kept)
+    segment(**settings, overwrite=True)
+    segment(**settings, output_dir=str(tmp_path / "undisturbed"))
+    assert _contents(tmp_path / "eval") == _contents(tmp_path / "undisturbed")
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize("name", ["c_seg.nii.gz", "c_probs.nii.gz", "c_uncertainty.nii.gz"])
+def test_a_file_beside_the_scans_is_not_overwritten_by_results(name, segment, scans):
+    mine = scans / name
+    mine.write_bytes(b"my own work")
+    options = {"files": [str(scans / f"{case}.nii.gz") for case in "abcde"], "output_dir": str(scans)}
+    with refused("4 scan(s) segmented; left out, with 1 problem(s):", f"{name}: is there", "c is left out"):
+        segment(uncertainty=True, save_probabilities=True, **options)
+    assert mine.read_bytes() == b"my own work"
+    assert (scans / "d_seg.nii.gz").exists()
 
 
 @LEFT_ATRIUM
