@@ -23,6 +23,7 @@ from custom.utils.names import case_name
 from tools.prepare import commands as prepare
 from tools.prepare import writer as store
 from tools.prepare.check import check_folder
+from tools.prepare.splitting import split_patients
 from tools.synthetic import make_photo
 
 #: Without the plan, which takes time and is tested by itself.
@@ -587,6 +588,59 @@ def test_patients_are_split_whole_and_always_the_same_way(tmp_path):
     lists = {name: {case["image"][7:9] for case in contents[0][name]} for name in ("training", "validation", "test")}
     assert {name: len(patients) for name, patients in lists.items()} == {"training": 2, "validation": 1, "test": 2}
     assert len(set.union(*lists.values())) == 5
+
+
+@pytest.mark.parametrize("number", [2, 3, 5, 8, 30])
+@pytest.mark.parametrize("seed", range(5))
+def test_few_labeled_patients_are_split_as_the_fraction_says(number, seed):
+    patients = {f"p{k}_{visit}": f"p{k}" for k in range(number) for visit in range(2)}
+    lists = split_patients(list(patients), patients, {"validation": 0.2, "test": 0.0}, seed)
+    held_out = {patients[name] for name in lists["validation"]}
+    assert len(held_out) == max(1, round(0.2 * number))
+    assert {patients[name] for name in lists["training"]} == set(patients.values()) - held_out
+    assert lists["test"] == []
+
+
+def _patients_by_list(folder):
+    content = _datalist(folder, "datalist.json")
+    lists = ("training", "unlabeled", "validation", "test")
+    return {name: {re.search(r"p\d+", case["image"]).group() for case in content[name]} for name in lists}
+
+
+def test_patients_stay_in_their_lists_when_scans_and_labels_are_added(tmp_path):
+    _own_study(tmp_path / "in", 5, unlabeled=range(5, 9))
+    options = {"validation": 0.2, "test": 0.2, "patient_pattern": r"p\d+"}
+    own(str(tmp_path / "in"), str(tmp_path / "out"), **options)
+    before = _patients_by_list(tmp_path / "out")
+    assert {name: len(members) for name, members in before.items()} == {
+        "training": 3,
+        "unlabeled": 4,
+        "validation": 1,
+        "test": 1,
+    }
+    _own_study(tmp_path / "in", 15)
+    own(str(tmp_path / "in"), str(tmp_path / "out"), **options)
+    after = _patients_by_list(tmp_path / "out")
+    assert {name: len(after[name]) for name in ("training", "validation", "test")} == {
+        "training": 9,
+        "validation": 3,
+        "test": 3,
+    }
+    assert before["validation"] < after["validation"]
+    assert before["test"] < after["test"]
+    assert before["training"] | before["unlabeled"] < after["training"] | after["unlabeled"]
+
+
+def test_a_list_for_which_no_patient_is_left_is_refused(tmp_path):
+    _own_study(tmp_path / "in", 1)
+    with pytest.raises(UserError, match=r"no patient is left for training, of 1 labeled patient.s.; label more"):
+        own(str(tmp_path / "in"), str(tmp_path / "out"), validation=0.2)
+    assert not (tmp_path / "out").exists()
+    patients = {"a": "a", "b": "b"}
+    with pytest.raises(
+        UserError, match=r"no patient is left for test, .* of whom 2 were trained with before; .*--output"
+    ):
+        split_patients(["a", "b"], patients, {"validation": 0.0, "test": 0.5}, 0, {"training": {"a", "b"}})
 
 
 def test_unlabeled_scans_of_held_out_patients_are_left_out(tmp_path):

@@ -35,7 +35,7 @@ from .check import check_folder
 from .described import Description
 from .layouts import Files
 from .mirroring import settle_mirroring
-from .splitting import fold_lists, split_patients, trained_before, without_held_out
+from .splitting import fold_lists, listed_before, split_patients, without_held_out
 from .writer import Scan, refuse_other_data, write_dataset
 
 __all__ = ["acdc", "check", "demo", "isic", "la", "own", "pancreas"]
@@ -218,9 +218,9 @@ def own(
 
     Then settings are planned for them, and the commands that train, score and segment are printed.
 
-    Which list a patient is in follows from the patient and the seed alone, so it stays when others are added; the
-    fractions are therefore met roughly. A patient who was listed for training stays there, also without a label before.
-    Unlabeled scans of a patient who is kept for validation or test are left out.
+    When scans or labels are added and the command is repeated, patients stay in their lists: who was trained with, also
+    without a label, is never validated with. Unlabeled scans of a patient who is kept for validation or test are left
+    out.
 
     Args:
         images: folder of NIfTI, NRRD, MetaImage files or photographs, or of folders with a DICOM series each, or of
@@ -261,7 +261,7 @@ def own(
     below = {name: image.relative_to(source if image != source else source.parent) for name, image in named.items()}
     patients = _patients(below, patient_pattern)
     labeled = [name for name, files in found.items() if files.label is not None]
-    fractions, before = {"validation": float(validation), "test": float(test)}, trained_before(folder, patients)
+    fractions, before = {"validation": float(validation), "test": float(test)}, listed_before(folder, patients)
     lists = split_patients(labeled, patients, fractions, int(seed), before)
     lists["unlabeled"] = [name for name in found if name not in labeled]
     of_folds = fold_lists(lists, patients, folds, int(seed), folder) if folds else {}

@@ -1,32 +1,35 @@
-"""Which patients are for training, validation and test: the same ones when others are added."""
+"""Which patients are for training, validation and test; those of an earlier preparation stay where they were."""
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from monai.utils import ensure_tuple
 
-from custom.data.datalist import read_lists
+from custom.data.datalist import LISTS, read_lists
 from custom.utils.errors import UserError
 from custom.utils.names import case_file, file_stem
 
-__all__ = ["fold_lists", "split_patients", "trained_before", "without_held_out"]
+__all__ = ["fold_lists", "listed_before", "split_patients", "without_held_out"]
 
 
-def trained_before(folder: Path, patients: Mapping[str, str]) -> set[str]:
-    """Patients whose scans an earlier preparation of this folder has listed for training, labeled or not."""
-    datalist = folder / "datalist.json"
-    lists = read_lists(datalist) if datalist.is_file() else {}
-    names = {_stem(case) for key in ("training", "unlabeled") for case in lists.get(key, ())}
-    return {patients[name] for name in names if name in patients}
+#: Lists of patients whose labels are kept from training.
+HELD_OUT = ("validation", "test")
 
 
-def _stem(case: Mapping[str, Any]) -> str:
-    """Find the name under which a case was prepared."""
-    return file_stem(case_file(ensure_tuple(case["image"])))
+def listed_before(folder: Path, patients: Mapping[str, str]) -> dict[str, set[str]]:
+    """Patients by the list that an earlier preparation of this folder has them in; ``training`` with the unlabeled."""
+    lists = _patients_of(folder / "datalist.json", patients)
+    return {key: lists[key] for key in HELD_OUT} | {"training": lists["training"] | lists["unlabeled"]}
+
+
+def _patients_of(datalist: Path, patients: Mapping[str, str]) -> dict[str, set[str]]:
+    """Read which patients a data list has in its lists; none where there is no such file."""
+    lists = read_lists(datalist) if datalist.is_file() else dict.fromkeys(LISTS, ())
+    names = {key: [file_stem(case_file(ensure_tuple(case["image"]))) for case in cases] for key, cases in lists.items()}
+    return {key: {patients[name] for name in found if name in patients} for key, found in names.items()}
 
 
 def split_patients(
@@ -34,39 +37,51 @@ def split_patients(
     patients: Mapping[str, str],
     fractions: Mapping[str, float],
     seed: int,
-    before: Collection[str] = (),
+    before: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, list[str]]:
-    """Assign whole patients to lists, each by itself, so that none moves when others are added."""
+    """Assign whole patients to lists, as many as the fractions say, and at least one where they say any.
+
+    Args:
+        names: of the labeled scans.
+        patients: of each scan.
+        fractions: of the labeled patients, for ``validation`` and ``test``.
+        seed: of the order in which patients are taken.
+        before: patients by list, see :func:`listed_before`; they stay there.
+
+    Returns:
+        Names by list; ``training`` has the rest.
+
+    Raises:
+        UserError: when no patient would be left for one of the lists.
+    """
     if any(value < 0 for value in fractions.values()) or sum(fractions.values()) >= 1:
         raise UserError(f"validation and test must be fractions that leave some for training, got {dict(fractions)}.")
-
-    def count(seed: int) -> dict[str, list[str]]:
-        lists: dict[str, list[str]] = {"training": [], **{key: [] for key in fractions}}
-        for patient in sorted({patients[name] for name in names}):
-            lists["training" if patient in before else _list_of(patient, seed, **fractions)].append(patient)
-        return lists
-
-    lists = count(seed)
-    number = sum(map(len, lists.values()))
-    wanted = {key: max(1, round(fraction * number)) for key, fraction in fractions.items() if fraction > 0}
-    empty = [f"--{key} {fractions[key]:g}" for key in wanted if not lists[key]]
-    if empty or (wanted and not lists["training"]):
-        better = (s for s in range(seed + 1, seed + 1000) if {key: len(count(s)[key]) for key in wanted} == wanted)
-        found = None if sum(wanted.values()) >= number else next(better, None)
-        sizes = " and ".join(f"{size} for {key}" for key, size in wanted.items())
-        hint = "" if found is None else f"; with --seed {found} there are {sizes}"
-        what = f"{' and '.join(empty)} gives none" if empty else "nothing is left for training"
-        raise UserError(f"{what} of {number} labeled patient(s) with --seed {seed}; give other fractions{hint}.")
+    wanted = [key for key in HELD_OUT if fractions.get(key)]
+    everyone = {patients[name] for name in names}
+    lists = {key: set((before or {}).get(key, ())) & everyone if key in wanted else set() for key in HELD_OUT}
+    trained = set((before or {}).get("training", ()))
+    free = sorted(everyone - trained.union(*lists.values()), key=lambda patient: _place(patient, seed))
+    for key in wanted:
+        missing = max(1, round(fractions[key] * len(everyone))) - len(lists[key])
+        lists[key] |= set(free[: max(0, missing)])
+        free = [patient for patient in free if patient not in lists[key]]
+    lists["training"] = everyone.difference(*lists.values())
+    _refuse_empty([*wanted, "training"] if wanted else [], lists, len(everyone), trained & everyone)
     if wanted:
         sizes = ", ".join(f"{len(lists[key])} {key} ({fractions[key]:g})" for key in wanted)
-        print(f"{number} labeled patient(s): {len(lists['training'])} training, {sizes}")
-    return {key: [name for name in names if patients[name] in members] for key, members in lists.items()}
+        print(f"{len(everyone)} labeled patient(s): {len(lists['training'])} training, {sizes}")
+    keys = ("training", *HELD_OUT)
+    return {key: [name for name in names if patients[name] in lists[key]] for key in keys}
 
 
-def _list_of(patient: str, seed: int, validation: float, test: float) -> str:
-    """Choose a patient's list by a hash: the lowest are for validation, the highest for test."""
-    place = _place(patient, seed)
-    return "validation" if place < validation else "test" if place >= 1 - test else "training"
+def _refuse_empty(
+    wanted: Sequence[str], lists: Mapping[str, Collection[str]], number: int, trained: Collection[str]
+) -> None:
+    empty = [key for key in wanted if not lists[key]]
+    if empty:
+        why = f", of whom {len(trained)} were trained with before" if trained else ""
+        hint = "label more, or leave the fraction out" + ("; or give another --output" if trained else "")
+        raise UserError(f"no patient is left for {' and '.join(empty)}, of {number} labeled patient(s){why}; {hint}.")
 
 
 def _place(patient: str, seed: int) -> float:
@@ -76,7 +91,7 @@ def _place(patient: str, seed: int) -> float:
 
 def without_held_out(lists: Mapping[str, Sequence[str]], patients: Mapping[str, str]) -> dict[str, list[str]]:
     """Take unlabeled scans of patients who are kept for validation or test out of the lists."""
-    held_out = {patients[name] for key in ("validation", "test") for name in lists[key]}
+    held_out = {patients[name] for key in HELD_OUT for name in lists[key]}
     kept = [name for name in lists["unlabeled"] if patients[name] not in held_out]
     return {key: list(names) for key, names in lists.items()} | {"unlabeled": kept}
 
@@ -107,7 +122,7 @@ def fold_lists(
     if not 2 <= folds <= len(everyone):
         raise UserError(f"--folds must be from 2 to the number of labeled patients, {len(everyone)}, got {folds}.")
     files = [f"fold_{number}.json" for number in range(folds)]
-    members = [_validated_before(folder / file, patients) & everyone for file in files]
+    members = [_patients_of(folder / file, patients)["validation"] & everyone for file in files]
     for patient in sorted(everyone - set().union(*members), key=lambda patient: _place(patient, seed)):
         min(members, key=len).add(patient)
     print(f"{len(everyone)} labeled patient(s) in {folds} folds: {', '.join(str(len(fold)) for fold in members)}")
@@ -122,9 +137,3 @@ def fold_lists(
         )
         for file, fold in zip(files, members, strict=True)
     }
-
-
-def _validated_before(datalist: Path, patients: Mapping[str, str]) -> set[str]:
-    lists = read_lists(datalist) if datalist.is_file() else {}
-    names = {_stem(case) for case in lists.get("validation", ())}
-    return {patients[name] for name in names if name in patients}
