@@ -489,6 +489,37 @@ def test_a_damaged_description_is_named(tmp_path):
         own(str(tmp_path / "in"), str(tmp_path / "out"))
 
 
+@pytest.mark.parametrize(
+    ("values", "names"),
+    [
+        ((1,), ["foreground"]),
+        ((255,), ["foreground"]),
+        ((1, 2), ["class_1", "class_2"]),
+        ((3, 1, 2), ["class_1", "class_2", "class_3"]),
+    ],
+)
+def test_structures_get_names_by_the_labels_where_nobody_names_them(values, names, tmp_path):
+    image, label = _volumes(0)
+    for number, value in enumerate(values):
+        write_nifti(tmp_path / "in" / "images" / f"p{number}.nii.gz", image)
+        write_nifti(tmp_path / "in" / "labels" / f"p{number}.nii.gz", label * value)
+    own(str(tmp_path / "in"), str(tmp_path / "out"))
+    content = _datalist(tmp_path / "out", "datalist.json")
+    assert list(content["labels"].values()) == ["background", *names]
+    own(str(tmp_path / "in"), str(tmp_path / "out"))  # the same again
+
+
+@pytest.mark.parametrize("values", [(1, 3), (2,), (0.5,), (1, 2, 4)])
+def test_labels_with_gaps_are_not_given_names(values, tmp_path):
+    image, label = _volumes(0)
+    for number, value in enumerate(values):
+        write_nifti(tmp_path / "in" / "images" / f"p{number}.nii.gz", image)
+        write_nifti(tmp_path / "in" / "labels" / f"p{number}.nii.gz", label * value)
+    with pytest.raises(UserError, match=r"labels must be whole numbers from 0 to 1, found"):
+        own(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "datalist.json").exists()
+
+
 def _own_study(folder, count, unlabeled=()):
     """Labeled scans of one patient each, and unlabeled ones of the patients that are named."""
     for number in range(count):

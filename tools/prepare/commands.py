@@ -32,7 +32,7 @@ from ..synthetic import write_dataset as write_volumes
 from ..synthetic import write_hearts, write_photos
 from . import layouts as sources
 from .check import check_folder
-from .described import Description
+from .described import Description, structures_in
 from .layouts import Files
 from .mirroring import settle_mirroring
 from .splitting import fold_lists, listed_before, split_patients, without_held_out
@@ -231,7 +231,7 @@ def own(
         validation: fraction of the labeled patients to keep for validation.
         test: fraction of the labeled patients to keep for the test list.
         classes: names of the structures labeled 1, 2, and so on, such as "liver,tumor"; those of ``dataset.json`` if
-            there is one, else "foreground".
+            there is one, else "foreground", or "class_1,class_2" and so on.
         patient_pattern: regular expression that finds the patient in the name of a file or of a folder above it, such
             as 'patient\d+'; without it every scan is a patient of its own.
         modality: MRI, CT and so on, for the data list; that of ``dataset.json`` if there is one.
@@ -249,13 +249,14 @@ def own(
     seconds(budget)
     source, folder = Path(os.path.abspath(Path(images).expanduser())), Path(output).expanduser()
     described = Description(source)
-    names = _class_names(described.classes or "foreground" if classes is None else classes)
+    given = described.classes if classes is None else classes
     known = described.channels
     modality = (known[0] if len(known) == 1 else "unknown") if modality is None else modality
     ends = None if channels is None else _channel_names(channels)
     label_folder = None if labels is None else Path(labels).expanduser()
     scans = own_scans(source, label_folder, folder, ends, len(known) or None)
     named = {name: Path(file) for file, name in case_names(scans).items()}
+    names = _class_names(given or structures_in([scan.label for scan in scans.values() if scan.label is not None]))
     found = _own_files({name: scans[case] for name, case in named.items()}, len(names) + 1)
     # The source may itself be the only scan, a DICOM series.
     below = {name: image.relative_to(source if image != source else source.parent) for name, image in named.items()}

@@ -1,15 +1,22 @@
-"""What a data set says of itself: ``dataset.json``, as nnU-Net (both versions) and the Decathlon have it."""
+"""What a data set says of itself: ``dataset.json``, as nnU-Net (both versions) and the Decathlon have it, or labels."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
+from tqdm import tqdm
+
+from custom.data.checks import read_image
 from custom.utils.errors import UserError
 
-__all__ = ["Description"]
+__all__ = ["Description", "structures_in"]
+
+#: Labels with more values than this mark no structures; they may be images.
+MOST_STRUCTURES = 100
 
 
 class Description:
@@ -60,3 +67,25 @@ class Description:
                 "--classes."
             )
         return [names[value] for value in range(1, len(names))] or None
+
+
+def structures_in(labels: Sequence[Path]) -> list[str]:
+    """Name the structures that labels mark: ``class_1``, ``class_2``, ...; or ``foreground`` where there is one.
+
+    Args:
+        labels: their files; those that cannot be read do not count.
+
+    Returns:
+        A name for each value where they are 1, 2, ... without gaps in all labels together; else ``foreground``, to
+        which labels with other values do not fit.
+    """
+    values: set[float] = set()
+    for path in tqdm(labels, desc="Reading labels", unit="label", disable=not labels):
+        label, _ = read_image(str(path), as_label=True)
+        values |= set() if label is None else set(torch.unique(label.as_tensor()).tolist()[: MOST_STRUCTURES + 2])
+    structures = sorted(values - {0})
+    if len(structures) < 2 or structures != list(range(1, len(structures) + 1)):
+        return ["foreground"]
+    names = [f"class_{number}" for number in range(1, len(structures) + 1)]
+    print(f"structures: {', '.join(names)}; name them with --classes")
+    return names
