@@ -25,6 +25,8 @@ from custom.utils.errors import UserError
 from custom.utils.files import atomic_write
 from custom.utils.weights import read_weights, settings_path
 
+from .model_card import model_card
+
 __all__ = ["check_archive", "package", "write_archive"]
 
 #: What the model zoo asks for (its CONTRIBUTING.md and ci/verify_bundle.py), and what our README promises.
@@ -39,6 +41,7 @@ REQUIRED_KEYS = (
     *("required_packages_version", "task", "description", "authors", "copyright", "network_data_format"),
 )
 LIMIT_MB = 25  # of a file, the zoo's
+SHIPPED = "models/model.pt"  # where a bundle has its weights
 _FIRST_DAY = (1980, 1, 1, 0, 0, 0)  # the earliest time a zip can hold
 Files = Mapping[str, bytes]
 
@@ -46,7 +49,7 @@ Files = Mapping[str, bytes]
 def package(
     bundle: str,
     output: str = "dist",
-    weights: str | None = "models/model.pt",
+    weights: str | None = SHIPPED,
     weights_url: str | None = None,
     limit_mb: float = LIMIT_MB,
     overwrite: bool = False,
@@ -76,8 +79,12 @@ def package(
     archive = Path(str(output)) / f"{name}.zip"
     if archive.exists() and not overwrite:
         raise UserError(f"{archive}: is there already; remove it, or give --overwrite true.")
-    files = {**_bundle_files(path), **_package_files(), **_weight_files(path, weights, weights_url)}
+    packed = _weight_files(path, weights, weights_url)
+    files = {**_bundle_files(path), **_package_files(), **packed}
     _refuse(f"{path}: not packaged,", file_problems(files, limit_mb))
+    metadata, readme = json.loads(files["configs/metadata.json"]), files["docs/README.md"].decode()
+    described = bool(packed) and weights == SHIPPED  # the metadata's licence and figures are of these weights
+    files["README.md"] = model_card(metadata, readme, described).encode()
     write_archive(archive, name, files)
     print(
         f"{archive}: {len(files)} files, {archive.stat().st_size / 1e6:.1f} MB, sha256 {_sha256(archive.read_bytes())}"
@@ -104,7 +111,7 @@ def _package_files() -> dict[str, bytes]:
 
 
 def _weight_files(folder: Path, weights: str | None, url: str | None) -> dict[str, bytes]:
-    if weights is None or (weights == "models/model.pt" and not (folder / weights).is_file()):
+    if weights is None or (weights == SHIPPED and not (folder / weights).is_file()):
         return {}
     path = folder / str(weights)
     parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.yaml"))
@@ -115,8 +122,8 @@ def _weight_files(folder: Path, weights: str | None, url: str | None) -> dict[st
     settings = settings_path(path)
     beside = {"models/model.json": settings.read_bytes()} if settings.is_file() else {}
     if url is None:
-        return {"models/model.pt": content} | beside
-    entry = {"path": "models/model.pt", "url": str(url), "hash_val": _sha256(content), "hash_type": "sha256"}
+        return {SHIPPED: content} | beside
+    entry = {"path": SHIPPED, "url": str(url), "hash_val": _sha256(content), "hash_type": "sha256"}
     return {"large_files.yml": yaml.safe_dump({"large_files": [entry]}, sort_keys=False).encode()} | beside
 
 
