@@ -10,6 +10,7 @@ import torch
 from ignite.engine import Engine, Events
 from torch import nn
 
+from ..data.loading import Unreadable
 from ..utils.device import MixedPrecision
 from ..utils.distributed import any_rank
 
@@ -43,7 +44,7 @@ class PrecisionCheck:
         self.fell_back = False
 
     def attach(self, engine: Engine) -> None:
-        """Look when the first batch is there, whose channels a patch has, too."""
+        """Look when the first batch that could be read is there, whose channels a patch has, too."""
         engine.add_event_handler(Events.ITERATION_STARTED, self._look_once)
 
     def state_dict(self) -> dict[str, Any]:
@@ -55,6 +56,8 @@ class PrecisionCheck:
         self.fell_back = state["fell_back"]
 
     def _look_once(self, engine: Engine) -> None:
+        if isinstance(engine.state.batch, Unreadable):
+            return
         engine.remove_event_handler(self._look_once, Events.ITERATION_STARTED)
         if hasattr(engine, "mixed_precision"):
             self._look_at_training(engine, self.network or engine.network)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import errno
 import logging
 import math
 import sys
@@ -175,6 +176,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Say whether memory ran out, of a GPU or of the machine."""
     return any(
         isinstance(cause, (MemoryError, torch.OutOfMemoryError))
+        or (isinstance(cause, OSError) and cause.errno == errno.ENOMEM)  # of a file mapped into memory
         or (isinstance(cause, RuntimeError) and any(words in str(cause) for words in _NO_MEMORY))
         for cause in causes(error)
     )

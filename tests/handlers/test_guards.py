@@ -1,3 +1,4 @@
+import errno
 import logging
 
 import pytest
@@ -133,6 +134,7 @@ def test_supervised_training_has_nothing_to_collapse(caplog):
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB"),
         MemoryError(),
+        OSError(errno.ENOMEM, "Cannot allocate memory"),  # of a file mapped into memory
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
     ],
 )

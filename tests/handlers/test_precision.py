@@ -4,10 +4,10 @@ import re
 
 import pytest
 import torch
-from monai.engines import SupervisedEvaluator
 
+from custom.data.loading import Unreadable
 from custom.handlers.precision import PrecisionCheck
-from custom.inference import SlidingWindowProbabilities
+from custom.inference import ScanEvaluator, SlidingWindowProbabilities
 from custom.losses import CrossMatchLoss
 from custom.networks import UNet, VNet
 from custom.perturbations import CutMix
@@ -52,12 +52,11 @@ def _network(kind) -> UNet:
     return kind()
 
 
-def _segment(network, **options) -> torch.Tensor:
-    inferer = SlidingWindowProbabilities(SIZE, SIZE, amp=options.pop("amp", True))
+def _segment(network, amp=True, handlers=(), before=()) -> torch.Tensor:
+    inferer = SlidingWindowProbabilities(SIZE, SIZE, amp=amp)
     image = torch.randn(1, 1, *SIZE, generator=torch.Generator().manual_seed(1))
-    evaluator = SupervisedEvaluator(
-        "cpu", [{"image": image}], network, inferer=inferer, decollate=False, val_handlers=options.pop("handlers", [])
-    )
+    scans = [*before, {"image": image}]
+    evaluator = ScanEvaluator("cpu", scans, network, inferer=inferer, decollate=False, val_handlers=list(handlers))
     evaluator.run()
     return evaluator.state.output["pred"]
 
@@ -79,6 +78,12 @@ def test_segmenting_takes_float32_where_bfloat16_is_wrong_or_slower(kind, messag
     assert len(caplog.messages) == (message is not None)
     if message is not None:
         assert re.fullmatch(message, caplog.messages[0])
+
+
+def test_the_first_scan_that_can_be_read_is_looked_at():
+    network = _network(_Wrong)
+    checked = _segment(network, handlers=[PrecisionCheck()], before=[Unreadable("a.nii.gz: cannot be read.")])
+    assert torch.equal(checked, _segment(network, amp=False))
 
 
 def _trainer(network, check: PrecisionCheck, amp: bool = True) -> CrossMatchTrainer:
@@ -152,7 +157,7 @@ def test_training_goes_on_in_the_type_that_it_had():
 def test_validation_computes_in_the_type_of_training():
     inferer = SlidingWindowProbabilities(SIZE, SIZE, amp=True)
     network = _network(_Wrong)
-    validator = SupervisedEvaluator("cpu", [], network, inferer=inferer)
+    validator = ScanEvaluator("cpu", [], network, inferer=inferer)
     _trainer(network, PrecisionCheck(network, validator)).run()
     assert not inferer.amp
 
