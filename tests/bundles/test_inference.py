@@ -111,6 +111,23 @@ def test_probabilities_are_written_on_request_and_give_the_label_map(learned, ru
 
 
 @SHORT_AXIS
+@pytest.mark.parametrize(
+    ("names", "columns"),
+    [
+        (["cyst", "tumor", "vessel"], {"cyst_ml", "tumor_ml", "vessel_ml"}),
+        (["tumor", "myocardium", "vessel"], {"tumor_ml", "myocardium_ml", "myocardium_g", "vessel_ml"}),
+    ],
+)
+def test_structures_of_other_organs_have_no_mass_and_no_ejection_fraction(names, columns, run_bundle, tmp_path):
+    write_nifti(tmp_path / "scans" / "scan.nii.gz", np.zeros((32, 32, 3), np.float32), np.diag([1.4, 1.4, 8, 1]))
+    options = _by_intensity(tmp_path) | {"class_names": names}
+    run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "scans"), patch_size=[32, 32], **options)
+    (row,) = read_csv(tmp_path / "eval" / "volumes.csv")
+    assert {name for name in row if name.endswith(("_ml", "_g"))} == columns
+    assert not (tmp_path / "eval" / "ejection_fraction.csv").exists()
+
+
+@SHORT_AXIS
 def test_only_the_largest_component_of_each_class_is_kept_in_every_frame(run_bundle, tmp_path):
     intensity = np.zeros((32, 32, 3, 2), np.float32)
     intensity[2:10, 2:10], intensity[20:24, 20:24], intensity[14:18, 2:6] = 1 / 3, 1 / 3, 1
