@@ -73,6 +73,7 @@ def write_lists(datalist: Path, cases: Sequence[Case], ending: str, folder: Path
         for entry, file in unlabeled
         if file in labels
     ]
+    (folder / LABELS).mkdir(exist_ok=True)
     write_json(folder / LABELED, content | moved | {"training": [*moved.get("training", []), *added]})
 
 
