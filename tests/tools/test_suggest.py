@@ -126,7 +126,7 @@ def test_the_same_command_again_segments_nothing_twice_and_gives_the_same(own_he
     (folder / "labels" / "patient003_frame01.nii.gz").write_text("a label in the making")
     (folder / "suggestions.csv").unlink()  # as if the end had not been reached
     capsys.readouterr()
-    suggest(str(own_hearts), str(folder), count=1, **hearts_model, **CPU)
+    suggest(str(own_hearts), str(folder), count=1, stitch_device="cpu", **hearts_model, **CPU)
     assert "4 of 4 scans are done already" in capsys.readouterr().out
     assert {name: (folder / name).read_bytes() for name in names} == before
     assert (folder / "labels" / "patient003_frame01.nii.gz").read_text() == "a label in the making"
@@ -184,6 +184,8 @@ def test_weights_of_another_network_and_unknown_settings_are_refused(own_hearts,
     with pytest.raises(RuntimeError) as error:
         suggest(str(own_hearts), str(tmp_path / "b"), count=1, flipps="[0]", **hearts_model, **CPU)
     assert "flipps is not a key of this bundle's configs" in str(error.getrepr(chain=True))
+    suggest(str(own_hearts), str(tmp_path / "b"), count=1, test_time_flips=[0], **hearts_model, **CPU)
+    assert (tmp_path / "b" / "suggestions.csv").is_file()
 
 
 def test_a_scan_that_cannot_be_segmented_is_named_and_mended_the_command_goes_on(

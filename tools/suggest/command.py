@@ -39,7 +39,7 @@ RECORD = "suggest.json"
 #: Of how a dataset folder was prepared, see :mod:`tools.prepare.writer`.
 PREPARED = "prepare.json"
 #: Settings of inference that are given by the command itself.
-OWN = ("files", "dataset_dir", "output_dir", "review", "shard")
+OWN = ("files", "dataset_dir", "output_dir", "ckpt_dir", "review", "shard")
 
 
 def suggest(
@@ -84,7 +84,7 @@ def suggest(
     _refuse_own(settings)
     given = {name: guess(value) if isinstance(value, str) else value for name, value in settings.items()}
     record = {"datalist": _checksum(path), "weights": _checksum(Path(weights)), "bundle": configs.parent.name}
-    _take(folder, record | {"count": count, "patient_pattern": pattern, "settings": given})
+    _take(folder, record | {"count": count, "patient_pattern": pattern, "settings": _without_runtime(given, configs)})
     config, scans, review = _segmented(configs, lists["unlabeled"], folder, given | {"ckpt_path": weights})
     pool = most_doubtful(by_patient(scans, pattern, path.parent), review, POOL * count)
     chosen = _choose(config, pool, list(by_patient(lists["training"], pattern, path.parent).values()), count)
@@ -141,17 +141,23 @@ def _refuse_own(settings: Mapping[str, Any]) -> None:
         raise UserError("setting that cannot be given, nothing was run:", problems)
 
 
+def _without_runtime(settings: Mapping[str, Any], configs: Path) -> dict[str, Any]:
+    """Leave out the settings that say where and how inference runs, not what it computes."""
+    runtime = ConfigParser.load_config_file(configs / "inference.yaml").get("runtime_keys", [])
+    return {name: value for name, value in settings.items() if name not in runtime}
+
+
 def _checksum(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _take(folder: Path, record: Mapping[str, Any]) -> None:
-    """Make the folder this command's own, or find that it is."""
+    """Make the folder this command's own, or find that it is; what is laid out in it is not mixed with others."""
     refuse_unwritable(output=str(folder))
     path, now = folder / RECORD, json.loads(json.dumps(record))
     if path.is_file():
-        before = read_json(path)
+        before = read_json(path) if (folder / TO_LABEL).is_dir() else now
         changed = [f"{key}: {before.get(key)} before, {now[key]} now" for key in now if before.get(key) != now[key]]
         if changed:
             raise UserError(f"{folder}: holds suggestions made otherwise; choose another --output:", changed)
