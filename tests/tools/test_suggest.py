@@ -21,10 +21,10 @@ from tools.suggest.candidates import bottleneck_features, by_patient, farthest_f
 from tools.suggest.layout import copy_images, write_lists
 
 
-def write_weights(bundle: Bundle, path: Path) -> str:
+def write_weights(bundle: Bundle, path: Path, **changes: object) -> str:
     """Random weights of the tiny network, large enough that its features follow the image, and its settings."""
     trained = {name: bundle.tiny[name] for name in ("base_filters", "patch_size", "stride") if name in bundle.tiny}
-    trained |= {"spacing": None} if "spacing" in bundle.tiny else {}
+    trained |= ({"spacing": None} if "spacing" in bundle.tiny else {}) | changes
     config = ConfigParser(ConfigParser.load_config_file(bundle.configs / "inference.yaml"))
     config.update({"bundle_root": str(bundle.folder), **trained})
     torch.manual_seed(0)
@@ -104,6 +104,25 @@ def test_all_scans_of_a_patient_are_labeled_together(own_hearts, hearts_model, t
         "patient003",
         "patient004",
     } - {row["patient"]}
+
+
+def test_images_of_several_channels_are_copied_with_numbers(own_dataset, edit, tmp_path):
+    def add_channel(content: dict) -> None:
+        for case in [*content["training"], *content["unlabeled"], *content["validation"]]:
+            second = case["image"].replace(".nii.gz", "_t2.nii.gz")
+            shutil.copy(own_dataset.parent / case["image"], own_dataset.parent / second)
+            case["image"] = [case["image"], second]
+
+    edit(own_dataset, add_channel)
+    weights = write_weights(BUNDLES["crossmatch_la"], tmp_path / "model.pt", in_channels=2)
+    suggest(str(own_dataset), str(tmp_path / "next"), count=1, bundle="crossmatch_la", ckpt_path=weights, **CPU)
+    (row,) = read_csv(tmp_path / "next" / "suggestions.csv")
+    copies = sorted(path.name for path in (tmp_path / "next" / "to_label").iterdir())
+    assert copies == [f"{row['patient']}_{number:04d}.nii.gz" for number in (0, 1)]
+    assert len(row["files"].split(";")) == 2
+    added = read_lists(tmp_path / "next" / "labeled_next.json")["training"][-1]
+    assert added["image"] == row["files"].split(";")
+    assert added["label"] == str(tmp_path / "next" / "labels" / f"{row['patient']}.nii.gz")
 
 
 def test_the_preparation_tells_bundle_and_patients(own_dataset, volumes_model, tmp_path, capsys):

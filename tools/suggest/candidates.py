@@ -34,7 +34,7 @@ POOL = 3
 
 
 class Patient(NamedTuple):
-    """All scans of one patient, what the review made of them, and how far they are from all others chosen before.
+    """All scans of one patient, and what the review made of them.
 
     ``doubt`` is the mean of their scores in the review, ``why`` what stands out in any of them.
     """

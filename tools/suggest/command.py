@@ -75,12 +75,9 @@ def suggest(
     path, folder = Path(datalist).expanduser(), Path(output).expanduser()
     configs = _configs(bundle, path)
     pattern = _patient_pattern(patient_pattern, configs, path)
-    lists = _lists(path, pattern)
+    lists = _lists(path, pattern, count)
     weights = str(Path(ckpt_path).expanduser() if ckpt_path else configs.parent / "models" / "model.pt")
-    wanted = by_patient(lists["unlabeled"], pattern, path.parent)
     refuse_missing_weights(weights)
-    if not 1 <= count <= len(wanted):
-        raise UserError(f"--count: {path} has {len(wanted)} unlabeled patient(s), expected 1 to as many; got {count}.")
     _refuse_own(settings)
     given = {name: guess(value) if isinstance(value, str) else value for name, value in settings.items()}
     record = {"datalist": _checksum(path), "weights": _checksum(Path(weights)), "bundle": configs.parent.name}
@@ -88,13 +85,7 @@ def suggest(
     config, scans, review = _segmented(configs, lists["unlabeled"], folder, given | {"ckpt_path": weights})
     pool = most_doubtful(by_patient(scans, pattern, path.parent), review, POOL * count)
     chosen = _choose(config, pool, list(by_patient(lists["training"], pattern, path.parent).values()), count)
-    suggested = [case for patient, _ in chosen for case in patient.cases]
-    ending = config.get_parsed_content("output_ext")
-    copy_images(suggested, folder)
-    write_lists(path, suggested, ending, folder)
-    rows = [_row(rank, *choice) for rank, choice in enumerate(chosen, start=1)]
-    write_csv(folder / TABLE, rows)
-    _tell(folder, path, rows, suggested, ending)
+    _write(folder, path, chosen, config.get_parsed_content("output_ext"))
 
 
 def _configs(bundle: str | None, datalist: Path) -> Path:
@@ -121,8 +112,8 @@ def _prepared(datalist: Path) -> dict[str, Any]:
     return read_json(path) if path.is_file() else {}
 
 
-def _lists(path: Path, pattern: str | None) -> dict[str, list[Case]]:
-    """Read the data list."""
+def _lists(path: Path, pattern: str | None, count: int) -> dict[str, list[Case]]:
+    """Read the data list, which must have enough unlabeled patients, none of them in another list too."""
     lists = read_lists(path)
     if not lists["unlabeled"]:
         found = ", ".join(f"{len(cases)} in {name!r}" for name, cases in lists.items())
@@ -132,6 +123,9 @@ def _lists(path: Path, pattern: str | None) -> dict[str, list[Case]]:
     problems = overlap_problems(lists, pattern, path.parent)
     if problems:
         raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)
+    patients = len(by_patient(lists["unlabeled"], pattern, path.parent))
+    if not 1 <= count <= patients:
+        raise UserError(f"--count: {path} has {patients} unlabeled patient(s), expected 1 to as many; got {count}.")
     return lists
 
 
@@ -198,6 +192,16 @@ def _row(rank: int, patient: Patient, distance: float) -> Row:
     files = [str(file) for case in patient.cases for file in ensure_tuple(case["image"])]
     numbers = {"doubt": patient.doubt, "distance": distance}
     return {"rank": rank, "patient": patient.name, **numbers, "why": patient.why, "files": ";".join(files)}
+
+
+def _write(folder: Path, datalist: Path, chosen: Sequence[tuple[Patient, float]], ending: str) -> None:
+    """Write what is chosen, the table last, and tell."""
+    cases = [case for patient, _ in chosen for case in patient.cases]
+    copy_images(cases, folder)
+    write_lists(datalist, cases, ending, folder)
+    rows = [_row(rank, *choice) for rank, choice in enumerate(chosen, start=1)]
+    write_csv(folder / TABLE, rows)
+    _tell(folder, datalist, rows, cases, ending)
 
 
 def _tell(folder: Path, datalist: Path, rows: Sequence[Row], cases: Sequence[Case], ending: str) -> None:
