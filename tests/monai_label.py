@@ -186,7 +186,9 @@ def check_info(url: str) -> str:
     assert model["type"] == "segmentation", model
     assert list(model["labels"]) == ["left atrium"], model
     assert NAME in info["trainers"], info["trainers"]
-    return f"{info['name']}: {NAME} {model['version']}, labels {model['labels']}"
+    strategies = list(info["strategies"])
+    assert strategies == ["random", "first"], strategies  # none of them looks at the scores, see docs/sharing.md
+    return f"{info['name']}: {NAME} {model['version']}, labels {model['labels']}, strategies {strategies}"
 
 
 def check_inference(url: str, studies: Path) -> str:

@@ -43,6 +43,11 @@ def test_own_data_guide_leads_from_scans_to_predictions(tmp_path):
         done = run_command(*command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert re.findall("NvImgCodec.*|.*Warning.*", done.stdout + done.stderr) == []
+    (suggest,) = [command for command in others if command.startswith("crossmatch suggest")]
+    words = shlex.split(suggest.replace("--count 10", "--count 2"))
+    done = run_command("tools", *words[1:], "--amp", "false", "--device", "cpu", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "runs" / "next" / "to_label").iterdir())) == 2
     assert (tmp_path / "runs" / "own" / "metrics.csv").is_file()
     assert len(list((tmp_path / "runs" / "own" / "predictions").glob("*_seg.nii.gz"))) == 8
 

@@ -12,6 +12,7 @@ COMMANDS = {
     "prepare": ("tools.prepare", "turn a download, or your own scans, into a dataset folder, and check one"),
     "plan": ("tools.plan", "choose a bundle and its settings from a dataset folder"),
     "demo": ("tools.demo", "train with and without unlabeled scans on synthetic data, in a few minutes"),
+    "suggest": ("tools.suggest", "choose which unlabeled scans to label next"),
     "study": ("tools.study", "train and score several settings side by side"),
     "compare": ("tools.compare", "make one page of several finished runs"),
     "report": ("custom.report", "make the page of one run again"),

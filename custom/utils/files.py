@@ -13,7 +13,16 @@ from typing import Any
 
 from .errors import UserError
 
-__all__ = ["FILE_NAMES", "atomic_write", "fingerprint", "prediction_file", "read_json", "refuse_unwritable", "size_of"]
+__all__ = [
+    "FILE_NAMES",
+    "atomic_write",
+    "files_of",
+    "fingerprint",
+    "prediction_file",
+    "read_json",
+    "refuse_unwritable",
+    "size_of",
+]
 
 #: How texts with names of files are encoded: in an ASCII locale Python keeps the other bytes of a name this way.
 FILE_NAMES = "surrogateescape"
@@ -90,7 +99,7 @@ def fingerprint(parts: Iterable[str]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         digest.update(f"{part}\n".encode(errors=FILE_NAMES))
-        for file in _files_of(Path(part)):
+        for file in files_of(Path(part)):
             found = file.stat()
             digest.update(f"{file} {found.st_size} {found.st_mtime_ns}\n".encode(errors=FILE_NAMES))
     return digest.hexdigest()
@@ -98,10 +107,11 @@ def fingerprint(parts: Iterable[str]) -> str:
 
 def size_of(path: str | Path) -> int:
     """Count the bytes of a file, with the voxels that its header names, or of all files in a folder."""
-    return sum(file.stat().st_size for file in _files_of(Path(path)))
+    return sum(file.stat().st_size for file in files_of(Path(path)))
 
 
-def _files_of(path: Path) -> list[Path]:
+def files_of(path: Path) -> list[Path]:
+    """List a file, with the voxels that its header names, or all files in a folder; none where there is nothing."""
     if path.is_dir():
         return sorted(file for file in path.rglob("*") if file.is_file())
     if path.name.lower().endswith(DETACHED) and path.is_file():

@@ -15,15 +15,19 @@ import torch
 from conftest import BUNDLES, LEFT_ATRIUM, SHORT_AXIS, read_csv
 from scipy.stats import spearmanr
 
+import benchmarks.suggest
 import benchmarks.timing
 from benchmarks.bundle import bundle_config
 from benchmarks.cohort import cohort
 from benchmarks.data_loading import data_loading
 from benchmarks.inference import inference
 from benchmarks.review import first_fifth, review
+from benchmarks.suggest import patients_by_chance, suggested
 from benchmarks.timing import measure
 from benchmarks.training_step import training_step
+from custom.data.datalist import read_lists
 from custom.utils.errors import UserError
+from custom.utils.tables import write_csv
 from custom.utils.weights import save_weights
 
 
@@ -174,6 +178,42 @@ def test_the_order_of_the_review_is_compared_with_the_true_dice(bundle, tmp_path
         review(datalist, part="unlabeled")
     with pytest.raises(UserError, match="--part: a data list has training"):
         review(datalist, part="validate")
+
+
+def test_suggested_patients_are_compared_with_as_many_by_chance(own_hearts, tmp_path, monkeypatch, capsys):
+    trained = {}
+
+    def train(file: str, output: str, datalist: str, seeds: list[int], **settings: object) -> None:
+        for seed in seeds:
+            lists = read_lists(Path(datalist))
+            trained[Path(output).name, seed] = {case["case"][:10] for case in lists["training"]}
+            assert len(lists["training"]) + len(lists["unlabeled"]) == 8
+            row = {"case": "a", "class": "all", "dice": len(trained) / 10}
+            write_csv(Path(output) / "crossmatch" / f"seed_{seed}" / "eval" / "metrics.csv", [row])
+
+    monkeypatch.setattr(benchmarks.suggest, "study", train)
+    before = read_lists(own_hearts)
+    images = [case["image"] for case in before["unlabeled"]]
+    write_csv(tmp_path / "suggestions.csv", [{"rank": 1, "files": ";".join(images[2:])}])
+    labels = tmp_path / "labels"
+    with pytest.raises(UserError, match="label\\(s\\) missing"):
+        suggested(str(own_hearts), str(labels), str(tmp_path / "out"), count=1)
+    labels.mkdir()
+    for image in images:
+        (labels / Path(image).name).touch()
+    suggested(str(own_hearts), str(labels), str(tmp_path / "out"), str(tmp_path / "suggestions.csv"), count=1)
+    drawn = [{Path(image).name[:10] for image in patients_by_chance(images, r"patient\d+", 1, seed)} for seed in (1, 2)]
+    known = {"patient001", "patient002"}
+    assert trained == {
+        ("chance_1", 1): known | drawn[0],
+        ("chance_2", 2): known | drawn[1],
+        ("suggested", 1): known | {"patient004"},
+        ("suggested", 2): known | {"patient004"},
+    }
+    assert "suggested   seed 2: 0.4000 (1 cases)" in capsys.readouterr().out
+    assert read_lists(tmp_path / "out" / "suggested.json")["validation"] == before["validation"]
+    with pytest.raises(UserError, match="--count 3: there are 2 patients"):
+        patients_by_chance(images, r"patient\d+", 3, 1)
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)

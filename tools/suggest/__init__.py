@@ -1,0 +1,5 @@
+"""Suggest what to label next: ``crossmatch suggest --help``."""
+
+from .command import suggest
+
+__all__ = ["suggest"]
