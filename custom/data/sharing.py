@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
-from ..utils.files import size_of
+from ..utils.files import files_of
 from .checks import Case
 
 __all__ = ["share_out"]
@@ -37,6 +38,7 @@ def share_out(cases: Sequence[Case], shard: str | None = None, rank: int = 0, nu
         raise UserError(f"--shard must be such as 2/8, for the second of eight parts; got {shard}.")
     if count * num_ranks == 1:
         return list(cases)
-    sizes = [sum(size_of(str(file)) for file in ensure_tuple(case["image"])) for case in cases]
+    parts = [[part for file in ensure_tuple(case["image"]) for part in files_of(Path(file))] for case in cases]
+    sizes = [sum(part.stat().st_size for part in found) for found in parts]
     order = sorted(range(len(cases)), key=lambda index: -sizes[index])
     return [cases[index] for index in order[(number - 1) * num_ranks + rank :: count * num_ranks]]

@@ -13,16 +13,7 @@ from typing import Any
 
 from .errors import UserError
 
-__all__ = [
-    "FILE_NAMES",
-    "atomic_write",
-    "files_of",
-    "fingerprint",
-    "prediction_file",
-    "read_json",
-    "refuse_unwritable",
-    "size_of",
-]
+__all__ = ["FILE_NAMES", "atomic_write", "files_of", "fingerprint", "prediction_file", "read_json", "refuse_unwritable"]
 
 #: How texts with names of files are encoded: in an ASCII locale Python keeps the other bytes of a name this way.
 FILE_NAMES = "surrogateescape"
@@ -103,11 +94,6 @@ def fingerprint(parts: Iterable[str]) -> str:
             found = file.stat()
             digest.update(f"{file} {found.st_size} {found.st_mtime_ns}\n".encode(errors=FILE_NAMES))
     return digest.hexdigest()
-
-
-def size_of(path: str | Path) -> int:
-    """Count the bytes of a file, with the voxels that its header names, or of all files in a folder."""
-    return sum(file.stat().st_size for file in files_of(Path(path)))
 
 
 def files_of(path: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """Which patients to label next: those that the network doubts, and among them those unlike each other.
 
-Doubt alone finds the same difficulty many times over. So the most doubtful are taken first, and out of them the ones
-that cover the rest, as in Suggestive Annotation (Yang et al., MICCAI 2017, doi:10.1007/978-3-319-66179-7_46). They are
-found farthest first, the k-center greedy of core sets (Sener & Savarese, ICLR 2018, arXiv:1708.00489).
+Doubt alone finds the same difficulty many times over. So the most doubtful are taken first, as in Suggestive Annotation
+(Yang et al., MICCAI 2017, doi:10.1007/978-3-319-66179-7_46), and out of them, where that takes representative ones,
+those far from each other: the k-center greedy of core sets (Sener & Savarese, ICLR 2018, arXiv:1708.00489).
 """
 
 from __future__ import annotations

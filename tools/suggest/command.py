@@ -51,11 +51,11 @@ def suggest(
     patient_pattern: str | None = None,
     **settings: Any,
 ) -> None:
-    r"""Choose the unlabeled patients whose labels promise most, and lay out their images for a label tool.
+    r"""Choose unlabeled patients that the network doubts, unlike each other, and lay out their images for a label tool.
 
     The 3 x count patients whose predictions are the most doubtful come into question; of these each choice is the one
-    whose features differ most from those that are labeled or chosen already. The same command again goes on where it
-    was interrupted.
+    whose features differ most from those that are labeled or chosen already. With very few labels patients by chance
+    were worth more, see docs/results.md. The same command again goes on where it was interrupted.
 
     Args:
         datalist: a data list with ``unlabeled`` scans.
