@@ -190,7 +190,7 @@ def test_the_same_bundle_gives_the_same_bytes(bundle, tmp_path):
 
 def test_archive_holds_nothing_that_was_written_by_running(unzipped):
     places = {path.relative_to(unzipped).parts[0] for path in unzipped.rglob("*") if path.is_file()}
-    assert places - {"models", "eval"} == {"LICENSE", "configs", "custom", "docs"}
+    assert places - {"models", "eval"} == {"LICENSE", "README.md", "configs", "custom", "docs"}
     package_files = {path.name for path in (unzipped / "custom").iterdir()} - {"__pycache__"}
     assert package_files == {path.name for path in (ROOT / "custom").iterdir()} - {"__pycache__"}
 

@@ -326,14 +326,14 @@ def test_every_arm_changes_the_loss_of_one_step(path):
 def _loss_of_one_step(parser: ConfigParser) -> float:
     with private_generators(0):
         network = parser.get_parsed_content("network_def")
-        size = [16] * len(parser.get_parsed_content("patch_size"))
-        image, unlabeled = torch.rand(2, 1, *size), torch.rand(2, 1, *size)
+        size = [parser.get_parsed_content("in_channels"), *[16] * len(parser.get_parsed_content("patch_size"))]
+        image, unlabeled = torch.rand(2, *size), torch.rand(2, *size)
         strong = parser.get_parsed_content("unlabeled::strong_views").set_random_state(0)
         views = [strong({"image": view}) for view in unlabeled]
     with torch.no_grad():
         for output in [layer for layer in network.modules() if isinstance(layer, (nn.Conv2d, nn.Conv3d))][-1:]:
             output.weight *= 30  # softmax values on both sides of every threshold
-    batch = {"labeled": {"image": image, "label": (image > 0.5).float()}, "unlabeled": list_data_collate(views)}
+    batch = {"labeled": {"image": image, "label": (image[:, :1] > 0.5).float()}, "unlabeled": list_data_collate(views)}
     trainer = CrossMatchTrainer(
         device="cpu",
         max_epochs=1,
