@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import os
 import runpy
-import signal
 import sys
 
 #: Module and purpose by command.
@@ -26,10 +26,7 @@ def main() -> None:
     """Run the command that is named first; the rest of the command line is its own."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help", "help"):
-        if hasattr(signal, "SIGPIPE"):  # `crossmatch --help | head` ends quietly, as other programs do
-            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-        lines = [f"  {command:10}{purpose}" for command, (_, purpose) in COMMANDS.items()]
-        print("\n".join(["crossmatch COMMAND ...; crossmatch COMMAND --help says more.", "", *lines]))
+        _show_commands()
     elif name in COMMANDS:
         sys.argv = [f"crossmatch {name}", *arguments]
         runpy.run_module(COMMANDS[name][0], run_name="__main__")
@@ -37,6 +34,14 @@ def main() -> None:
         nearest = difflib.get_close_matches(name, COMMANDS, n=1)
         hint = f"did you mean {nearest[0]}?" if nearest else f"expected one of {', '.join(COMMANDS)}."
         sys.exit(f"crossmatch: unknown command {name}; {hint}")
+
+
+def _show_commands() -> None:
+    lines = [f"  {command:10}{purpose}" for command, (_, purpose) in COMMANDS.items()]
+    try:
+        print("\n".join(["crossmatch COMMAND ...; crossmatch COMMAND --help says more.", "", *lines]), flush=True)
+    except BrokenPipeError:  # `crossmatch --help | head` ends quietly, also when Python closes its output
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

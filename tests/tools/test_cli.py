@@ -1,9 +1,12 @@
 """Our own commands refuse what they do not know before they do anything."""
 
+import os
 import re
+import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 from custom.utils.cli import run
 from custom.utils.errors import UserError
@@ -72,6 +75,15 @@ def test_all_commands_have_one_name(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["crossmatch", "prepar"])
     with pytest.raises(SystemExit, match=r"unknown command prepar; did you mean prepare\?"):
         main()
+
+
+def test_help_that_nobody_reads_to_its_end_ends_quietly():
+    reading, writing = os.pipe()
+    os.close(reading)
+    command = [sys.executable, "-m", "tools", "--help"]
+    done = subprocess.run(command, cwd=ROOT, stdout=writing, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
