@@ -108,6 +108,8 @@ def _serve(pipe: Connection, build: Callable[[], Call], device: torch.device) ->
         while once_more:
             once_more = pipe.recv()
             pipe.send(answer(once_more))
+    except EOFError:
+        return  # who asked has ended, since another alternative failed
     except Exception as error:
         pipe.send(error if isinstance(error, UserError) else RuntimeError(traceback.format_exc()))
 
