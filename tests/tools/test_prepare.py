@@ -520,6 +520,15 @@ def test_labels_with_gaps_are_not_given_names(values, tmp_path):
     assert not (tmp_path / "out" / "datalist.json").exists()
 
 
+def test_an_image_in_the_place_of_a_label_marks_no_structures(tmp_path):
+    image, _ = _volumes(0)
+    values = np.arange(image.size, dtype=np.float32).reshape(image.shape) % 200
+    write_nifti(tmp_path / "in" / "images" / "p0.nii.gz", image)
+    write_nifti(tmp_path / "in" / "labels" / "p0.nii.gz", values)
+    with pytest.raises(UserError, match=r"labels must be whole numbers from 0 to 1, found"):
+        own(str(tmp_path / "in"), str(tmp_path / "out"))
+
+
 def _own_study(folder, count, unlabeled=()):
     """Labeled scans of one patient each, and unlabeled ones of the patients that are named."""
     for number in range(count):

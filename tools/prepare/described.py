@@ -83,9 +83,9 @@ def structures_in(labels: Sequence[Path]) -> list[str]:
     for path in tqdm(labels, desc="Reading labels", unit="label", disable=not labels):
         label, _ = read_image(str(path), as_label=True)
         values |= set() if label is None else set(torch.unique(label.as_tensor()).tolist()[: MOST_STRUCTURES + 2])
-    structures = sorted(values - {0})
-    if len(structures) < 2 or structures != list(range(1, len(structures) + 1)):
+    count = len(values - {0})
+    if not 2 <= count <= MOST_STRUCTURES or values - {0} != set(range(1, count + 1)):
         return ["foreground"]
-    names = [f"class_{number}" for number in range(1, len(structures) + 1)]
+    names = [f"class_{number}" for number in range(1, count + 1)]
     print(f"structures: {', '.join(names)}; name them with --classes")
     return names
