@@ -6,37 +6,24 @@ On request also over mirrored windows, and with a map of how much the perturbed 
 from __future__ import annotations
 
 import logging
-import math
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import chain, combinations
-from pathlib import Path
 from typing import Any
 
 import torch
-from monai.config import KeysCollection
-from monai.data import PILWriter
 from monai.engines import SupervisedEvaluator
 from monai.inferers import SlidingWindowInferer
-from monai.transforms import Invertd, KeepLargestConnectedComponent, MapTransform, SaveImaged
 from torch import nn
 
 from .data.loading import Unreadable
 from .perturbations import FeatureDropout
 from .utils.device import MixedPrecision, is_out_of_memory
 from .utils.errors import UserError, causes, plain_reason
-from .utils.files import prediction_file
-from .utils.names import prediction_of
 
 __all__ = [
-    "Entropyd",
-    "KeepLargestComponentd",
-    "LabelMapd",
-    "MaskWriter",
-    "SavePredictiond",
     "ScanEvaluator",
     "SlidingWindowProbabilities",
-    "SplitUncertaintyd",
     "disagreement",
 ]
 
@@ -176,158 +163,6 @@ def _combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:
 
 def _with_single_slice(values: Sequence[int], axis: int) -> list[int]:
     return [*values[:axis], 1, *values[axis:]]
-
-
-def _entropy(probs: torch.Tensor) -> torch.Tensor:
-    """Entropy of probabilities, NH[WD], in [0, 1], 1H[WD]; class by class, since a scan's may not fit twice."""
-    total = torch.zeros_like(probs[:1])
-    for channel in probs.split(1):
-        total += torch.special.entr(channel.clamp(0, 1))
-    return (total / math.log(len(probs))).clamp(0, 1)
-
-
-class _Framesd(MapTransform):
-    """Base of transforms of predictions whose channels hold one frame after the other.
-
-    Args:
-        keys: predictions, channels first.
-        num_classes: N. The number of frames, T, is 1 for a single image.
-    """
-
-    def __init__(self, keys: KeysCollection, num_classes: int) -> None:
-        super().__init__(keys)
-        self.num_classes = num_classes
-
-
-class SplitUncertaintyd(_Framesd):
-    """Take the disagreement out of a prediction, into ``uncertainty``.
-
-    The prediction, (T*(N+1))H[WD], as :class:`SlidingWindowProbabilities` gives it with ``uncertainty``, becomes the
-    probabilities, (T*N)H[WD].
-    """
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the sample with ``uncertainty``, TH[WD], in [0, 1]."""
-        sample = dict(data)
-        for key in self.keys:
-            frames = sample[key].split(self.num_classes + 1)
-            sample["uncertainty"] = torch.cat([frame[-1:] for frame in frames])
-            sample[key] = torch.cat([frame[:-1] for frame in frames])
-        return sample
-
-
-class Entropyd(_Framesd):
-    """Write the entropy of probabilities, (T*N)H[WD], into ``uncertainty``: 0 where sure, 1 where all are alike."""
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the sample with ``uncertainty``, TH[WD], in [0, 1]."""
-        sample = dict(data)
-        for key in self.keys:
-            frames = sample[key].split(self.num_classes)
-            sample["uncertainty"] = torch.cat([_entropy(probs) for probs in frames])
-        return sample
-
-
-class LabelMapd(_Framesd):
-    """Turn probabilities, (T*N)H[WD], into class indices, frame by frame.
-
-    With ``invert`` the probabilities are still on the network's grid. Where they are many, they are brought back a few
-    classes at a time, keeping the most probable so far: on the scan's grid all of them may not fit into memory.
-
-    Args:
-        keys: see :class:`_Framesd`.
-        num_classes: see :class:`_Framesd`.
-        invert: brings channels back to the scan's grid, each as it would alone.
-        values: how many probabilities are brought back at a time, but at least those of a class.
-    """
-
-    def __init__(
-        self, keys: KeysCollection, num_classes: int, invert: Invertd | None = None, values: int = 2**26
-    ) -> None:
-        super().__init__(keys, num_classes)
-        self.invert = invert
-        self.values = values
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the sample with class indices, TH[WD], uint8, instead of probabilities."""
-        sample = dict(data)
-        for key in self.keys:
-            frames = sample[key].split(self.num_classes)
-            sample[key] = torch.cat([self._label_map(sample, key, probs) for probs in frames])
-        return sample
-
-    def _label_map(self, sample: dict[Hashable, Any], key: Hashable, probs: torch.Tensor) -> torch.Tensor:
-        if self.invert is None:
-            return probs.argmax(0, keepdim=True).to(torch.uint8)
-        best = label = torch.empty(0)
-        channels = max(1, self.values // probs[0].numel())
-        for first in range(0, self.num_classes, channels):
-            part = self.invert({**sample, key: probs[first : first + channels]})[key]
-            if first == 0:
-                best, label = part[:1].as_tensor().clone(), torch.zeros_like(part[:1], dtype=torch.uint8)
-            for index, channel in enumerate(part.as_tensor().split(1), start=first):
-                label[channel > best] = index  # as argmax, which gives the first of equals
-                torch.maximum(best, channel, out=best)
-        return label
-
-
-class KeepLargestComponentd(MapTransform):
-    """MONAI's ``KeepLargestConnectedComponent`` for class indices, frame by frame.
-
-    Args:
-        keys: class indices, TH[WD].
-        applied_labels: classes of which only the largest connected component is kept; the rest becomes background.
-    """
-
-    def __init__(self, keys: KeysCollection, applied_labels: Sequence[int]) -> None:
-        super().__init__(keys)
-        self.keep: Callable[..., Any] = KeepLargestConnectedComponent(applied_labels, is_onehot=False)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Return the sample with the small components gone."""
-        sample = dict(data)
-        for key in self.keys:
-            sample[key] = torch.cat([self.keep(frame) for frame in sample[key].split(1)])
-        return sample
-
-
-class MaskWriter(PILWriter):
-    """MONAI's writer of pictures, for one structure: 255, which shows, where ``SaveImage`` has it write 1."""
-
-    def __init__(self, output_dtype: Any, **kwargs: Any) -> None:
-        super().__init__(output_dtype, **kwargs | {"scale": 255})
-
-
-class SavePredictiond(SaveImaged):
-    """MONAI's ``SaveImaged`` for what lies on the image's own grid already, as ``PREDICTION_POSTFIX``.
-
-    A file is written whole or not at all; MONAI leaves what it had written when the disk was full.
-
-    Args:
-        keys: what to write, CH[WD].
-        output_dir: folder, created when missing.
-        output_postfix: what the file holds.
-        kwargs: other arguments, see :class:`monai.transforms.SaveImaged`.
-    """
-
-    def __init__(self, keys: KeysCollection, output_dir: str, output_postfix: str, **kwargs: Any) -> None:
-        plain = {"resample": False, "separate_folder": False, "print_log": False}
-        super().__init__(keys, output_dir=output_dir, output_postfix=output_postfix, **plain | kwargs)
-
-    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
-        """Write the arrays, and add the file's path to the sample's list ``written``.
-
-        Raises:
-            UserError: when a file cannot be written; what was there under its name is kept.
-        """
-        sample = dict(data)
-        for key in self.key_iterator(sample):
-            layout: Any = self.saver.folder_layout
-            path = Path(layout.output_dir) / f"{prediction_of(sample[key].meta)}_{layout.postfix}{layout.ext}"
-            with prediction_file(path) as part:
-                self.saver(sample[key], filename=str(part).removesuffix(layout.ext))
-            sample["written"] = [*sample.get("written", ()), str(path)]
-        return sample
 
 
 class ScanEvaluator(SupervisedEvaluator):

@@ -22,6 +22,7 @@ CONTEXT.set_forkserver_preload(
         "custom.trainer",
         "custom.handlers",
         "custom.inference",
+        "custom.predictions",
         "monai.bundle",
         "monai.handlers",
         "tools.prepare",

@@ -11,7 +11,7 @@ FLOORS = (
     ("utils",),
     ("perturbations", "metrics"),
     ("networks", "losses", "data", "report"),
-    ("trainer", "inference", "handlers"),
+    ("trainer", "inference", "predictions", "handlers"),
 )
 LEVEL = {name: level for level, names in enumerate(FLOORS) for name in names}
 MODULES = sorted((ROOT / "custom").rglob("*.py"))

@@ -1,4 +1,5 @@
 import errno
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from monai.data import MetaTensor
 from monai.transforms import Compose, Invertd, Orientationd, Spacingd
 
-from custom.inference import LabelMapd, SavePredictiond
+from custom.predictions import LabelMapd, ResampleToScand, SavePredictiond
 from custom.utils.errors import UserError
 
 
@@ -19,25 +20,54 @@ def test_label_map_takes_the_most_probable_class_of_every_frame():
     assert torch.equal(labels.affine, probs.affine)
 
 
-@pytest.mark.parametrize("channels", [1, 2, 3, 8])
-@pytest.mark.parametrize("frames", [1, 2])
-def test_label_map_of_a_few_channels_at_a_time_is_that_of_all(channels, frames):
+@pytest.fixture
+def resampled():
+    """A scan that is oblique and turned, on the network's grid, with probabilities of seven classes and two frames."""
     torch.manual_seed(0)
     affine = torch.tensor([[0, 0.9, 0, 3], [-1.3, 0, 0, 5], [0, 0.1, 2.1, 7], [0, 0, 0, 1.0]])
     preprocessing = Compose([Orientationd("image", "RAS", labels=None), Spacingd("image", [1.0] * 3, dtype=np.float32)])
-    image = preprocessing({"image": MetaTensor(torch.rand(1, 14, 12, 9), affine=affine)})["image"]
+    scan = MetaTensor(torch.rand(1, 14, 12, 9), affine=affine, meta={"original_affine": affine.numpy()})
+    image = preprocessing({"image": scan})["image"]
     invert = Invertd("pred", preprocessing, orig_keys="image", nearest_interp=False)
-    probs = MetaTensor(torch.rand(frames * 7, *image.shape[1:]))
+    probs = MetaTensor(torch.rand(2 * 7, *image.shape[1:]))
     probs[1] = probs[0]  # equals, of which the first counts
     sample = {"image": image, "pred": probs}
-    expected = LabelMapd("pred", 7)(invert(dict(sample)))["pred"]
-    found = LabelMapd("pred", 7, invert=invert, values=channels * probs[0].numel())(dict(sample))["pred"]
-    assert found.shape == (frames, 14, 12, 9)
+    return SimpleNamespace(scan=scan, sample=sample, invert=invert, expected=invert(dict(sample))["pred"])
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 8])
+def test_label_map_of_a_few_channels_at_a_time_is_that_of_all(channels, resampled):
+    expected = LabelMapd("pred", 7)({"pred": resampled.expected})["pred"]
+    values = channels * resampled.sample["pred"][0].numel()
+    found = LabelMapd("pred", 7, invert=resampled.invert, values=values)(dict(resampled.sample))["pred"]
+    assert found.shape == (2, 14, 12, 9)
     assert found.dtype == torch.uint8
     assert expected[0].unique().numel() == 6
     assert torch.equal(found.as_tensor(), expected.as_tensor())
     assert torch.equal(found.affine, expected.affine)
-    assert found.affine.allclose(affine.double())
+    assert found.affine.allclose(resampled.scan.affine.double())
+
+
+@pytest.mark.parametrize("values", [1, 5 * (14 + 7) * 12 * 9, 2**26])
+def test_slabs_make_up_the_scan(values, resampled):
+    back = ResampleToScand("pred", values=values)
+    found = back(dict(resampled.sample))["pred"]
+    assert torch.allclose(found.as_tensor(), resampled.expected.as_tensor(), atol=1e-5)
+    assert found.affine.allclose(resampled.scan.affine.double())
+    assert found.meta["original_affine"] is resampled.sample["image"].meta["original_affine"]
+    labels = LabelMapd("pred", 7, invert=back)(dict(resampled.sample))["pred"]
+    assert labels.shape == (2, 14, 12, 9)
+    assert labels.dtype == torch.uint8
+    assert torch.equal(labels.as_tensor(), LabelMapd("pred", 7)({"pred": found})["pred"].as_tensor())
+    assert torch.equal(labels.affine, found.affine)
+    assert not torch.equal(resampled.sample["image"].affine, found.affine)
+
+
+def test_slabs_of_a_scan_that_was_not_changed_are_the_scan():
+    image = MetaTensor(torch.rand(1, 4, 3, 2), affine=torch.eye(4), meta={"original_affine": np.eye(4)})
+    probs = torch.rand(2, 4, 3, 2)
+    found = ResampleToScand("pred")({"image": image, "pred": MetaTensor(probs)})["pred"]
+    assert torch.allclose(found.as_tensor(), probs)
 
 
 @pytest.mark.parametrize("ending", [".nii.gz", ".png"])

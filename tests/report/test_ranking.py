@@ -8,7 +8,7 @@ import pytest
 import torch
 from monai.data import MetaTensor
 
-from custom.inference import Entropyd
+from custom.predictions import Entropyd
 from custom.report.ranking import ReviewMeasuresd, review_measures, review_order, structure_volumes
 
 
