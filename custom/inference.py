@@ -105,7 +105,10 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
             if self.slice_axis is not None:
                 windows = windows.squeeze(self.slice_axis + 2)
             with MixedPrecision(windows.device, self.amp).autocast():
-                views = [self._segment(windows.flip(axes), network, *args, **kwargs).flip(axes) for axes in self.flips]
+                views = [
+                    _mirrored(self._segment(_mirrored(windows, axes), network, *args, **kwargs), axes)
+                    for axes in self.flips
+                ]
             mean = views[0] if len(views) == 1 else torch.stack(views).mean(0)
             return mean if self.slice_axis is None else mean.unsqueeze(self.slice_axis + 2)
 
@@ -154,6 +157,10 @@ def _feature_dropout_on(network: Any) -> Iterator[None]:
         finally:
             for dropout in dropouts:
                 dropout.eval()
+
+
+def _mirrored(windows: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
+    return windows.flip(axes) if axes else windows  # flip copies, even along no axis
 
 
 def _combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:

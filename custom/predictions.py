@@ -111,27 +111,40 @@ class ResampleToScand(MapTransform):
     ) -> MetaTensor:
         """Resample CHWD, and apply to each slab what follows, so that the channels never exist on the whole grid."""
         image = sample[self.image_key]
-        slabs = self._slabs(MetaTensor(channels.as_subclass(torch.Tensor), affine=image.affine), image)
-        parts = [slab if then is None else then(slab) for slab in slabs]
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        on_grid = MetaTensor(channels.as_subclass(torch.Tensor), affine=image.affine)
+        size = _original_size(image)
+        whole = torch.empty(0)
+        for place, slab in self._slabs(on_grid, _original_affine(image), size):
+            part = slab if then is None else then(slab)
+            if not len(whole):
+                whole = part.new_empty((len(part), *size))
+            whole[:, place] = part
         result = MetaTensor(whole, meta=dict(image.meta))
         result.affine = _original_affine(image)
         return result
 
-    def _slabs(self, channels: MetaTensor, image: MetaTensor) -> Iterator[torch.Tensor]:
-        first_change = next(iter(image.applied_operations), {})
-        height, *others = map(int, first_change.get(TraceKeys.ORIG_SIZE, image.shape[1:]))
+    def _slabs(
+        self, channels: MetaTensor, affine: torch.Tensor, size: Sequence[int]
+    ) -> Iterator[tuple[slice, torch.Tensor]]:
+        """Give each slab, and its place along the first axis."""
+        height, *others = size
         step = max(1, self.values // ((len(channels) + _COORDINATES) * math.prod(others)))
         for first in range(0, height, step):
+            place = slice(first, min(first + step, height))
             shift = torch.eye(4, dtype=torch.float64)
             shift[0, 3] = first
-            size = [min(step, height - first), *others]
-            resampled: Any = self.resample(channels, dst_affine=_original_affine(image) @ shift, spatial_size=size)
-            yield resampled.as_tensor()
+            slab_size = [place.stop - first, *others]
+            resampled: Any = self.resample(channels, dst_affine=affine @ shift, spatial_size=slab_size)
+            yield place, resampled.as_tensor()
 
 
 def _original_affine(image: MetaTensor) -> torch.Tensor:
     return torch.as_tensor(image.meta["original_affine"], dtype=torch.float64)
+
+
+def _original_size(image: MetaTensor) -> list[int]:
+    changes = image.applied_operations
+    return [int(length) for length in (changes[0][TraceKeys.ORIG_SIZE] if changes else image.shape[1:])]
 
 
 class LabelMapd(_Framesd):

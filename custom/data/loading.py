@@ -13,7 +13,7 @@ from monai.data import Dataset, list_data_collate
 from monai.transforms import MapTransform
 from monai.utils import ensure_tuple
 
-from ..utils.device import is_out_of_memory
+from ..utils.device import is_out_of_memory, release_freed_memory
 from ..utils.errors import UserError
 from .checks import CaseRule, image_problems, is_small, reading_problem
 from .dicom_seg import is_series, segmentation_problem
@@ -22,6 +22,9 @@ __all__ = ["CheckScand", "ScanLoader", "Unreadable"]
 
 
 logger = logging.getLogger(__name__)
+
+#: Voxels of a scan from which on resampling it leaves more memory behind than a window can use again.
+LARGE = 2**24
 
 
 class Unreadable(NamedTuple):
@@ -108,7 +111,10 @@ class ScanLoader:
 
     def _read(self, index: int) -> dict[str, Any] | Unreadable:
         try:
-            return list_data_collate([self.dataset[index]])
+            scan = list_data_collate([self.dataset[index]])
+            if scan["image"].numel() > LARGE:
+                release_freed_memory()
+            return scan
         except Exception as error:  # every reader fails in its own way
             cases: Sequence[Mapping[str, Any]] = self.dataset.data
             return Unreadable(reading_problem(ensure_tuple(cases[index]["image"]), error), is_out_of_memory(error))

@@ -17,7 +17,7 @@ from torch import nn
 
 from .errors import causes
 
-__all__ = ["MixedPrecision", "TypeCheck", "is_out_of_memory", "keep_freed_memory"]
+__all__ = ["MixedPrecision", "TypeCheck", "is_out_of_memory", "keep_freed_memory", "release_freed_memory"]
 
 #: Errors of logits and gradients that rounding does not reach: the networks here, trained or not, are 0.005 to 0.04 and
 #: 0.001 to 0.03 off.
@@ -170,6 +170,13 @@ def keep_freed_memory(device: torch.device | str = "cpu") -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     settings = {_MMAP_MAX: 0, _TRIM_THRESHOLD: -1, _ARENA_MAX: 1}
     return mallopt is not None and all(mallopt(name, value) for name, value in settings.items())
+
+
+def release_freed_memory() -> None:
+    """Let the C library return to the system what it keeps of freed memory, see :func:`keep_freed_memory`."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -292,7 +292,7 @@ def test_where_nothing_can_be_segmented_every_scan_is_named(segment, scans):
 def test_where_memory_runs_out_fewer_windows_are_taken_at_once(most, tried, segment, tmp_path, capfd):
     torch.save(Hungry(most).state_dict(), tmp_path / "hungry.pt")
     network = {"network_def": {"_target_": "hungry.Hungry", "most": most}, "ckpt_path": str(tmp_path / "hungry.pt")}
-    segment(**network)
+    segment(**network, sw_batch_size=4)
     shown = "".join(capfd.readouterr())
     assert {size: shown.count(f"trying again with --sw_batch_size {size}") for size in tried} == tried
     found = _contents(tmp_path / "eval")
