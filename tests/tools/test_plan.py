@@ -17,7 +17,7 @@ from starter import run_command
 
 from custom.data.datalist import load_datalist
 from custom.utils.errors import UserError
-from tools.plan.choices import choose
+from tools.plan.choices import FEW_ITERATIONS, FEWEST_ITERATIONS, choose
 from tools.plan.command import plan
 from tools.plan.facts import DataFacts, ScanFacts, read_facts
 from tools.plan.sizes import VOLUMES, geometry, is_stack, sizes
@@ -107,6 +107,16 @@ def test_the_more_time_there_is_the_larger_the_size_and_never_more_iterations_th
 def test_a_budget_that_is_too_small_says_which_is_enough():
     with pytest.raises(UserError, match=r"--budget of 60 s is too small: 50 iterations .* validation of 2 case\(s\)"):
         choose(ATRIUM, list(VOLUMES), 60, 14000, _machine(1e5))
+
+
+def test_few_iterations_come_with_the_budget_for_more():
+    few = choose(ATRIUM, list(VOLUMES), 180, 14000, _machine(1e6))
+    assert FEWEST_ITERATIONS <= few.iterations < FEW_ITERATIONS
+    advised = re.search(rf"{few.iterations} iterations are few, .* --budget (\d+)min", few.advice)
+    assert advised is not None
+    more = choose(ATRIUM, list(VOLUMES), 60 * int(advised[1]), 14000, _machine(1e6))
+    assert more.iterations >= FEW_ITERATIONS
+    assert more.advice == ""
 
 
 def test_what_is_chosen_follows_the_kind_of_the_data():

@@ -66,7 +66,10 @@ def plan_dataset(datalist: Path, path: Path, budget: str = "8h", memory_gb: floa
     found = choose(facts, known, limit, _published_iterations(bundle), measure)
     with atomic_write(path) as part:
         part.write_text(_text(found, facts, datalist, device, budget), encoding="utf-8")
-    print(f"\n{path}: {found.iterations} iterations, about {minutes(found.seconds)} here. Next:\n")
+    print(f"\n{path}: {found.iterations} iterations, about {minutes(found.seconds)} here.")
+    if found.advice:
+        print(found.advice)
+    print("Next:\n")
     print("\n\n".join(_commands(found, facts, datalist, path)))
 
 
