@@ -13,14 +13,15 @@ import yaml
 __all__ = ["model_card"]
 
 
-def model_card(metadata: Mapping[str, Any], readme: str, has_weights: bool) -> str:
+def model_card(metadata: Mapping[str, Any], readme: str, has_weights: bool, known: bool) -> str:
     """Write the ``README.md`` for the root of a repository on the Hub.
 
     Args:
         metadata: of the bundle; ``weights_license`` has the Hub's names for the licence of the weights, where it is
             another one than the code's, Apache-2.0.
         readme: the bundle's ``docs/README.md``.
-        has_weights: whether the weights come with it; figures without weights say nothing about the repository.
+        has_weights: whether weights come with it.
+        known: whether they are those that the metadata's licence and figures are of.
 
     Returns:
         Markdown with front matter in YAML (https://huggingface.co/docs/hub/model-cards).
@@ -30,9 +31,9 @@ def model_card(metadata: Mapping[str, Any], readme: str, has_weights: bool) -> s
         "pipeline_tag": "image-segmentation",
         "tags": ["monai", "medical", "crossmatch", "semi-supervised"],
     }
-    front |= metadata.get("weights_license", {}) if has_weights else {}
-    front.setdefault("license", "apache-2.0")
-    if has_weights and metadata.get("eval_metrics"):
+    front |= metadata.get("weights_license", {}) if known else {}
+    front.setdefault("license", "unknown" if has_weights and not known else "apache-2.0")
+    if known and metadata.get("eval_metrics"):
         front["model-index"] = [{"name": metadata["name"], "results": [_result(metadata)]}]
     return f"---\n{yaml.safe_dump(front, sort_keys=False, allow_unicode=True)}---\n{readme}"
 

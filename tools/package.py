@@ -83,8 +83,12 @@ def package(
     files = {**_bundle_files(path), **_package_files(), **packed}
     _refuse(f"{path}: not packaged,", file_problems(files, limit_mb))
     metadata, readme = json.loads(files["configs/metadata.json"]), files["docs/README.md"].decode()
-    described = bool(packed) and weights == SHIPPED  # the metadata's licence and figures are of these weights
-    files["README.md"] = model_card(metadata, readme, described).encode()
+    known = bool(packed) and _sha256((path / str(weights)).read_bytes()) == metadata.get("weights_sha256")
+    if packed and not known:
+        print(
+            f"{weights}: not the weights that configs/metadata.json describes; the card leaves licence and figures out."
+        )
+    files["README.md"] = model_card(metadata, readme, bool(packed), known).encode()
     write_archive(archive, name, files)
     print(
         f"{archive}: {len(files)} files, {archive.stat().st_size / 1e6:.1f} MB, sha256 {_sha256(archive.read_bytes())}"

@@ -5,6 +5,7 @@ They are stored in float16, half the size, unless ``--half false`` is given; net
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import torch
@@ -48,6 +49,8 @@ def ship_weights(weights: str, bundle: str, half: bool = True) -> None:
     with atomic_write(settings_path(target)) as part:
         part.write_bytes(settings_path(source).read_bytes())
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, {settings_path(target).name} beside it")
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    print(f'In configs/metadata.json: "weights_sha256": "{digest}", and their eval_metrics and weights_license.')
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import huggingface_hub
 import pytest
+import torch
 from conftest import ROOT
 from monai.bundle import push_to_hf_hub
 from monai.bundle import scripts as monai_scripts
@@ -62,6 +63,16 @@ def test_without_the_weights_there_are_no_figures_of_them(tmp_path):
     card = huggingface_hub.ModelCard.load(_unzipped("crossmatch_acdc", tmp_path, weights=None) / "README.md")
     assert card.data.license == "apache-2.0"
     assert not card.data.eval_results
+
+
+def test_other_weights_have_neither_the_licence_nor_the_figures_of_the_shipped_ones(tmp_path, capsys):
+    weights = torch.load(ROOT / "bundles" / "crossmatch_acdc" / "models" / "model.pt", weights_only=True)
+    torch.save({name: value * 0.5 for name, value in weights.items()}, tmp_path / "own.pt")
+    unzipped = _unzipped("crossmatch_acdc", tmp_path, weights=str(tmp_path / "own.pt"))
+    card = huggingface_hub.ModelCard.load(unzipped / "README.md")
+    assert card.data.license == "unknown"
+    assert not card.data.eval_results
+    assert "own.pt: not the weights that configs/metadata.json describes" in capsys.readouterr().out
 
 
 def test_a_bundle_that_monai_pushes_is_whole_and_our_card_can_go_over_its_own(tmp_path, monkeypatch):

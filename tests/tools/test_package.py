@@ -5,6 +5,7 @@ else; without it, one is made that has the packages of this environment, but nei
 metadata do not list. ``LEFT_ATRIUM_VOLUME`` may name a real volume for the comparison of exports.
 """
 
+import hashlib
 import json
 import os
 import subprocess
@@ -224,6 +225,15 @@ def test_published_figures_stand_in_the_results(bundle):
     results = (ROOT / "docs" / "results.md").read_text()
     for name, value in metadata["eval_metrics"].items():
         assert f"{value:.4f}" in results, name
+
+
+def test_licence_and_figures_are_of_the_weights_that_are_shipped(bundle):
+    shipped = bundle.folder / "models" / "model.pt"
+    if not shipped.is_file():
+        return
+    metadata = json.loads((bundle.configs / "metadata.json").read_text())
+    assert hashlib.sha256(shipped.read_bytes()).hexdigest() == metadata["weights_sha256"]
+    assert "weights_license" in metadata
 
 
 @pytest.fixture
