@@ -95,7 +95,7 @@ def study(
     jobs: int = 1,
     dry_run: bool = False,
     bundle: str | None = None,
-    datalist: str | None = None,
+    datalist: str | list[str] | None = None,
     seeds: list[int] | None = None,
     **settings: Any,
 ) -> None:
@@ -107,7 +107,7 @@ def study(
         jobs: how many runs side by side; each gets its share of the cores, unless OMP_NUM_THREADS is set.
         dry_run: print one command a line, for every arm, data list and seed, and train nothing.
         bundle: in place of the file's.
-        datalist: in place of the file's.
+        datalist: in place of the file's; or a list of them.
         seeds: in place of the file's, such as ``1,2,3``.
         settings: of the bundle, for every arm, such as ``--max_iterations 20``.
 
@@ -119,7 +119,8 @@ def study(
     if bundle is not None:
         plan["bundle"] = bundle
     if datalist is not None:
-        plan = {key: value for key, value in plan.items() if key != "datalists"} | {"datalist": str(datalist)}
+        given = {"datalists": datalist} if isinstance(datalist, list) else {"datalist": str(datalist)}
+        plan = {key: value for key, value in plan.items() if key not in ("datalist", "datalists")} | given
     if seeds is not None:
         plan["seeds"] = list(seeds)
     folder, flags = Path(str(output)), {k: guess(v) if isinstance(v, str) else v for k, v in settings.items()}

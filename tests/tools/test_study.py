@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import runpy
+import shutil
 import signal
 import sys
 import threading
@@ -212,6 +213,15 @@ def test_a_dry_run_prints_one_command_a_line_and_trains_nothing(tmp_path, hearts
     assert all("run training" in line and "&& python -m monai.bundle run evaluating" in line for line in lines)
     assert (tmp_path / "runs" / "jobs.txt").read_text().splitlines() == lines
     assert not (tmp_path / "runs" / "supervised").exists()
+
+
+def test_data_lists_of_the_command_line_take_the_place_of_the_file_s(tmp_path, hearts, capsys):
+    lists = [str(hearts.with_name(f"{name}.json")) for name in ("few", "many")]
+    for path in lists:
+        shutil.copy(hearts, path)
+    study(str(_write(tmp_path, hearts)), str(tmp_path / "runs"), dry_run=True, datalist=lists)
+    shown = capsys.readouterr().out.splitlines()
+    assert [[f"--datalist {path} " in line for path in lists] for line in shown] == 2 * [[True, False], [False, True]]
 
 
 @pytest.mark.parametrize(
