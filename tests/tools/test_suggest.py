@@ -170,6 +170,7 @@ def test_a_scan_like_a_labeled_one_comes_last(own_dataset, volumes_model, tmp_pa
         ({"count": 0}, r"expected 1 to as many; got 0"),
         ({"bundle": "crossmatch_heart"}, r"--bundle: .*got crossmatch_heart"),
         ({"ckpt_path": "nowhere/model.pt"}, r"nowhere/model\.pt: no such weights; train first, or set --ckpt_path"),
+        ({"ckpt_path": ["a.pt", "b.pt"]}, r"--ckpt_path: expected one file, found \[.a\.pt., .b\.pt.\]; features are"),
         ({"review": False}, r"--review is given to inference by this command; leave it out"),
         ({"patient_pattern": "("}, r"--patient_pattern \( is not a regular expression"),
     ],

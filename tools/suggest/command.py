@@ -76,6 +76,8 @@ def suggest(
     configs = _configs(bundle, path)
     pattern = _patient_pattern(patient_pattern, configs, path)
     lists = _lists(path, pattern, count)
+    if not isinstance(ckpt_path, str | None):
+        raise UserError(f"--ckpt_path: expected one file, found {ckpt_path}; features are those of one network.")
     weights = str(Path(ckpt_path).expanduser() if ckpt_path else configs.parent / "models" / "model.pt")
     refuse_missing_weights(weights)
     _refuse_own(settings)
