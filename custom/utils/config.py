@@ -7,6 +7,7 @@ the default ``eta`` and say nothing; and what Fire makes of a value is not alway
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shlex
@@ -28,8 +29,12 @@ from .weights import read_settings
 
 __all__ = ["check_config", "client_gives_cases", "flat_config", "refuse_newer_bundle", "resolved_config"]
 
+logger = logging.getLogger(__name__)
+
 #: Top-level keys that MONAI's own clients set, whether a bundle reads them or not: federated, Label with tracking.
 CLIENT_KEYS = {"run_name", "tracking_uri", "experiment_name"}
+#: What MONAI's ``run`` reads itself.
+MONAI_KEYS = {"imports", "initialize", "run", "finalize", "training", "evaluating", "inference"}
 _RAMP = {"start": 0.0, "end": 1.0, "delay": 0, "rampup_iterations": 1}
 #: Examples of what settings may be whose default does not tell: it is computed, or null, or one of several kinds.
 EXAMPLES: dict[str, tuple[Any, ...]] = {
@@ -110,6 +115,8 @@ def check_config() -> None:
     if problems:
         raise UserError("unknown setting, nothing was run:", problems)
     typed = typed_settings(sys.argv[1:]) if Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") else {}
+    for name in _unused(typed, config):
+        logger.warning("--%s has no effect: nothing in this run uses it.", name)
     _settle_all(config, defaults, typed)
     _mend_tracking(workflow.parser)
     workflow.parser.parse(reset=True)  # it had been parsed before the first expression was evaluated
@@ -368,6 +375,12 @@ def _running_workflow() -> ConfigWorkflow | None:
 
 def _referenced_keys(config: Any) -> set[str]:
     return {key for text in _strings(config) for key in re.findall(r"[@%](\w+)", text)}
+
+
+def _unused(typed: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:
+    """List the typed settings that the config has, as another run of the bundle takes them, and nothing refers to."""
+    used = _referenced_keys(config) | CLIENT_KEYS | MONAI_KEYS
+    return [name for name in typed if (key := name.partition("::")[0]) in config and key not in used]
 
 
 def _referenced_paths(config: Any) -> set[str]:

@@ -13,7 +13,9 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from PIL import Image
 from starter import Done, run_command
 
+from custom.networks import UNet
 from custom.utils.names import case_name
+from custom.utils.weights import save_weights
 from tools.sync_configs import MARKER, SHARED_TAILS, SHARED_WHOLE
 from tools.synthetic import make_heart, make_photo
 
@@ -276,6 +278,31 @@ def _command_line(bundle: Bundle, run_id: list[str], cwd: Path, **overrides) -> 
     return run_command(*command, cwd=cwd)
 
 
+@pytest.mark.parametrize("bundle", ["crossmatch_isic"], indirect=True)
+def test_evaluation_scores_the_largest_component_on_request_and_says_what_has_no_effect(bundle, tmp_path):
+    datalist = bundle.write(tmp_path / "data", {"test": 3}, size=(60, 50))
+    torch.manual_seed(1)
+    network = UNet(in_channels=3, out_channels=2, base_filters=4)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.mul_(3 if weight.ndim > 1 else 1)  # so that what it gives follows the image, in many components
+    settings = {"patch_size": [32, 32], "stride": [32, 32], "base_filters": 4}
+    save_weights(network, tmp_path / "random.pt", settings)
+    configs = [str(bundle.configs / f"{name}.yaml") for name in ("train", "evaluate")]
+    dice = []
+    for number, options in enumerate((["--uncertainty", "true"], ["--keep_largest", "[1]"])):
+        folder = tmp_path / str(number)
+        places = ["--datalist", datalist, "--output_dir", folder, "--ckpt_path", tmp_path / "random.pt"]
+        command = ["run", "evaluating", "--config_file", str(configs), *places, *options]
+        done = run_command("monai.bundle", *command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+        told = "--uncertainty has no effect: nothing in this run uses it." in done.stdout
+        assert told == ("--uncertainty" in options)
+        assert done.stdout.count("has no effect") == told
+        dice.append(read_csv(folder / "metrics.csv"))
+    assert dice[0] != dice[1]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("bundle", ["crossmatch_la", "crossmatch_acdc"], indirect=True)
 @pytest.mark.parametrize("run_id", [["training"], []], ids=["run training", "run"])
@@ -499,7 +526,11 @@ def test_inference_takes_the_settings_of_the_training_from_beside_the_weights(
         run_bundle("inference", ["inference"], **read | {"patch_size": [32, 32, 32], "base_filters": 4})
 
 
-@pytest.mark.parametrize("bundle", ["crossmatch_la", "crossmatch_acdc"], indirect=True)
+def _voxels(path):
+    return np.asarray(Image.open(path) if path.suffix in (".png", ".jpg") else nib.load(path).dataobj)
+
+
+@pytest.mark.parametrize("bundle", ["crossmatch_la", "crossmatch_acdc", "crossmatch_isic"], indirect=True)
 def test_a_fresh_clone_segments_a_scan_with_the_weights_of_the_bundle(bundle, tmp_path):
     datalist = bundle.write(
         tmp_path / "data", {"test": 1}, size=(64, 60, 32) if bundle.name == "crossmatch_la" else bundle.size
@@ -511,6 +542,7 @@ def test_a_fresh_clone_segments_a_scan_with_the_weights_of_the_bundle(bundle, tm
     settings = json.loads((bundle.folder / "models" / "model.json").read_text())
     assert workflow.parser["patch_size"] == settings["patch_size"] != _config(bundle, "inference")["patch_size"]
     for case in _cases(datalist, "test"):
-        pred = nib.load(tmp_path / "out" / f"{case_name(case['image'])}_seg.nii.gz")
-        assert pred.shape == nib.load(datalist.parent / case["image"]).shape
-        assert np.unique(pred.dataobj).max() <= len(settings["class_names"])
+        image = _voxels(datalist.parent / case["image"])
+        pred = _voxels(tmp_path / "out" / f"{case_name(case['image'])}_seg{workflow.parser['output_ext']}")
+        assert pred.shape == image.shape[: pred.ndim]
+        assert set(np.unique(pred)) <= ({0, 255} if pred.ndim == 2 else set(range(len(settings["class_names"]) + 1)))
