@@ -17,7 +17,7 @@ from starter import run_command
 
 from custom.data.datalist import load_datalist
 from custom.utils.errors import UserError
-from tools.plan.choices import FEW_ITERATIONS, FEWEST_ITERATIONS, choose
+from tools.plan.choices import FEW_ITERATIONS, FEWEST_ITERATIONS, Choice, choose
 from tools.plan.command import plan
 from tools.plan.facts import DataFacts, ScanFacts, read_facts
 from tools.plan.sizes import VOLUMES, geometry, is_stack, sizes
@@ -117,6 +117,8 @@ def test_few_iterations_come_with_the_budget_for_more():
     more = choose(ATRIUM, list(VOLUMES), 60 * int(advised[1]), 14000, _machine(1e6))
     assert more.iterations >= FEW_ITERATIONS
     assert more.advice == ""
+    names = Choice(["atrium", "ventricle"], "")
+    assert "are few" in more._replace(settings=more.settings | {"class_names": names}).advice  # several take more
 
 
 def test_what_is_chosen_follows_the_kind_of_the_data():

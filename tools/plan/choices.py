@@ -27,8 +27,9 @@ DELAY, RAMP_UP, LONGEST_DELAY = 0.25, 0.125, 1000
 CHECKPOINT_SECONDS = 600
 #: A plan that gets through fewer is none.
 FEWEST_ITERATIONS = 50
-#: With fewer some structures may stay empty: on the short axis two of three did with 148, none with 427.
-FEW_ITERATIONS = 400
+#: With fewer, of one structure and of several, some may stay empty: on the short axis two of three did with 148, and
+#: nearly with 582 of 64x64 pixels (docs/results.md).
+FEW_ITERATIONS, FEW_FOR_SEVERAL = 400, 1000
 #: Share of the main memory that may hold what was read.
 CACHE_SHARE = 0.5
 #: A patch that sees less than this share of a scan is drawn around structures.
@@ -59,11 +60,12 @@ class Plan(NamedTuple):
     @property
     def advice(self) -> str:
         """Say which budget would do, where this one is so small that structures may be lost; else nothing."""
-        if self.iterations >= FEW_ITERATIONS:
+        enough = FEW_ITERATIONS if len(self.settings["class_names"].value) == 1 else FEW_FOR_SEVERAL
+        if self.iterations >= enough:
             return ""
-        needed = self.seconds / self.iterations * FEW_ITERATIONS / (TRAINING_SHARE - VALIDATION_SHARE)
+        needed = self.seconds / self.iterations * enough / (TRAINING_SHARE - VALIDATION_SHARE)
         few = f"{self.iterations} iterations are few, and some structures may stay empty"
-        return f"{few}: {FEW_ITERATIONS} take about --budget {math.ceil(needed / 60)}min."
+        return f"{few}: {enough} take about --budget {math.ceil(needed / 60)}min."
 
 
 def bundle_of(facts: DataFacts) -> str:
