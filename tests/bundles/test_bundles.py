@@ -116,10 +116,11 @@ def test_a_list_of_files_can_be_segmented(trained, run_bundle, tiny_dataset, tmp
     assert len(list((tmp_path / "eval").glob("*_seg.nii.gz"))) == 2
 
 
-def test_quick_overlay_fits_every_config(run_bundle, tiny_dataset, tmp_path):
-    run_bundle("training", ["train", "quick"], datalist=str(tiny_dataset))
-    run_bundle("evaluating", ["train", "quick", "evaluate"], datalist=str(tiny_dataset))
-    run_bundle("inference", ["inference", "quick"], datalist=str(tiny_dataset))
+@pytest.mark.parametrize("overlay", ["quick", "overnight"])
+def test_overlays_fit_every_config(overlay, run_bundle, tiny_dataset, tmp_path):
+    run_bundle("training", ["train", overlay], datalist=str(tiny_dataset))
+    run_bundle("evaluating", ["train", overlay, "evaluate"], datalist=str(tiny_dataset))
+    run_bundle("inference", ["inference", overlay], datalist=str(tiny_dataset))
     listed = _cases(tiny_dataset, "validation") + _cases(tiny_dataset, "test")
     assert len(list((tmp_path / "eval").glob("*_seg.*"))) == len(listed)
 
