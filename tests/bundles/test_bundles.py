@@ -280,18 +280,19 @@ def _command_line(bundle: Bundle, run_id: list[str], cwd: Path, **overrides) -> 
 
 
 @pytest.mark.parametrize("bundle", ["crossmatch_isic"], indirect=True)
-def test_evaluation_scores_the_largest_component_on_request_and_says_what_has_no_effect(bundle, tmp_path):
+def test_evaluation_takes_settings_of_inference_and_says_what_has_no_effect(bundle, tmp_path):
     datalist = bundle.write(tmp_path / "data", {"test": 3}, size=(60, 50))
     torch.manual_seed(1)
     network = UNet(in_channels=3, out_channels=2, base_filters=4)
     with torch.no_grad():
         for weight in network.parameters():
             weight.mul_(3 if weight.ndim > 1 else 1)  # so that what it gives follows the image, in many components
-    settings = {"patch_size": [32, 32], "stride": [32, 32], "base_filters": 4}
-    save_weights(network, tmp_path / "random.pt", settings)
+    shape = {"patch_size": [32, 32], "stride": [32, 32], "base_filters": 4}
+    save_weights(network, tmp_path / "random.pt", shape)
     configs = [str(bundle.configs / f"{name}.yaml") for name in ("train", "evaluate")]
     dice = []
-    for number, options in enumerate((["--uncertainty", "true"], ["--keep_largest", "[1]"])):
+    settings = (["--uncertainty", "true"], ["--keep_largest", "[1]"], ["--test_time_flips", "[0]"])
+    for number, options in enumerate(settings):
         folder = tmp_path / str(number)
         places = ["--datalist", datalist, "--output_dir", folder, "--ckpt_path", tmp_path / "random.pt"]
         command = ["run", "evaluating", "--config_file", str(configs), *places, *options]
@@ -301,7 +302,8 @@ def test_evaluation_scores_the_largest_component_on_request_and_says_what_has_no
         assert told == ("--uncertainty" in options)
         assert done.stdout.count("has no effect") == told
         dice.append(read_csv(folder / "metrics.csv"))
-    assert dice[0] != dice[1]
+    assert dice[0] not in dice[1:]
+    assert dice[1] != dice[2]
 
 
 @pytest.mark.slow
