@@ -20,7 +20,9 @@ from custom.data.datalist import load_datalist
 from custom.data.finding import OwnScan, own_scans
 from custom.utils.errors import UserError
 from custom.utils.names import case_name
+from tools.prepare import assembling, layouts, published
 from tools.prepare import commands as prepare
+from tools.prepare import own as own_command
 from tools.prepare import writer as store
 from tools.prepare.check import check_folder
 from tools.prepare.splitting import split_patients
@@ -51,7 +53,7 @@ def _datalist(folder: Path, name: str) -> dict:
 def la_folder(tmp_path) -> Path:
     """Five of the challenge's cases in folders with spaces and other letters."""
     folder = tmp_path / "Vorhof höhe" / "Training Set"
-    for seed, case in enumerate(json.loads((prepare.SPLITS / "la.json").read_text())["train"][:5]):
+    for seed, case in enumerate(json.loads((published.SPLITS / "la.json").read_text())["train"][:5]):
         image, label = _volumes(seed)
         write_itk(folder / case / "lgemri.nrrd", image, OBLIQUE)
         write_itk(folder / case / "laendo.nrrd", label * 255, OBLIQUE)
@@ -70,8 +72,8 @@ def test_left_atrium_challenge_comes_out_as_it_went_in(la_folder, tmp_path):
 
 
 def test_the_left_atrium_s_list_for_choosing_settings_has_none_of_the_test_cases():
-    split = json.loads((prepare.SPLITS / "la.json").read_text())
-    lists = prepare._development(split)
+    split = json.loads((published.SPLITS / "la.json").read_text())
+    lists = published._development(split)
     assert {name: len(cases) for name, cases in lists.items()} == {"training": 8, "unlabeled": 60, "validation": 12}
     assert {case for cases in lists.values() for case in cases} == set(split["train"])
 
@@ -335,17 +337,17 @@ def _write_patient(folder: Path) -> None:
 
 #: How each layout's scan is written below a folder, what finds it there, and its names.
 LAYOUTS = {
-    "la_challenge": (_write_challenge, prepare.sources.la_challenge, ["06SR5RBREL16DQ6M8LWS"]),
-    "la_community": (lambda at: _h5(at / "case" / "mri_norm2.h5"), prepare.sources.la_community, ["case"]),
-    "acdc_official": (_write_patient, prepare.sources.acdc_official, ["patient099_ED", "patient099_ES"]),
+    "la_challenge": (_write_challenge, layouts.la_challenge, ["06SR5RBREL16DQ6M8LWS"]),
+    "la_community": (lambda at: _h5(at / "case" / "mri_norm2.h5"), layouts.la_community, ["case"]),
+    "acdc_official": (_write_patient, layouts.acdc_official, ["patient099_ED", "patient099_ES"]),
     "acdc_community": (
         lambda at: _h5(at / "h5" / "patient099_frame01.h5"),
-        prepare.sources.acdc_community,
+        layouts.acdc_community,
         ["patient099_ED"],
     ),
-    "pancreas": (lambda at: _pancreas(at / "ct", 1), prepare.sources.pancreas, ["0001"]),
-    "pancreas_community": (lambda at: _h5(at / "h5" / "0001.h5"), prepare.sources.pancreas_community, ["0001"]),
-    "isic": (lambda at: _photo(at, "Training", 1), prepare.sources.isic_training, ["ISIC_0000001"]),
+    "pancreas": (lambda at: _pancreas(at / "ct", 1), layouts.pancreas, ["0001"]),
+    "pancreas_community": (lambda at: _h5(at / "h5" / "0001.h5"), layouts.pancreas_community, ["0001"]),
+    "isic": (lambda at: _photo(at, "Training", 1), layouts.isic_training, ["ISIC_0000001"]),
 }
 
 
@@ -598,8 +600,8 @@ def test_own_photographs_are_copied_and_their_masks_are_black_and_white(tmp_path
 def test_an_interrupted_run_is_taken_up_where_it_stopped(own_folders, tmp_path, monkeypatch):
     images, labels = own_folders
     found = own_scans(images, labels, tmp_path / "out")
-    files = prepare._own_files({case_name(image): scan for image, scan in found.items()}, num_classes=2)
-    scans = [prepare._scan(name, found, None) for name, found in files.items()]
+    files = own_command._own_files({case_name(image): scan for image, scan in found.items()}, num_classes=2)
+    scans = [assembling._scan(name, found, None) for name, found in files.items()]
     record = {"command": "own", "source": "x", "options": {}}
     store.write_dataset(tmp_path / "out", scans[:3], {}, record)  # as far as the first run came
     written = []
@@ -768,13 +770,13 @@ def test_labels_a_hair_below_whole_numbers_are_the_classes_in_every_layout(acdc_
     with h5py.File(tmp_path / "patient099_frame01.h5", "w") as file:
         file["image"], file["label"] = (array.transpose(2, 1, 0) for array in (_volumes(1)[0], label))
     for files in (
-        prepare.sources.acdc_official(acdc_folder)["patient099_ED"],
-        prepare.sources.acdc_community(tmp_path)["patient099_ED"],
-        prepare._own_files(
+        layouts.acdc_official(acdc_folder)["patient099_ED"],
+        layouts.acdc_community(tmp_path)["patient099_ED"],
+        own_command._own_files(
             {"a": OwnScan([tmp_path / "scans" / "a.nii.gz"], tmp_path / "masks" / "a.nii.gz")}, num_classes=4
         )["a"],
     ):
-        store._write_scan(tmp_path / "out", prepare._scan("a", files, None))
+        store._write_scan(tmp_path / "out", assembling._scan("a", files, None))
         found = np.asarray(nib.load(tmp_path / "out" / "labels" / "a.nii.gz").dataobj)
         np.testing.assert_array_equal(found, _volumes(1)[1] * 3)
 
@@ -784,7 +786,7 @@ def test_an_official_label_that_holds_no_class_is_named_with_its_value(value, ac
     label = np.where(_volumes(1)[1] > 0, np.float32(value), 0)
     write_nifti(next(acdc_folder.rglob("patient099_frame01_gt.nii.gz")), label)
     with pytest.raises(UserError, match=rf"patient099_frame01_gt.nii.gz: labels must .* 0 to 3, found {value:g}"):
-        prepare.sources.acdc_official(acdc_folder)["patient099_ED"].label()
+        layouts.acdc_official(acdc_folder)["patient099_ED"].label()
 
 
 @pytest.mark.parametrize(("num_classes", "values"), [(2, [0, 255]), (3, [0, 1])])
@@ -793,10 +795,10 @@ def test_a_picture_of_one_structure_is_black_and_white_and_of_several_holds_clas
     for folder, image in {"photos": photo, "masks": mole}.items():
         (tmp_path / folder).mkdir()
         Image.fromarray(image).save(tmp_path / folder / "a.png")
-    files = prepare._own_files(
+    files = own_command._own_files(
         {"a": OwnScan([tmp_path / "photos" / "a.png"], tmp_path / "masks" / "a.png")}, num_classes
     )["a"]
-    store._write_scan(tmp_path / "out", prepare._scan("a", files, None, one_structure=num_classes == 2))
+    store._write_scan(tmp_path / "out", assembling._scan("a", files, None, one_structure=num_classes == 2))
     assert np.unique(np.asarray(Image.open(tmp_path / "out" / "labels" / "a.png"))).tolist() == values
 
 
@@ -840,7 +842,7 @@ def test_a_folder_prepared_with_other_options_is_refused(own_folders, tmp_path):
 
 
 def test_a_file_that_is_cut_short_never_counts(tmp_path, monkeypatch):
-    volume = prepare.sources.read_volume
+    volume = layouts.read_volume
 
     def fail(self, path, *args, **kwargs):
         Path(path).write_bytes(b"half")

@@ -13,6 +13,7 @@ from custom.data.datalist import load_datalist
 from custom.utils.errors import UserError
 from tools.prepare import commands as prepare
 from tools.prepare.check import check_folder
+from tools.prepare.splitting import listed_before
 
 SHAPE = (12, 10, 6)
 
@@ -83,7 +84,7 @@ def test_a_changed_channel_is_made_again(tmp_path):
 def test_a_patient_who_was_trained_on_stays_there_with_channels_too(tmp_path):
     source = _study(tmp_path / "in", "{case}_000{channel}.nii.gz")
     prepare.own(str(source), str(tmp_path / "out"))
-    assert prepare.listed_before(tmp_path / "out", {f"p{k}": f"patient {k}" for k in range(3)})["training"] == {
+    assert listed_before(tmp_path / "out", {f"p{k}": f"patient {k}" for k in range(3)})["training"] == {
         "patient 0",
         "patient 1",
         "patient 2",

@@ -48,6 +48,11 @@ class Description:
         return [str(channels[key]) for key in sorted(channels, key=int)] if numbered else []
 
     @property
+    def modality(self) -> str:
+        """Name of the only channel, else ``unknown``."""
+        return self.channels[0] if len(self.channels) == 1 else "unknown"
+
+    @property
     def classes(self) -> list[str] | None:
         """Names of the structures labeled 1, 2, ...; None where none are named.
 

@@ -1,0 +1,130 @@
+"""From files that were found to a dataset folder: read them, bring them together, write them and their data lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from monai.data import MetaTensor
+from monai.transforms import ResampleToMatch
+
+from custom.data.geometry import grid_problem
+from custom.data.readers import check_channels
+from custom.utils.errors import UserError
+
+from .layouts import Files, read_volume
+from .writer import Scan, refuse_other_data, write_dataset
+
+__all__ = ["Lists", "prepare_scans"]
+
+#: Names of scans by list, of one data list.
+Lists = Mapping[str, Sequence[str]]
+
+
+def prepare_scans(
+    output: str,
+    files: Mapping[str, Files],
+    lists: Mapping[str, Lists],
+    about: Mapping[str, Any],
+    record: Mapping[str, Any],
+    process: Callable[[dict], dict] | None = None,
+    allow_missing: bool = False,
+    crop: str = "none",
+    settle: Callable[[Mapping[str, Files]], Mapping[str, Files]] | None = None,
+    resample: bool = False,
+) -> None:
+    """Write the scans and the data lists that name them; ``settle`` is what only all scans together can tell."""
+    listed = dict.fromkeys(name for content in lists.values() for names in content.values() for name in names)
+    missing = [name for name in listed if name not in files]
+    # The benchmark crop needs the label of every scan, also of those that are then listed without it.
+    supervised = set(listed) if crop == "benchmark" else {n for content in lists.values() for n in _supervised(content)}
+    unlabeled = [name for name in listed if name in supervised and name in files and files[name].label is None]
+    if (missing or unlabeled) and not allow_missing:
+        problems = [f"{name}: no scan found" for name in missing] + [f"{name}: no label found" for name in unlabeled]
+        hint = "nothing was written; complete the download, or give --allow_missing"
+        raise UserError(f"{record['source']}: {len(problems)} of {len(listed)} scans are incomplete; {hint}:", problems)
+    left_out = {*missing, *unlabeled}
+    usable: Mapping[str, Lists] = {
+        file: {name: [scan for scan in names if scan not in left_out] for name, names in content.items()}
+        for file, content in lists.items()
+    }
+    usable = _with_labeled_scans(usable, lists)
+    names = [name for name in listed if name not in left_out]
+    refuse_other_data(output, record)
+    files = files if settle is None else settle({name: files[name] for name in names})
+    one_structure = len(about["labels"]) == 2
+    scans = {name: _scan(name, files[name], process, one_structure, resample) for name in names}
+    datalists = {file: {**about, **_entries(content, scans)} for file, content in usable.items()}
+    folder = write_dataset(output, list(scans.values()), datalists, record)
+    print(f"{len(scans)} scan(s) in {folder}; data lists: {', '.join(datalists)}")
+
+
+def _with_labeled_scans(usable: Mapping[str, Lists], lists: Mapping[str, Lists]) -> dict[str, Lists]:
+    """Leave out the lists that lost all their labeled scans, unless all did: then the folder is one for evaluation."""
+    empty = [file for file, content in usable.items() if lists[file]["training"] and not content["training"]]
+    if len(empty) == len(usable):
+        return dict(usable)
+    for file in empty:
+        print(f"{file}: not written, none of its labeled scans is there")
+    return {file: content for file, content in usable.items() if file not in empty}
+
+
+def _supervised(content: Lists) -> list[str]:
+    return [name for key, names in content.items() if key != "unlabeled" for name in names]
+
+
+def _entries(content: Lists, scans: Mapping[str, Scan]) -> dict[str, list[dict[str, Any]]]:
+    """Turn names into entries of a data list; unlabeled ones get no label even where there is one."""
+    entries = {}
+    for name, members in content.items():
+        keys = ("image",) if name == "unlabeled" else ("image", "label")
+        entries[name] = [scans[member].entry(keys) for member in members]
+    return entries
+
+
+def _scan(
+    name: str,
+    files: Files,
+    process: Callable[[dict], dict] | None,
+    one_structure: bool = False,
+    resample: bool = False,
+) -> Scan:
+    read, has_label = partial(_read, files, process, resample), files.label is not None
+    images = (files.image, *files.others)
+    endings = tuple(image.suffix.lower() if isinstance(image, Path) else ".nii.gz" for image in images)
+    label_ending = ".png" if isinstance(files.image, Path) else ".nii.gz"
+    return Scan(name, read, has_label, endings, label_ending, files.made_from, one_structure)
+
+
+def _read(files: Files, process: Callable[[dict], dict] | None, resample: bool) -> dict[str, Any]:
+    """Read a scan; in another process, when scans are written in parallel."""
+    found = (files.image, *files.others)
+    image, *others = [read_volume(str(part)) if isinstance(part, Path) else part() for part in found]
+    others = _on_one_grid(image, others, files, resample) if others else others
+    sample: dict[str, Any] = {"image": image}
+    if files.label is not None:
+        label = files.label()
+        difference = grid_problem(label, image)
+        if difference is not None:
+            raise UserError(f"the label's {difference}; they must be on one grid.")
+        label.affine = image.affine
+        sample["label"] = label
+    sample = sample if process is None else process(sample)
+    images = zip(found, (sample.pop("image"), *others), strict=True)
+    return {"images": [part if isinstance(part, Path) else read for part, read in images], **sample}
+
+
+def _on_one_grid(image: MetaTensor, others: Sequence[MetaTensor], files: Files, resample: bool) -> list[MetaTensor]:
+    """Give an image's other channels, 1H[WD], the grid of the first."""
+    brought: list[Any] = [
+        ResampleToMatch(mode="bilinear")(channel, image)
+        if resample and not isinstance(part, Path) and grid_problem(channel, image) is not None
+        else channel
+        for channel, part in zip(others, files.others, strict=True)
+    ]
+    check_channels([image, *brought], files.made_from[: 1 + len(others)])
+    for channel in brought:
+        channel.affine = image.affine
+    return brought

@@ -1,0 +1,190 @@
+"""A user's own scans: those with a label become labeled, the rest unlabeled, and settings are planned for them."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+from custom.data.dicom import series_problems
+from custom.data.finding import OwnScan, own_scans
+from custom.data.photos import is_colored, is_photo
+from custom.utils.errors import UserError
+from custom.utils.names import ALL, are_channel_names, are_class_names, case_names, patient_name
+
+from ..plan.command import PLAN, plan_dataset, seconds
+from .assembling import Lists, prepare_scans
+from .described import Description, structures_in
+from .layouts import Files, read_volume, scan_files
+from .splitting import fold_lists, listed_before, split_patients, without_held_out
+
+__all__ = ["own"]
+
+
+def own(
+    images: str,
+    output: str,
+    labels: str | None = None,
+    validation: float = 0.0,
+    test: float = 0.0,
+    classes: str | list[str] | None = None,
+    patient_pattern: str | None = None,
+    modality: str | None = None,
+    seed: int = 1337,
+    folds: int = 0,
+    channels: str | list[str] | None = None,
+    resample: bool = False,
+    plan: str | None = PLAN,
+    budget: str = "8h",
+    memory_gb: float | None = None,
+) -> None:
+    r"""Prepare your own scans: those with a label become labeled, the rest unlabeled. Nothing is cropped or resampled.
+
+    Then settings are planned for them, and the commands that train, score and segment are printed.
+
+    When scans or labels are added and the command is repeated, patients stay in their lists: who was trained with, also
+    without a label, is never validated with. Unlabeled scans of a patient who is kept for validation or test are left
+    out.
+
+    Args:
+        images: folder of NIfTI, NRRD, MetaImage files or photographs, or of folders with a DICOM series each, or of
+            folders with either. Labels that lie there too are taken where no other folder of labels is given; so it may
+            be a data set of nnU-Net or of the Medical Segmentation Decathlon, whose ``imagesTs`` become unlabeled.
+        output: dataset folder.
+        labels: folder of labels named as their images, or NAME_seg, NAME_label, NAME_mask, NAME_gt; may hold fewer.
+        validation: fraction of the labeled patients to keep for validation.
+        test: fraction of the labeled patients to keep for the test list.
+        classes: names of the structures labeled 1, 2, and so on, such as "liver,tumor"; those of ``dataset.json`` if
+            there is one, else "foreground", or "class_1,class_2" and so on.
+        patient_pattern: regular expression that finds the patient in the name of a file or of a folder above it, such
+            as 'patient\d+'; without it every scan is a patient of its own.
+        modality: MRI, CT and so on, for the data list; that of ``dataset.json`` if there is one.
+        seed: of the split.
+        folds: for cross-validation, such as 5: also write fold_0.json, fold_1.json, ..., each of which keeps other
+            labeled patients for validation.
+        channels: names at the end of the files of one case, such as "t1,t2"; nnU-Net's _0000, _0001 need none. The
+            channels of a case must lie on one grid.
+        resample: bring the other channels to the grid of the first.
+        plan: file in the dataset folder with the settings chosen for these data, see ``crossmatch plan``; one that is
+            there is kept. none to choose none.
+        budget: how long a training may take on this machine, such as 20min, 8h or 2d.
+        memory_gb: of the device that trains, in GB; what it has by default.
+    """
+    seconds(budget)
+    source, folder = Path(os.path.abspath(Path(images).expanduser())), Path(output).expanduser()
+    described = Description(source)
+    modality = described.modality if modality is None else modality
+    ends = None if channels is None else _channel_names(channels)
+    label_folder = None if labels is None else Path(labels).expanduser()
+    scans = own_scans(source, label_folder, folder, ends, len(described.channels) or None)
+    named = {name: Path(file) for file, name in case_names(scans).items()}
+    given = described.classes if classes is None else classes
+    names = _class_names(given or structures_in([scan.label for scan in scans.values() if scan.label is not None]))
+    found = _own_files({name: scans[file] for name, file in named.items()}, len(names) + 1)
+    patients = _patients(named, source, patient_pattern)
+    fractions = {"validation": float(validation), "test": float(test)}
+    about = {
+        "name": folder.name,
+        "modality": _modalities(list(found.values()), ends or described.channels, modality),
+        "labels": dict(enumerate(["background", *names])),
+    }
+    options = {
+        "labels": labels,
+        "validation": validation,
+        "test": test,
+        "classes": names,
+        "patient_pattern": patient_pattern,
+        "modality": modality,
+        "seed": seed,
+    }
+    # Options that came later are kept where they are used, so that a folder prepared before is known again.
+    options |= {"folds": folds} if folds else {}
+    if ends is not None or any(files.others for files in found.values()):
+        options |= {"channels": ends, "resample": resample}
+    record = {"command": "own", "source": str(images), "options": options}
+    lists = _lists(found, patients, fractions, folds, int(seed), folder)
+    prepare_scans(str(folder), found, lists, about, record, resample=resample)
+    if plan is not None and lists["datalist.json"]["training"]:
+        _plan(folder, folder / plan, budget, memory_gb)
+
+
+def _lists(
+    found: Mapping[str, Files],
+    patients: Mapping[str, str],
+    fractions: Mapping[str, float],
+    folds: int,
+    seed: int,
+    folder: Path,
+) -> dict[str, Lists]:
+    """Split whole patients into the lists of ``datalist.json`` and, where they are asked for, of the folds."""
+    labeled = [name for name, files in found.items() if files.label is not None]
+    lists = split_patients(labeled, patients, fractions, seed, listed_before(folder, patients))
+    lists["unlabeled"] = [name for name in found if name not in labeled]
+    of_folds = fold_lists(lists, patients, folds, seed, folder) if folds else {}
+    return {"datalist.json": without_held_out(lists, patients), **of_folds}
+
+
+def _plan(folder: Path, path: Path, budget: str, memory_gb: float | None) -> None:
+    if path.exists():
+        print(f"{path} is kept; `crossmatch plan {folder} --overwrite true` makes it anew.")
+    else:
+        plan_dataset(folder / "datalist.json", path, budget, memory_gb)
+
+
+def _modalities(found: Sequence[Files], names: Sequence[str], modality: str) -> dict[str, str]:
+    """Name the channels; one color photograph makes three, which grey ones among them are then read as."""
+    number = 1 + len(found[0].others)
+    if number == 1 and any(isinstance(files.image, Path) and is_colored(files.image) for files in found):
+        names = ["red", "green", "blue"]
+    elif len(names) != number and (number > 1 or not names):
+        names = [str(modality)] * number
+    return {str(place): name for place, name in enumerate(names)}
+
+
+def _own_files(scans: Mapping[str, OwnScan], num_classes: int) -> dict[str, Files]:
+    """Say how each image and its label, if any, are read, and refuse DICOM folders that cannot be."""
+    paths = [path for scan in scans.values() for path in (*scan.files, scan.label)]
+    problems = series_problems([path for path in paths if path is not None and path.is_dir()])
+    if problems:
+        raise UserError(f"{len(problems)} DICOM series cannot be read, nothing was written:", problems)
+    return {name: _own_case(scan, num_classes) for name, scan in scans.items()}
+
+
+def _own_case(scan: OwnScan, num_classes: int) -> Files:
+    first, *others = [path if is_photo(path) else partial(read_volume, str(path)) for path in scan.files]
+    made = scan_files(scan.files[0], scan.label, num_classes)
+    places = [str(path) for path in scan.files]
+    return made._replace(image=first, others=tuple(others), made_from=(*places, *made.made_from[1:]))
+
+
+def _patients(files: Mapping[str, Path], source: Path, pattern: str | None) -> dict[str, str]:
+    """Find the patient of every scan, by its path below the folder of scans, which may itself be the only scan."""
+    below = {name: file.relative_to(source if file != source else source.parent) for name, file in files.items()}
+    patients = {name: patient_name(path, pattern) for name, path in below.items()}
+    alone = [name for name, path in below.items() if pattern and not re.search(pattern, path.as_posix())]
+    if below and len(alone) == len(below):
+        example = next(iter(below.values()))
+        raise UserError(f"--patient_pattern {pattern} finds no patient in any name, such as {example}.")
+    if alone:
+        print(f"--patient_pattern finds no patient in {len(alone)} scan(s), each then its own: {', '.join(alone[:20])}")
+    return patients
+
+
+def _channel_names(channels: str | Sequence[str]) -> list[str]:
+    names = [name.strip() for name in (channels.split(",") if isinstance(channels, str) else map(str, channels))]
+    if not are_channel_names(names):
+        hint = "must be the ends of the files' names, all different, such as t1,t2"
+        raise UserError(f"--channels {hint}; got {','.join(names)}.")
+    return names
+
+
+def _class_names(classes: str | Sequence[str]) -> list[str]:
+    names = [name.strip() for name in (classes.split(",") if isinstance(classes, str) else map(str, classes))]
+    if not are_class_names(names):
+        raise UserError(
+            f"--classes must be the names of the structures labeled 1, 2, ..., all different, none called {ALL}, such "
+            f"as liver,tumor; got {','.join(names)}."
+        )
+    return names
