@@ -107,7 +107,11 @@ class Checkpoints:
         self._agree()
         trainer.add_event_handler(Events.STARTED, self._start)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
-        trainer.add_event_handler(Events.COMPLETED, self.stop_request.stop_listening)
+
+    def train(self) -> None:
+        """Run the trainer; a request to stop is heard meanwhile."""
+        with self.stop_request:
+            self.trainer.run()
 
     def finish(self) -> None:
         """Write the final weights beside the folder: ``model.pt``, and ``model_ema.pt`` when they were averaged."""
@@ -130,9 +134,11 @@ class Checkpoints:
             "config": json.dumps(self.config),
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
         }
-        with atomic_write(self.folder / f"iteration_{iteration:08d}.pt") as part:
+        newest = self.folder / f"iteration_{iteration:08d}.pt"
+        with atomic_write(newest) as part:
             torch.save(content, part)
-        for path in self._files()[self.n_saved :]:
+        # Newer ones were damaged when this training went back; it writes them again.
+        for path in [path for path in self._files() if path.name <= newest.name][self.n_saved :]:
             path.unlink()
         for tell in self.saved:
             tell()
@@ -225,7 +231,6 @@ class Checkpoints:
         if self.rank == 0:
             for part in self.folder.glob(f".part-{_PATTERN}"):  # of a training that was killed while it wrote
                 part.unlink()
-        self.stop_request.listen()
 
 
 def _read(path: Path) -> dict[str, Any] | None:

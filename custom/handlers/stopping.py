@@ -6,12 +6,13 @@ import os
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 __all__ = ["StopRequest"]
 
 
 class StopRequest:
-    """Note that the program is asked to stop, so that an iteration can be finished first.
+    """Note that the program is asked to stop within a ``with`` block, so that an iteration can be finished first.
 
     SIGTERM, with which clusters announce that they will stop a job, and Ctrl-C set ``made``; a second Ctrl-C ends the
     program at once.
@@ -24,18 +25,18 @@ class StopRequest:
         self.rank = rank
         self.made = False
         self.interrupted = False
+        self.previous_handlers: dict[signal.Signals, Any] = {}
 
-    def listen(self) -> None:
+    def __enter__(self) -> None:
         """Catch the signals; in the main thread only, as Python wants it."""
         if threading.current_thread() is threading.main_thread():
             stops = (signal.SIGTERM, signal.SIGINT)
             self.previous_handlers = {stop: signal.signal(stop, self._note) for stop in stops}
 
-    def stop_listening(self) -> None:
+    def __exit__(self, *_: object) -> None:
         """Let the signals do what they did before."""
-        if threading.current_thread() is threading.main_thread():
-            for stop, handler in self.previous_handlers.items():
-                signal.signal(stop, handler)
+        for stop, handler in self.previous_handlers.items():
+            signal.signal(stop, handler)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         # torchrun hands on the Ctrl-C that the terminal has sent to every process already.

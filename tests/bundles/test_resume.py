@@ -136,8 +136,10 @@ def _stop_twice(folder: Path) -> None:
 
     trainer = Engine(step)
     trainer.state.epoch_length, trainer.state.max_epochs = 4, 1
-    Checkpoints(str(folder / "checkpoints"), {"network": torch.nn.Linear(2, 2)}, {}, max_iterations=9).attach(trainer)
-    trainer.run([None] * 4)
+    checkpoints = Checkpoints(str(folder / "checkpoints"), {"network": torch.nn.Linear(2, 2)}, {}, max_iterations=9)
+    checkpoints.attach(trainer)
+    with checkpoints.stop_request:
+        trainer.run([None] * 4)
 
 
 def test_a_second_interrupt_ends_at_once(tmp_path):
@@ -275,6 +277,19 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, run_bu
 
 
 @SHORT_AXIS
+def test_where_all_checkpoints_are_damaged_new_ones_are_kept(run_bundle, tiny_dataset, tmp_path, capsys):
+    folder = tmp_path / "models" / "checkpoints"
+    folder.mkdir(parents=True)
+    for iteration in (18, 20):
+        (folder / f"iteration_{iteration:08d}.pt").write_bytes(b"damaged")
+    _run_times(run_bundle, tiny_dataset, schedule_iterations=10, max_iterations=2)
+    capsys.readouterr()
+    workflow = _run_times(run_bundle, tiny_dataset, schedule_iterations=10)
+    assert "Resuming after iteration 2" in capsys.readouterr().out
+    assert _trainer(workflow).state.iteration == 3
+
+
+@SHORT_AXIS
 def test_an_end_before_the_newest_checkpoint_is_refused(run_bundle, tiny_dataset, tmp_path):
     _run_times(run_bundle, tiny_dataset, schedule_iterations=10)
     (tmp_path / "models" / "checkpoints" / "iteration_00000003.pt").unlink()  # as if it had been killed before
@@ -320,6 +335,24 @@ def test_averaged_weights_are_written_when_asked_for(run_bundle, tiny_dataset, t
     last, average = (torch.load(tmp_path / "models" / name, weights_only=True) for name in WEIGHTS[::2])
     assert last.keys() == average.keys()
     assert not torch.equal(last["head.weight"], average["head.weight"])
+
+
+@SHORT_AXIS
+@pytest.mark.parametrize("end", ["failure", "stop"])
+def test_signals_do_what_they_did_before_once_training_has_ended(end, tiny_dataset, tmp_path):
+    def end_it(engine):
+        if end == "failure":
+            raise RuntimeError("out of memory")
+        os.kill(os.getpid(), signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    configs = str(BUNDLES["crossmatch_acdc"].configs / "train.yaml")
+    workflow = ConfigWorkflow(configs, run_id="training", **_settings(tiny_dataset, tmp_path))
+    workflow.initialize()
+    _trainer(workflow).add_event_handler(Events.ITERATION_STARTED(once=2), end_it)
+    with pytest.raises((RuntimeError, SystemExit)):
+        workflow.run()
+    assert signal.getsignal(signal.SIGINT) == before
 
 
 def test_settings_that_would_lose_a_run_are_refused(tmp_path):
