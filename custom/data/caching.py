@@ -13,8 +13,8 @@ from monai.utils import ensure_tuple
 from torch.utils.data import Dataset
 
 from ..utils.errors import UserError
-from ..utils.files import fingerprint
 from .checks import Case
+from .states import fingerprint
 
 __all__ = ["cached_dataset"]
 

@@ -18,10 +18,11 @@ from tqdm import tqdm
 from ..utils.device import is_out_of_memory
 from ..utils.errors import UserError, causes, plain_reason
 from .geometry import grid_problem, has_volume, lacks_spacing
-from .kept import KeptFindings, state_of
+from .kept import KeptFindings
 from .labels import to_label
 from .photos import is_photo
 from .readers import LoadScan
+from .states import state_of
 
 __all__ = ["CaseRule", "check_cases", "image_problems", "is_small", "read_image", "read_label", "reading_problem"]
 

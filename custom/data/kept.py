@@ -8,13 +8,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from monai.utils import ensure_tuple
-
 from .. import __version__
 from ..utils.distributed import is_first
-from ..utils.files import atomic_write, fingerprint, read_json
+from ..utils.files import atomic_write, read_json
+from .states import name_of
 
-__all__ = ["CHECKS_FILE", "KeptFindings", "name_of", "state_of"]
+__all__ = ["CHECKS_FILE", "KeptFindings"]
 
 CHECKS_FILE = "checks.json"
 #: Of the checks; raise it when they find something else in the same file. So does another version of the package.
@@ -42,7 +41,7 @@ class KeptFindings:
             self.findings = self.content[self.rule] = {}
 
     def get(self, case: Mapping[str, Any], state: str) -> dict[str, Any] | None:
-        """Give what was found in a case, if its files are in the same state, see :func:`state_of`."""
+        """Give what was found in a case, if its files are in the same state, see :mod:`custom.data.states`."""
         found = self.findings.get(name_of(case))
         return found["found"] if isinstance(found, dict) and found.get("files") == state and "found" in found else None
 
@@ -56,20 +55,6 @@ class KeptFindings:
         if self.path is not None and self.changed and is_first():
             with suppress(OSError), atomic_write(self.path) as part:
                 part.write_text(json.dumps({"version": VERSION, "findings": self.content}))
-
-
-def state_of(case: Mapping[str, Any]) -> str:
-    """Hash the names, sizes and times of a case's files; a DICOM folder counts as all files in it."""
-    return fingerprint(_files(case))
-
-
-def _files(case: Mapping[str, Any]) -> list[str]:
-    return [str(file) for key in ("image", "label") if key in case for file in ensure_tuple(case[key])]
-
-
-def name_of(case: Mapping[str, Any]) -> str:
-    """Name a case by its files."""
-    return " + ".join(_files(case))
 
 
 def _read(path: Path) -> dict[str, Any]:

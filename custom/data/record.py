@@ -19,7 +19,7 @@ from ..utils.files import atomic_write, read_json
 from ..utils.lock import one_at_a_time
 from .checks import Case
 from .folders import RECORD
-from .kept import name_of, state_of
+from .states import case_paths, name_of, state_of
 
 __all__ = ["LOCK", "InferenceRecord"]
 
@@ -66,7 +66,10 @@ class InferenceRecord:
         settings = json.dumps([__version__, flat_config(config, frozenset(runtime_keys))], sort_keys=True, default=str)
         made_by = {"weights": [_sha256(path) for path in ensure_tuple(weights)], "settings": _text_hash(settings)}
         #: What the entry of each scan must say. The files' states are from before they are read.
-        self.expected = {name: {"case": case, "input": state_of(case)} | made_by for name, case in self.cases.items()}
+        self.expected = {
+            name: {"case": case | {"image": case_paths(case)}, "input": state_of(case)} | made_by
+            for name, case in self.cases.items()
+        }
         self.done = frozenset() if overwrite else frozenset(self.found())
         if self.done and is_first():
             print(

@@ -9,8 +9,8 @@ from pathlib import Path
 from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
-from ..utils.files import files_of
 from .checks import Case
+from .states import files_of
 
 __all__ = ["share_out"]
 

@@ -1,24 +1,20 @@
-"""Write files whole or not at all, see whether they have changed, and read JSON in whichever Unicode it is."""
+"""Write files whole or not at all, and read JSON in whichever Unicode it is."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .errors import UserError
 
-__all__ = ["FILE_NAMES", "atomic_write", "files_of", "fingerprint", "prediction_file", "read_json", "refuse_unwritable"]
+__all__ = ["FILE_NAMES", "atomic_write", "prediction_file", "read_json", "refuse_unwritable"]
 
 #: How texts with names of files are encoded: in an ASCII locale Python keeps the other bytes of a name this way.
 FILE_NAMES = "surrogateescape"
-#: Headers whose voxels are in other files, which they name.
-DETACHED = (".mhd", ".nhdr")
 
 
 def refuse_unwritable(**folders: str | Sequence[str] | None) -> None:
@@ -78,32 +74,6 @@ def prediction_file(path: Path) -> Iterator[Path]:
     except (OSError, RuntimeError) as error:  # MONAI's, which quotes the writer's error last
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"{path}: cannot be written ({reason}); files that were complete are kept.") from error
-
-
-def fingerprint(parts: Iterable[str]) -> str:
-    """Hash names, sizes and times of files, so that another hash means that one of them may have changed.
-
-    Args:
-        parts: paths of files, which count with the voxels that their headers name; of folders, which count as all the
-            files in them; or other texts, which count as they are.
-    """
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(f"{part}\n".encode(errors=FILE_NAMES))
-        for file in files_of(Path(part)):
-            found = file.stat()
-            digest.update(f"{file} {found.st_size} {found.st_mtime_ns}\n".encode(errors=FILE_NAMES))
-    return digest.hexdigest()
-
-
-def files_of(path: Path) -> list[Path]:
-    """List a file, with the voxels that its header names, or all files in a folder; none where there is nothing."""
-    if path.is_dir():
-        return sorted(file for file in path.rglob("*") if file.is_file())
-    if path.name.lower().endswith(DETACHED) and path.is_file():
-        words = {word.strip() for word in re.split(r"[=:\n]", path.read_text(errors="replace"))} - {""}
-        return [path, *sorted(file for word in words if (file := path.parent / word).is_file())]
-    return [path] if path.is_file() else []
 
 
 def read_json(path: Path) -> Any:

@@ -16,7 +16,7 @@ import pytest
 import torch
 from conftest import LEFT_ATRIUM, ROOT, SHORT_AXIS, read_csv, refused
 from hungry import Hungry
-from scan_files import write_nifti
+from scan_files import write_dicom, write_nifti
 from starter import CONTEXT, _run_module
 
 from custom.data import list_scans, share_out
@@ -91,6 +91,23 @@ def test_a_second_start_does_nothing_and_says_so(segment, tmp_path, capsys):
     assert _read_by(segment(overwrite=True)) == list("abcde")
     assert _contents(tmp_path / "eval") == first
     assert all(time > times[name] for name, time in _times(tmp_path / "eval").items())
+
+
+@LEFT_ATRIUM
+def test_a_folder_is_known_by_any_spelling(segment, scans, monkeypatch):
+    segment()
+    monkeypatch.chdir(scans.parent)
+    assert _read_by(segment(dataset_dir="scans")) == []
+    assert _read_by(segment(dataset_dir=str(scans / ".." / "scans"))) == []
+
+
+@LEFT_ATRIUM
+def test_results_within_the_folder_of_a_series_leave_it_as_it_was(segment, tmp_path):
+    series = tmp_path / "series"
+    write_dicom(series, 200 * _noise().astype(np.int16))
+    places = {"dataset_dir": str(series), "output_dir": str(series / "predictions")}
+    assert len(_read_by(segment(**places))) == 1
+    assert _read_by(segment(**places)) == []
 
 
 def _other_input(scans: Path, eval_dir: Path, weights: str) -> None:

@@ -22,8 +22,8 @@ from scipy.ndimage import binary_dilation
 from tqdm import tqdm
 
 from custom.data.readers import LoadLabel, LoadScan
+from custom.data.states import fingerprint
 from custom.utils.errors import UserError
-from custom.utils.files import fingerprint
 
 from .layouts import Files
 from .pool import process_pool

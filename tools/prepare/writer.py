@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from custom.data.labels import to_label
 from custom.data.nifti import NiftiWriter
+from custom.data.states import fingerprint
 from custom.utils.errors import UserError
-from custom.utils.files import atomic_write, fingerprint
+from custom.utils.files import atomic_write
 
 from .pool import process_pool
 
@@ -50,7 +51,7 @@ class Scan:
         endings: of the image's files, one for each channel that has a file of its own.
         label_ending: of the label's file.
         made_from: files and folders that ``read`` reads, and what else its result hangs on, see
-            :func:`custom.utils.files.fingerprint`.
+            :func:`custom.data.states.fingerprint`.
         one_structure: whether the label has one; a PNG, which people look at, then marks it 255.
     """
 
