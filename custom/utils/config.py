@@ -99,6 +99,8 @@ def check_config() -> None:
     if workflow is None:
         raise RuntimeError("check_config must be called from a MONAI bundle config.")
     config = workflow.parser.get()
+    if "help" in config:
+        _show_settings(workflow.config_root_path)
     refuse_newer_bundle(config.get(ConfigParser.meta_key) or {})
     files = [ConfigParser.load_config_file(path) for path in sorted(workflow.config_root_path.glob("*.yaml"))]
     known = (
@@ -124,6 +126,16 @@ def check_config() -> None:
     problems = range_problems(workflow.parser, defaults)
     if problems:
         raise UserError("setting out of range, nothing was run:", problems)
+
+
+def _show_settings(folder: Path) -> None:
+    """Print what can be set, as the config files say it that the command names, and end the program."""
+    named = " ".join(sys.argv)
+    for path in sorted(path for path in folder.glob("*.yaml") if path.name in named):
+        head = path.read_text().partition("\n# ====")[0].splitlines()
+        print(f"\n{path}\n")
+        print("\n".join(line for line in head if re.match(r"#|$|[a-z]\w*: [^|]", line)))
+    raise SystemExit
 
 
 def client_gives_cases() -> bool:

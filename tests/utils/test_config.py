@@ -39,6 +39,19 @@ def test_unknown_setting_is_refused_with_the_nearest_known_one(tmp_path, unknown
     assert any(message in cause for cause in _causes(caught.value))
 
 
+def test_help_shows_the_settings_of_the_files_that_are_named_and_runs_nothing(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["run", "--config_file", str(tmp_path / "configs" / "run.yaml"), "--help"])
+    text = "other:\n  within: 1\npatch: [8, 8]  # voxels\n# ==== the rest\nhidden: 2\n"
+    workflow = _workflow(tmp_path, text, help=True)
+    (tmp_path / "configs" / "beside.yaml").write_text("beside: 1\n")
+    with pytest.raises(SystemExit) as ended:
+        workflow.initialize()
+    assert not ended.value.code
+    shown = capsys.readouterr().out
+    assert "patch: [8, 8]  # voxels" in shown
+    assert not any(word in shown for word in ("within", "hidden", "beside"))
+
+
 def test_several_unknown_settings_are_listed_together(tmp_path):
     with pytest.raises(RuntimeError) as caught:
         _workflow(tmp_path, etaa=1, zzz=1).initialize()
