@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection
+from functools import cache
 from pathlib import Path
 
+from ..utils.files import read_json
 from ..utils.names import file_stem
 
 __all__ = ["RECORD", "is_written_by_inference", "visible_files", "walk"]
@@ -61,11 +63,29 @@ def visible_files(top: Path) -> tuple[list[Path], list[str]]:
 
 
 def is_written_by_inference(path: Path) -> bool:
-    """Tell a label map, a segmentation or a picture that inference wrote, by its name and what is beside or above."""
+    """Tell a label map, a segmentation or a picture that inference wrote, by its name and the record beside or above.
+
+    Where there is no record, as inference before 0.3.0 wrote none, its table beside the file is enough.
+    """
     is_picture = path.parent.name == PREDICTION_PICTURES and (path.parent.parent / PREDICTION_TABLE).is_file()
     if is_picture or not file_stem(path).endswith("_seg"):
         return is_picture
-    above = (
-        (folder / PREDICTION_TABLE).is_file() and (folder / RECORD).is_file() for folder in path.absolute().parents
-    )
-    return (path.parent / PREDICTION_TABLE).is_file() or any(above)
+    place = path.absolute()
+    for folder in place.parents:
+        if (folder / PREDICTION_TABLE).is_file() and (folder / RECORD).is_file():
+            written = _written(folder / RECORD, (folder / RECORD).stat().st_mtime_ns)
+            return written is None or place.relative_to(folder).as_posix() in written
+    return (path.parent / PREDICTION_TABLE).is_file()
+
+
+@cache
+def _written(record: Path, _: int) -> frozenset[str] | None:
+    """List what a record knows to be written, by paths below its folder; None when it cannot be read."""
+    try:
+        entries = read_json(record)["scans"].items()
+        outputs = [Path(output).as_posix() for _, entry in entries for output in entry.get("outputs", ())]
+        begun = [place for place, entry in entries if "outputs" not in entry]
+        outputs += [f"{place}_seg{ending}" for place in begun for ending in (".nii.gz", ".png", ".dcm")]
+        return frozenset(outputs)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None

@@ -19,13 +19,13 @@ from ..utils.files import atomic_write, read_json
 from ..utils.lock import one_at_a_time
 from .checks import Case
 from .folders import RECORD
-from .states import case_paths, name_of, state_of
+from .states import case_paths, state_of
 
 __all__ = ["LOCK", "InferenceRecord"]
 
 LOCK = f".{RECORD}.lock"
 #: Of the record's form; a record of another one is not read.
-VERSION = 1
+VERSION = 2
 #: The entry of a scan that is being segmented.
 BEGUN = {"begun": True}
 
@@ -33,10 +33,11 @@ BEGUN = {"begun": True}
 class InferenceRecord:
     """The scans that are segmented, in ``inference.json``: an entry for each, written as soon as its files are.
 
-    A scan is done when its entry is of the same input, by name, size and time; of the same weights, by their content;
-    of the same settings; and when the files written for it are as they were left. Files that the record does not know,
-    or not as they are now, are somebody's work and are kept. Several processes may write to one record, on one machine
-    or many.
+    An entry is called by the place of the results. A scan is done when its entry is of the same input, by the names,
+    sizes and times of its files, wherever they are; of the same weights, by their content; of the same settings; and
+    when the files written for it are as they were left. Files that the record does not know, or not as they are now,
+    or that are of another scan, are somebody's work and are kept. Several processes may write to one record, on one
+    machine or many.
 
     Args:
         folder: of the results; the record is made there.
@@ -63,13 +64,11 @@ class InferenceRecord:
         self.overwrite = overwrite
         self.kept: list[str] = []  #: the scans that are left out since their results would replace other files
         self.cases = {case["case"]: case for case in cases}
+        self.begun: set[str] = set()  #: entries that this process has begun and not ended
         settings = json.dumps([__version__, flat_config(config, frozenset(runtime_keys))], sort_keys=True, default=str)
-        made_by = {"weights": [_sha256(path) for path in ensure_tuple(weights)], "settings": _text_hash(settings)}
-        #: What the entry of each scan must say. The files' states are from before they are read.
-        self.expected = {
-            name: {"case": case | {"image": case_paths(case)}, "input": state_of(case)} | made_by
-            for name, case in self.cases.items()
-        }
+        self.made_by = {"weights": [_sha256(path) for path in ensure_tuple(weights)], "settings": _text_hash(settings)}
+        #: The states of the files from before they are read.
+        self.inputs = {name: state_of(case) for name, case in self.cases.items()}
         self.done = frozenset() if overwrite else frozenset(self.found())
         if self.done and is_first():
             print(
@@ -78,25 +77,22 @@ class InferenceRecord:
             )
 
     def remaining(self, cases: Iterable[Case]) -> list[Case]:
-        """Leave out the scans that are done, and those whose results would replace files that are not this record's.
-
-        The others are noted as begun, so that what is written for them is known for its own after a crash.
-        """
+        """Leave out the scans that are done, and those whose results would replace files that are not this record's."""
         waiting = [case for case in cases if case["case"] not in self.done]
-        if not waiting:
-            return []
-        with one_at_a_time(self.folder / LOCK):
-            entries = self._read()
-            others = {} if self.overwrite else {case["case"]: self._others_files(case, entries) for case in waiting}
-            waiting = [case for case in waiting if not others.get(case["case"])]
-            self._write(entries | {name_of(case): BEGUN for case in waiting})
+        entries = self._read() if waiting and not self.overwrite else {}
+        others = {} if self.overwrite else {case["case"]: self._others_files(case, entries) for case in waiting}
         self.kept = [
-            f"{files[0]}: is there, and is not, or no longer, what this inference wrote, so it is kept and {name} is "
-            "left out; give another --output_dir, or --overwrite true."
+            f"{files[0]}: is there, and is not, or no longer, what this inference wrote for this scan, so it is kept "
+            f"and {name} is left out; give another --output_dir, or --overwrite true."
             for name, files in others.items()
             if files
         ]
-        return waiting
+        return [case for case in waiting if not others.get(case["case"])]
+
+    def begin(self, name: str) -> None:
+        """Note that a scan is being segmented, so that what is written of it is known for its own after a crash."""
+        self.begun.add(_place(self.cases[name]))
+        self._change({_place(self.cases[name]): BEGUN})
 
     def add(self, name: str, outputs: Sequence[str], found: Mapping[str, Any]) -> None:
         """Note that a scan is segmented.
@@ -107,15 +103,27 @@ class InferenceRecord:
             found: what was measured, such as volumes; numbers, texts, lists and dictionaries of them.
         """
         states = {os.path.relpath(path, self.folder): _state(Path(path)) for path in outputs}
-        entry = self.expected[name] | {"outputs": states, "found": found}
-        with one_at_a_time(self.folder / LOCK):
-            self._write(self._read() | {name_of(self.cases[name]): entry})
+        about = {"case": name, "files": case_paths(self.cases[name]), "input": self.inputs[name]}
+        self._change({_place(self.cases[name]): about | self.made_by | {"outputs": states, "found": found}})
+        self.begun.discard(_place(self.cases[name]))
 
     def found(self) -> dict[str, Any]:
         """Give what was measured in each scan that is segmented, by whichever process, in the order of the cases."""
         entries = self._read()
-        mine = {name: entries.get(name_of(case), {}) for name, case in self.cases.items()}
-        return {name: entry["found"] for name, entry in mine.items() if self._is_of(name, entry)}
+        mine = {name: entries.get(_place(case), {}) for name, case in self.cases.items()}
+        return {
+            name: entry["found"]
+            for name, entry in mine.items()
+            if entry.get("input") == self.inputs[name] and self._is_whole(entry)
+        }
+
+    def found_in_folder(self) -> dict[str, Any]:
+        """As :meth:`found`, and behind these the other scans in the folder that were segmented in the same way."""
+        others = self._read()
+        for case in self.cases.values():
+            if self._is_of(case, others.get(_place(case), {})):
+                del others[_place(case)]
+        return self.found() | {place: entry["found"] for place, entry in others.items() if self._is_whole(entry)}
 
     def finish(self, problems: Sequence[str]) -> None:
         """End the program with the scans that were left out, if any; call it in all processes, when they are done.
@@ -126,6 +134,7 @@ class InferenceRecord:
         Raises:
             UserError: names every scan that was left out, and why.
         """
+        self._change(dict.fromkeys(self.begun))
         problems = gather_in_turn([*problems, *self.kept])
         if problems:
             count = len(self.found())
@@ -133,32 +142,48 @@ class InferenceRecord:
             nothing = f"{len(problems)} problem(s), nothing was segmented:"
             raise_in_first(UserError(summary if count else nothing, problems))
 
-    def _is_of(self, name: str, entry: Mapping[str, Any]) -> bool:
-        if "found" not in entry or not self.expected[name].items() <= entry.items():
+    def _is_of(self, case: Case, entry: Mapping[str, Any]) -> bool:
+        """Say whether an entry is of this scan, though its file may have been moved, or changed."""
+        return entry.get("input") == self.inputs[case["case"]] or entry.get("files") == case_paths(case)
+
+    def _is_whole(self, entry: Mapping[str, Any]) -> bool:
+        """Say whether a scan was segmented by these weights and settings, and its results are as they were left."""
+        if "found" not in entry or not self.made_by.items() <= entry.items():
             return False
         return all(_state(self.folder / path) == state for path, state in entry["outputs"].items())
 
     def _others_files(self, case: Case, entries: Mapping[str, Any]) -> list[Path]:
         """List the files in the place of a scan's results that are not as the record left them."""
-        entry = entries.get(name_of(case), {})
+        entry = entries.get(_place(case), {})
         if entry == BEGUN:
             return []
-        paths = [self.folder / f"{case.get('prediction', case['case'])}{ending}" for ending in self.endings]
-        known = entry.get("outputs", {})
+        known = entry["outputs"] if self._is_of(case, entry) else {}
+        paths = [self.folder / f"{_place(case)}{ending}" for ending in self.endings]
         return [p for p in paths if (state := _state(p)) and state != known.get(os.path.relpath(p, self.folder))]
 
+    def _change(self, entries: Mapping[str, Any]) -> None:
+        """Write entries, and remove those that are None."""
+        if entries:
+            with one_at_a_time(self.folder / LOCK):
+                self._write({place: entry for place, entry in {**self._read(), **entries}.items() if entry is not None})
+
     def _read(self) -> dict[str, Any]:
-        """Read the entries by the scans' files; none from a file that is damaged or of another form."""
+        """Read the entries by their places; none from a file that is damaged or of another form."""
         try:
             content = read_json(self.folder / RECORD)
             entries = content["scans"].items() if content["version"] == VERSION else ()
-            return {name: entry for name, entry in entries if isinstance(entry, dict)}
+            return {place: entry for place, entry in entries if isinstance(entry, dict)}
         except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
             return {}
 
     def _write(self, entries: Mapping[str, Any]) -> None:
         with atomic_write(self.folder / RECORD) as part:
             part.write_text(json.dumps({"version": VERSION, "scans": entries}))
+
+
+def _place(case: Case) -> str:
+    """Give the path of a scan's results below the folder, without their ending."""
+    return str(case.get("prediction", case["case"]))
 
 
 def _state(path: Path) -> list[int] | None:

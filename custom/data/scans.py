@@ -10,7 +10,7 @@ from typing import NamedTuple
 from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
-from ..utils.names import case_files, case_names, short_stems
+from ..utils.names import case_files, case_names, file_stem, groups, same_name, short_stems
 from .channels import group_channels
 from .checks import Case
 from .datalist import read_lists
@@ -54,7 +54,8 @@ def find_scans(
     Returns:
         Cases with ``image`` and ``case``, a name that no other has; each file once. Those of a single folder also have
         ``prediction``, the path of their results, which mirrors the folders below it: ``patient001/scan``; all others
-        are called by their case. Scans that lack a channel are among the problems instead.
+        are called by their case. Scans that lack a channel, or whose files differ in their ending alone, are among the
+        problems instead.
 
     Raises:
         UserError: when there is nothing to segment, two scans would give the same prediction file, or for
@@ -106,8 +107,11 @@ def _cases(
     tell_left_out(
         [*left_out, *(f"{path} (none of the channels {', '.join(channels or ())})" for path in grouped.left_out)]
     )
-    known = {str(files[0]): str(case) for case, files in grouped.cases.items()}
-    images = [*grouped.cases.values(), *([Path(file).expanduser() for file in files] for files in given)]
+    alike = groups(grouped.cases, key=lambda case: same_name(os.path.join(case.parent, file_stem(case))))
+    problems = [f"{', '.join(map(str, same))}: their predictions would have one name; rename them." for same in alike]
+    scans = {case: files for case, files in grouped.cases.items() if not any(case in same for same in alike)}
+    known = {str(files[0]): str(case) for case, files in scans.items()}
+    images = [*scans.values(), *([Path(file).expanduser() for file in files] for files in given)]
     texts = [[str(file) for file in files] for files in images]
     places = case_files(texts, known)
     names = case_names(places.values())
@@ -120,7 +124,7 @@ def _cases(
         if root is not None:
             case["prediction"] = (Path(place).relative_to(root).parent / stems[place]).as_posix()
         cases.append(case)
-    return cases, grouped.problems
+    return cases, [*grouped.problems, *problems]
 
 
 def _root(folder: Path) -> Path:

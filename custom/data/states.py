@@ -21,8 +21,9 @@ DETACHED = (".mhd", ".nhdr")
 
 
 def state_of(case: Mapping[str, Any]) -> str:
-    """Hash the names, sizes and times of a case's files."""
-    return fingerprint(case_paths(case))
+    """Hash the names, sizes and times of a case's files, wherever they are."""
+    files = [file for path in case_paths(case) for file in files_of(Path(path))]
+    return _hash(_describe(file, file.name) for file in files)
 
 
 def name_of(case: Mapping[str, Any]) -> str:
@@ -41,13 +42,16 @@ def fingerprint(parts: Iterable[str]) -> str:
     Args:
         parts: paths, see :func:`files_of`; or other texts, which count as they are.
     """
-    digest = hashlib.sha256()
-    for part in parts:
-        digest.update(f"{part}\n".encode(errors=FILE_NAMES))
-        for file in files_of(Path(part)):
-            found = file.stat()
-            digest.update(f"{file} {found.st_size} {found.st_mtime_ns}\n".encode(errors=FILE_NAMES))
-    return digest.hexdigest()
+    return _hash(text for part in parts for text in (part, *(_describe(file, file) for file in files_of(Path(part)))))
+
+
+def _describe(file: Path, name: object) -> str:
+    found = file.stat()
+    return f"{name} {found.st_size} {found.st_mtime_ns}"
+
+
+def _hash(texts: Iterable[str]) -> str:
+    return hashlib.sha256("".join(f"{text}\n" for text in texts).encode(errors=FILE_NAMES)).hexdigest()
 
 
 def files_of(path: Path) -> list[Path]:

@@ -59,7 +59,8 @@ class ReviewPage:
     def finish(self) -> None:
         """Write the list and the page when all processes are done; call it in all of them."""
         any_rank(False)  # waits for the others
-        if is_first():
-            rows = review_order([found["review"] for found in self.record.found().values()])
+        found = self.record.found_in_folder()
+        if found and is_first():
+            rows = review_order([scan["review"] for scan in found.values()])
             write_csv(self.folder / "review.csv", rows)
             print(f"Review: {review_page(self.folder, rows)}")

@@ -11,8 +11,10 @@ from typing import Any
 from ignite.engine import Engine, Events
 from monai.data import MetaTensor
 from monai.data.utils import affine_to_spacing
+from monai.utils import ensure_tuple
 
 from ..data.geometry import lacks_spacing
+from ..data.loading import Unreadable
 from ..data.record import LOCK, InferenceRecord
 from ..metrics import case_metrics
 from ..report.ranking import structure_volumes
@@ -133,7 +135,13 @@ class VolumeTable:
     def attach(self, engine: Engine) -> None:
         """Measure at each iteration of an evaluator whose ``pred`` holds class indices, TH[WD] for T frames."""
         engine.add_event_handler(Events.STARTED, lambda _: self.found.clear())
+        engine.add_event_handler(Events.ITERATION_STARTED, self._begin)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+
+    def _begin(self, engine: Engine) -> None:
+        scan = engine.state.batch
+        if self.record is not None and not isinstance(scan, Unreadable):
+            self.record.begin(ensure_tuple(scan["image"].meta["case"])[0])
 
     def _collect(self, engine: Engine) -> None:
         for output in engine.state.output:
@@ -160,7 +168,9 @@ class VolumeTable:
         """Write the tables, one process at a time, and give the ejection fractions."""
         with one_at_a_time(self.folder / LOCK):
             if self.record is not None:
-                self.found = self.record.found()
+                self.found = self.record.found_in_folder()
+            if not self.found:
+                return []  # and what is there stays
             cases = [case["frames"] for case in self.found.values()]
             functions = [
                 ejection_fraction(frames, name) for frames in cases if len(frames) > 1 for name in self.ventricles
@@ -174,6 +184,8 @@ class VolumeTable:
         """Write the tables when all processes are done, and say where they are; call it in all of them."""
         any_rank(False)  # waits for the others
         functions = self._write()
+        if not self.found:
+            return
         if functions:
             print("\n" + format_table(functions) + f"\n\nEjection fractions: {self.folder / 'ejection_fraction.csv'}")
         print(f"\nVolumes: {self.folder / 'volumes.csv'}")

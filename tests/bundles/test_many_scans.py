@@ -102,6 +102,61 @@ def test_a_folder_is_known_by_any_spelling(segment, scans, monkeypatch):
 
 
 @LEFT_ATRIUM
+def test_scans_are_known_where_they_are_moved_to(segment, scans, tmp_path, capsys):
+    segment()
+    scans.rename(tmp_path / "elsewhere")
+    assert _read_by(segment(dataset_dir=str(tmp_path / "elsewhere"))) == []
+    assert "5 of 5 scans are done already" in capsys.readouterr().out
+
+
+@LEFT_ATRIUM
+def test_a_new_scan_of_the_same_name_in_another_folder_changes_no_other(segment, scans, tmp_path):
+    segment()
+    write_nifti(scans / "patient" / "a.nii.gz", _noise(9))
+    assert _read_by(segment()) == ["patient_a"]
+    assert [row["case"] for row in read_csv(tmp_path / "eval" / "volumes.csv")] == [*"abcde", "patient_a"]
+
+
+@LEFT_ATRIUM
+def test_tables_and_review_are_of_all_scans_that_lie_in_the_folder(segment, scans, tmp_path):
+    segment()
+    write_nifti(tmp_path / "new" / "f.nii.gz", _noise(9))
+    assert _read_by(segment(dataset_dir=str(tmp_path / "new"))) == ["f"]
+    for table in ("volumes.csv", "review.csv"):
+        assert {row["case"] for row in read_csv(tmp_path / "eval" / table)} == set("abcdef")
+
+
+@LEFT_ATRIUM
+def test_tables_stay_as_they_were_where_nothing_could_be_segmented(segment, tmp_path):
+    segment()
+    before = _contents(tmp_path / "eval")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "f.nii.gz").write_bytes(b"damaged")
+    with refused("1 problem(s), nothing was segmented"):
+        segment(dataset_dir=str(tmp_path / "new"), keep_largest=[])
+    assert _contents(tmp_path / "eval") == before
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize("failed", [True, False], ids=["of a scan that failed", "of another scan"])
+def test_a_file_in_the_place_of_results_is_kept(failed, segment, scans, tmp_path):
+    if failed:
+        content = (scans / "c.nii.gz").read_bytes()
+        (scans / "c.nii.gz").write_bytes(b"damaged")
+        with refused("4 scan(s) segmented; left out, with 1 problem(s)"):
+            segment()
+        (tmp_path / "eval" / "c_seg.nii.gz").write_bytes(b"my label")
+        (scans / "c.nii.gz").write_bytes(content)
+    else:
+        segment()
+        write_nifti(tmp_path / "new" / "c.nii.gz", _noise(9))
+    before = _contents(tmp_path / "eval")
+    with refused("c_seg.nii.gz: is there, and is not, or no longer, what this inference wrote for this scan"):
+        segment(dataset_dir=str(scans if failed else tmp_path / "new"))
+    assert _contents(tmp_path / "eval") == before
+
+
+@LEFT_ATRIUM
 def test_results_within_the_folder_of_a_series_leave_it_as_it_was(segment, tmp_path):
     series = tmp_path / "series"
     write_dicom(series, 200 * _noise().astype(np.int16))
@@ -184,7 +239,7 @@ def test_files_that_are_not_as_the_record_left_them_are_kept(change, kept, setti
     with refused(*(f"{name}: is there, and is not, or no longer, what this inference wrote" for name in names)):
         segment(**settings)
     assert [(tmp_path / "eval" / name).read_bytes() for name in names] == before
-    assert len(read_csv(tmp_path / "eval" / "volumes.csv")) == 5 - len(kept)
+    assert len(read_csv(tmp_path / "eval" / "volumes.csv")) == (5 - len(kept) or 5)  # nothing new, nothing lost
     segment(**settings, overwrite=True)
     segment(**settings, output_dir=str(tmp_path / "undisturbed"))
     assert _contents(tmp_path / "eval") == _contents(tmp_path / "undisturbed")

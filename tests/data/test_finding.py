@@ -1,5 +1,6 @@
 """Which files below a folder are scans and labels, and which label belongs to which scan."""
 
+import json
 import os
 from pathlib import Path
 
@@ -314,3 +315,14 @@ def test_results_in_folders_are_known_by_the_table_and_the_record_above_them(tmp
     found = list_scans(tmp_path)
     assert (found.scans, found.labels) == ([], [])
     assert "patient/scan_seg.nii.gz (earlier prediction)" in found.left_out
+
+
+def test_a_label_beside_predictions_is_no_prediction(tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}_seg.nii.gz").write_bytes(b"")
+    (tmp_path / "volumes.csv").write_text("case,frame\n")
+    entries = {"a": {"outputs": {"a_seg.nii.gz": [0, 0]}}, "b": {"begun": True}}
+    (tmp_path / "inference.json").write_text(json.dumps({"version": 2, "scans": entries}))
+    found = list_scans(tmp_path)
+    assert found.labels == [tmp_path / "c_seg.nii.gz"]
+    assert found.left_out[:2] == ["a_seg.nii.gz (earlier prediction)", "b_seg.nii.gz (earlier prediction)"]

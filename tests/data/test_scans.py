@@ -84,8 +84,11 @@ def test_scans_of_one_name_are_told_apart_by_their_folders_or_refused(own_datase
     names = [case["case"] for case in _find([str(image), str(twin)])]
     assert names == ["images_case_000", "own_case_000"]
     nib.save(nib.load(image), image.with_name("case_000.nii"))
-    with pytest.raises(UserError, match="predictions would have the same name"):
-        _find(str(image.parent))
+    found = find_scans(str(image.parent), in_channels=1, dimensions=3)
+    assert "case_000" not in [case["case"] for case in found.cases]
+    assert len(found.cases) == len(list(image.parent.iterdir())) - 2
+    assert "case_000.nii, " in found.problems[0]
+    assert "their predictions would have one name; rename them" in found.problems[0]
 
 
 def test_a_series_can_be_segmented_where_it_is_asked_for(tmp_path):
