@@ -4,11 +4,11 @@ from .caching import cached_dataset
 from .channels import Grouping, group_channels
 from .checks import CaseRule, check_cases, image_problems, read_image, read_label
 from .datalist import LISTS, default_evaluation_list, load_datalist, overlap_problems, read_lists
-from .dicom import SeriesReader, check_series, dicom_files, series_folders, series_problems
+from .dicom import SeriesReader, check_series, dicom_files
 from .dicom_headers import Series, Slice, read_series
 from .dicom_seg import SaveDicomSegmentationd, is_series, refuse_without_highdicom, segmentation_problem
-from .finding import VOLUME_SUFFIXES, Listing, OwnScan, list_scans, own_scans, pair_labels, tell_left_out
-from .folders import visible_files, walk
+from .finding import VOLUME_SUFFIXES, Listing, list_scans, tell_left_out
+from .folders import walk
 from .geometry import grid_problem, has_volume, lacks_spacing
 from .labels import to_label
 from .loading import CheckScand, ScanLoader, Unreadable
@@ -33,7 +33,6 @@ __all__ = [
     "LoadScan",
     "LoadScand",
     "NiftiWriter",
-    "OwnScan",
     "PhotoReader",
     "ResumableSampler",
     "SaveDicomSegmentationd",
@@ -65,19 +64,14 @@ __all__ = [
     "list_scans",
     "load_datalist",
     "overlap_problems",
-    "own_scans",
-    "pair_labels",
     "read_image",
     "read_label",
     "read_lists",
     "read_series",
     "refuse_without_highdicom",
     "segmentation_problem",
-    "series_folders",
-    "series_problems",
     "share_out",
     "tell_left_out",
     "to_label",
-    "visible_files",
     "walk",
 ]

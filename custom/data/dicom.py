@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,9 @@ from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
 from .dicom_headers import Series, read_series
-from .folders import is_written_by_inference, walk
+from .folders import is_written_by_inference
 
-__all__ = ["SeriesReader", "check_series", "dicom_files", "series_folders", "series_problems"]
+__all__ = ["SeriesReader", "check_series", "dicom_files"]
 
 #: Elements of groups 2 and 8 with which a file without preamble may begin, and their types.
 _FIRST_ELEMENTS = {0x00, 0x01, 0x02, 0x05, 0x08, 0x10, 0x12, 0x16, 0x18}
@@ -43,11 +43,6 @@ class SeriesReader(ITKReader):
         """
         images = [_read_image(check_series(Path(path))) for path in ensure_tuple(data)]
         return images if len(images) > 1 else images[0]
-
-
-def series_folders(folder: Path) -> list[Path]:
-    """Find the folder itself, and those below it, linked ones too, that hold DICOM files."""
-    return sorted(path for path in walk(folder)[0] if dicom_files(path))
 
 
 def dicom_files(folder: Path) -> list[Path]:
@@ -92,17 +87,6 @@ def check_series(path: Path) -> Series:
     if not files:
         raise UserError(f"{path}: holds no DICOM files.")
     return read_series(path, files)
-
-
-def series_problems(paths: Iterable[Path]) -> list[str]:
-    """Check several series, and say in a line what is wrong with each that cannot be read."""
-    problems = []
-    for path in paths:
-        try:
-            check_series(path)
-        except UserError as error:
-            problems.append(str(error))
-    return problems
 
 
 def _read_image(series: Series) -> Any:

@@ -1,4 +1,4 @@
-"""Which files below a folder are scans, which are labels, and which label belongs to which scan.
+"""Which files below a folder are scans, and which are labels.
 
 The one place where folders are searched, for preparation and inference alike. What is left out is told, by name.
 """
@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import os
 import re
-from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..utils.errors import UserError
-from ..utils.names import case_name, file_stem, same_name
-from .channels import Grouping, group_channels
+from ..utils.names import file_stem
 from .dicom import dicom_files
 from .folders import is_written_by_inference, walk
 from .photos import PHOTO_SUFFIXES
 
 __all__ = [
+    "IMAGE_FOLDER",
+    "LABEL_FOLDER",
+    "LABEL_NAME",
     "VOLUME_SUFFIXES",
+    "WORDS",
     "Listing",
-    "OwnScan",
     "first_names",
     "list_scans",
-    "own_scans",
-    "pair_labels",
     "tell_left_out",
 ]
 
@@ -42,8 +40,6 @@ IMAGE_FOLDER = re.compile(rf"(?:images?|scans?|.*[-_]input){PART}", re.IGNORECAS
 PREDICTION_FOLDER = re.compile(r"(?:predictions?|preds?)", re.IGNORECASE)
 #: a_seg, seg_a, seg01; the group that is not None is the name of the scan.
 LABEL_NAME = re.compile(rf"(.+)[-_. ]{WORDS}|{WORDS}[-_. ]+(.+)|{WORDS}(\d.*)|{WORDS}()", re.IGNORECASE)
-IMAGE_WORDS = r"(?:image|img|volume|vol|scan)"
-IMAGE_NAME = re.compile(rf"(.+)[-_. ]{IMAGE_WORDS}|{IMAGE_WORDS}[-_. ]+(.+)|{IMAGE_WORDS}(\d.*)", re.IGNORECASE)
 PREDICTION_NAME = re.compile(r".+_(?:probs|uncertainty)")
 #: How many of the files that were left out are named.
 NAMED = 20
@@ -55,13 +51,6 @@ class Listing(NamedTuple):
     scans: list[Path]
     labels: list[Path]
     left_out: list[str]
-
-
-class OwnScan(NamedTuple):
-    """The files of an image, one for each channel, and that of its label, if it has one."""
-
-    files: list[Path]
-    label: Path | None
 
 
 def list_scans(
@@ -110,117 +99,6 @@ def list_scans(
     return Listing(sorted(scans.values()), sorted(labels), [*left_out, *others])
 
 
-def pair_labels(
-    scans: Sequence[Path], labels: Sequence[Path], scan_root: Path, label_root: Path
-) -> tuple[dict[Path, Path], list[str]]:
-    """Give each label its scan: the one of its name in the folder of the same name, else the only one of its name.
-
-    Args:
-        scans: files, or folders of DICOM files.
-        labels: files named as their scan, or with a word such as ``_seg`` or ``label_``; a file called ``label`` is of
-            the only scan in its folder. A scan may also be named with its folders, or by the folder that it has alone.
-        scan_root: folder below which the scans are.
-        label_root: folder below which the labels are.
-
-    Returns:
-        Labels by scan, and a line for each label without a scan of its own.
-    """
-    homes = {scan: _home(scan, scan_root) for scan in scans}
-    alone = Counter(homes.values())
-    known: dict[str, list[Path]] = defaultdict(list)
-    for scan, home in homes.items():
-        names = _scan_names(scan)
-        names |= {"_".join([*home[k:], name]) for name in names for k in range(len(home))}
-        for name in names | ({home[-1]} if home and alone[home] == 1 else set()):
-            known[name].append(scan)
-
-    pairs: dict[Path, Path] = {}
-    strays = []
-    for label in labels:
-        home, found = _home(label, label_root), []
-        for name in _label_names(label):
-            matching = known.get(name, []) if name else [scan for scan in scans if homes[scan] == home]
-            found = [scan for scan in matching if homes[scan] == home] or matching
-            if found:
-                break
-        if len(found) != 1:
-            of = "no image of that name" if not found else f"may be of {' or '.join(map(str, found))}"
-            strays.append(f"{label}: {of}")
-        elif found[0] in pairs:
-            strays.append(f"{label}: so is {pairs[found[0]].name}, of {found[0]}")
-        else:
-            pairs[found[0]] = label
-    return pairs, strays
-
-
-def own_scans(
-    images: Path,
-    labels: Path | None,
-    output: Path,
-    channels: Sequence[str] | None = None,
-    count: int | None = None,
-) -> dict[Path, OwnScan]:
-    """Find a user's scans and the label of each; print what was left out.
-
-    Args:
-        images: folder of scans. Labels beside them are taken where no folder of labels is given.
-        labels: folder of labels, which may be the same, in the other, or around it.
-        output: folder that is written, which may lie in the others, and is not searched.
-        channels: names at the end of the files of a case, see :func:`custom.data.channels.group_channels`.
-        count: how many channels a case has, where that is known.
-
-    Returns:
-        Scans by the path that names them, that of the file where it is one.
-
-    Raises:
-        UserError: when there are no scans, when a channel of one is missing, or labels have no scan of their own.
-    """
-    for folder in (images, labels):
-        if folder is not None and not folder.is_dir():
-            raise UserError(f"{folder}: no such folder.")
-        if folder is not None and any(os.path.realpath(folder) == os.path.realpath(o) for o in _written(output)):
-            raise UserError(f"{folder}: files written to --output {output} would lie among these; choose another.")
-    same = labels is not None and os.path.realpath(labels) == os.path.realpath(images)
-    root = images if labels is None or same else labels
-    found = list_scans(images, skip=[output] if root is images else [output, root])
-    left_out = found.left_out
-    if root is images:
-        candidates = found.labels
-    else:
-        listed = list_scans(root, skip=[output, *found.scans], all_labels=True)
-        candidates = listed.labels
-        left_out = [*(f"{path.relative_to(images)} (a label, not in {labels})" for path in found.labels), *left_out]
-        left_out = [*left_out, *listed.left_out]
-    labeled = {name for label in candidates for name in _label_names(label)}
-    grouped = group_channels(found.scans, channels, count, labeled)
-    tell_left_out([*left_out, *(f"{path.relative_to(images)} (none of the channels)" for path in grouped.left_out)])
-    if not found.scans:
-        endings = ", ".join((*VOLUME_SUFFIXES, *PHOTO_SUFFIXES))
-        raise UserError(f"{images}: no scans; expected files ending in {endings}, or folders of DICOM files.")
-    _refuse_uneven(images, grouped, channels)
-    pairs, strays = pair_labels(list(grouped.cases), candidates, images, root)
-    if strays:
-        raise UserError(f"{root}: {len(strays)} label(s) without an image of their own, nothing was written:", strays)
-    if labels is None and pairs:
-        print(f"labels beside their scans: {len(pairs)}, {first_names(label.name for label in pairs.values())}")
-    return {case: OwnScan(files, pairs.get(case)) for case, files in grouped.cases.items()}
-
-
-def _refuse_uneven(images: Path, grouped: Grouping, channels: Sequence[str] | None) -> None:
-    """Refuse scans without the channels that the others have."""
-    problems = grouped.problems
-    if channels is not None and not problems and all(files == [case] for case, files in grouped.cases.items()):
-        wanted = " or ".join(f"_{name}" for name in channels)
-        hint = "nnU-Net's _0000, _0001 need no --channels"
-        raise UserError(f"{images}: no file ends in {wanted}, as --channels says; {hint}.")
-    sizes = {case: len(files) for case, files in grouped.cases.items()}
-    most = max(sizes.values(), default=1)
-    problems = [*problems, *(f"{case}: has no number of a channel" for case, size in sizes.items() if size < most)]
-    if problems:
-        hint = "every case needs the same ones"
-        raise UserError(f"{images}: {len(problems)} problem(s) with channels, nothing was written; {hint}:", problems)
-
-
 def tell_left_out(left_out: Collection[str]) -> None:
     """Print how many files were left out, and which."""
     if left_out:
@@ -231,10 +109,6 @@ def first_names(names: Iterable[str]) -> str:
     """Write the first of many names, and how many more there are."""
     names = list(names)
     return ", ".join(names[:NAMED]) + (f", and {len(names) - NAMED} more" if len(names) > NAMED else "")
-
-
-def _written(output: Path) -> list[Path]:
-    return [output, output / "images", output / "labels"]
 
 
 def _is_label(path: Path, root: Path) -> bool:
@@ -251,24 +125,3 @@ def _is_prediction(path: Path, root: Path) -> bool:
         return False
     by_folder = any(PREDICTION_FOLDER.fullmatch(part) for part in path.relative_to(root).parts[:-1])
     return by_folder or is_written_by_inference(path)
-
-
-def _home(path: Path, root: Path) -> tuple[str, ...]:
-    """Folders between the root and a file, but for those that hold images or labels of all patients."""
-    folders = path.relative_to(root).parts[:-1]
-    return tuple(same_name(f) for f in folders if not (LABEL_FOLDER.fullmatch(f) or IMAGE_FOLDER.fullmatch(f)))
-
-
-def _scan_names(scan: Path) -> set[str]:
-    names = {file_stem(scan), case_name(scan)}
-    matches = [IMAGE_NAME.fullmatch(name) for name in names]
-    names |= {group for match in matches if match for group in match.groups() if group}
-    return {same_name(name) for name in names}
-
-
-def _label_names(label: Path) -> list[str]:
-    """Names that a label's scan may have, the likeliest first; empty for whatever scan is alone in the folder."""
-    stem = file_stem(label)
-    match = LABEL_NAME.fullmatch(stem) or re.fullmatch(rf"(.+){WORDS}", stem, re.IGNORECASE)
-    core = [] if match is None else [group for group in match.groups() if group is not None]
-    return [same_name(name) for name in (stem, *core)]

@@ -10,7 +10,7 @@ from pathlib import Path
 from ..utils.files import read_json
 from ..utils.names import file_stem
 
-__all__ = ["RECORD", "is_written_by_inference", "visible_files", "walk"]
+__all__ = ["RECORD", "is_written_by_inference", "walk"]
 
 #: What inference writes beside its predictions, or above them where they lie in folders.
 PREDICTION_TABLE, RECORD, PREDICTION_PICTURES = "volumes.csv", "inference.json", "review"
@@ -47,19 +47,6 @@ def walk(top: Path, skipped: Collection[str] = ()) -> tuple[list[Path], list[str
             for path in sorted(path for path in here.iterdir() if path.is_dir()):
                 (linked if path.is_symlink() else waiting).append(path)
     return list(found.values()), left_out
-
-
-def visible_files(top: Path) -> tuple[list[Path], list[str]]:
-    """List the files in a folder and those below it, but for hidden ones, such as ``._a.nii`` from a Mac.
-
-    Returns:
-        The files, sorted, and what was left out and why, by paths below ``top``.
-    """
-    folders, left_out = walk(top)
-    files = [path for folder in folders for path in sorted(folder.iterdir()) if not path.is_dir()]
-    left_out += [f"{path.relative_to(top)} (hidden)" for path in files if path.name.startswith(".")]
-    left_out += [f"{path.relative_to(top)} (link to nothing)" for path in files if not path.exists()]
-    return sorted(path for path in files if path.exists() and not path.name.startswith(".")), left_out
 
 
 def is_written_by_inference(path: Path) -> bool:

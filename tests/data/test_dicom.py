@@ -15,10 +15,11 @@ from scan_files import read_scans, write_dicom, write_multiframe, write_nifti
 
 from custom.data.checks import read_image
 from custom.data.datalist import load_datalist
-from custom.data.dicom import dicom_files, series_folders
+from custom.data.dicom import dicom_files
 from custom.data.scans import find_scans
 from custom.utils.errors import UserError
 from tools.prepare import commands as prepare
+from tools.prepare.layouts import series_folders
 
 #: Without the plan, which takes time and is tested by itself.
 own = partial(prepare.own, plan=None)

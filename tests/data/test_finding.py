@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from custom.data.finding import list_scans, own_scans, pair_labels, tell_left_out
-from custom.data.folders import visible_files, walk
+from custom.data.finding import list_scans, tell_left_out
+from custom.data.folders import walk
 from custom.utils.errors import UserError
+from tools.prepare.layouts import visible_files
+from tools.prepare.pairing import own_scans, pair_labels
 
 
 @pytest.fixture

@@ -17,7 +17,6 @@ from scan_files import OBLIQUE, write_dicom, write_itk, write_nifti
 from starter import run_command
 
 from custom.data.datalist import load_datalist
-from custom.data.finding import OwnScan, own_scans
 from custom.utils.errors import UserError
 from custom.utils.names import case_name
 from tools.prepare import assembling, layouts, published
@@ -25,6 +24,7 @@ from tools.prepare import commands as prepare
 from tools.prepare import own as own_command
 from tools.prepare import writer as store
 from tools.prepare.check import check_folder
+from tools.prepare.pairing import OwnScan, own_scans
 from tools.prepare.splitting import split_patients
 from tools.synthetic import make_photo
 

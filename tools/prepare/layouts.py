@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-from custom.data.dicom import check_series, series_folders
-from custom.data.folders import visible_files, walk
+from custom.data.dicom import check_series, dicom_files
+from custom.data.folders import walk
 from custom.data.labels import to_label
 from custom.data.readers import LoadLabel, LoadScan
 from custom.utils.errors import UserError
@@ -265,3 +265,21 @@ def read_h5(
     meta = {} if declared else {"qform_code": 0, "sform_code": 0, "pixdim": np.array([1.0, *spacing])}
     array = MetaTensor(np.ascontiguousarray(volume.transpose(axes)[None], np.float32), affine=affine, meta=meta)
     return array if num_classes is None else to_label(array, f"{path}, {key}", num_classes)
+
+
+def series_folders(folder: Path) -> list[Path]:
+    """Find the folder itself, and those below it, linked ones too, that hold DICOM files."""
+    return sorted(path for path in walk(folder)[0] if dicom_files(path))
+
+
+def visible_files(top: Path) -> tuple[list[Path], list[str]]:
+    """List the files in a folder and those below it, but for hidden ones, such as ``._a.nii`` from a Mac.
+
+    Returns:
+        The files, sorted, and what was left out and why, by paths below ``top``.
+    """
+    folders, left_out = walk(top)
+    files = [path for folder in folders for path in sorted(folder.iterdir()) if not path.is_dir()]
+    left_out += [f"{path.relative_to(top)} (hidden)" for path in files if path.name.startswith(".")]
+    left_out += [f"{path.relative_to(top)} (link to nothing)" for path in files if not path.exists()]
+    return sorted(path for path in files if path.exists() and not path.name.startswith(".")), left_out

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from custom.data.dicom import series_problems
-from custom.data.finding import OwnScan, own_scans
+from custom.data.dicom import check_series
 from custom.data.photos import is_colored, is_photo
 from custom.utils.errors import UserError
 from custom.utils.names import ALL, are_channel_names, are_class_names, case_names, patient_name
@@ -18,6 +17,7 @@ from ..plan.command import PLAN, plan_dataset, seconds
 from .assembling import Lists, prepare_scans
 from .described import Description, structures_in
 from .layouts import Files, read_volume, scan_files
+from .pairing import OwnScan, own_scans
 from .splitting import fold_lists, listed_before, split_patients, without_held_out
 
 __all__ = ["own"]
@@ -146,7 +146,7 @@ def _modalities(found: Sequence[Files], names: Sequence[str], modality: str) -> 
 def _own_files(scans: Mapping[str, OwnScan], num_classes: int) -> dict[str, Files]:
     """Say how each image and its label, if any, are read, and refuse DICOM folders that cannot be."""
     paths = [path for scan in scans.values() for path in (*scan.files, scan.label)]
-    problems = series_problems([path for path in paths if path is not None and path.is_dir()])
+    problems = _series_problems([path for path in paths if path is not None and path.is_dir()])
     if problems:
         raise UserError(f"{len(problems)} DICOM series cannot be read, nothing was written:", problems)
     return {name: _own_case(scan, num_classes) for name, scan in scans.items()}
@@ -188,3 +188,14 @@ def _class_names(classes: str | Sequence[str]) -> list[str]:
             f"as liver,tumor; got {','.join(names)}."
         )
     return names
+
+
+def _series_problems(paths: Iterable[Path]) -> list[str]:
+    """Check several series, and say in a line what is wrong with each that cannot be read."""
+    problems = []
+    for path in paths:
+        try:
+            check_series(path)
+        except UserError as error:
+            problems.append(str(error))
+    return problems

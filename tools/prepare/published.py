@@ -12,7 +12,6 @@ import numpy as np
 from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, Spacingd, SpatialPadd
 
 from custom.data.finding import tell_left_out
-from custom.data.folders import visible_files
 from custom.utils.errors import UserError
 
 from . import layouts as sources
@@ -198,7 +197,7 @@ def _detect(source: str, **layouts: Callable[[Path], dict[str, Files]]) -> tuple
     folder = Path(str(source))
     if not folder.is_dir():
         raise UserError(f"{source}: no such folder; give --source the folder of the download.")
-    tell_left_out(visible_files(folder)[1])
+    tell_left_out(sources.visible_files(folder)[1])
     for name, find in layouts.items():
         files = find(folder)
         if files:

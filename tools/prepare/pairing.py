@@ -1,0 +1,173 @@
+"""Which label belongs to which of a user's scans."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from custom.data.channels import Grouping, group_channels
+from custom.data.finding import (
+    IMAGE_FOLDER,
+    LABEL_FOLDER,
+    LABEL_NAME,
+    VOLUME_SUFFIXES,
+    WORDS,
+    first_names,
+    list_scans,
+    tell_left_out,
+)
+from custom.data.photos import PHOTO_SUFFIXES
+from custom.utils.errors import UserError
+from custom.utils.names import case_name, file_stem, same_name
+
+__all__ = ["OwnScan", "own_scans", "pair_labels"]
+
+IMAGE_WORDS = r"(?:image|img|volume|vol|scan)"
+IMAGE_NAME = re.compile(rf"(.+)[-_. ]{IMAGE_WORDS}|{IMAGE_WORDS}[-_. ]+(.+)|{IMAGE_WORDS}(\d.*)", re.IGNORECASE)
+
+
+class OwnScan(NamedTuple):
+    """The files of an image, one for each channel, and that of its label, if it has one."""
+
+    files: list[Path]
+    label: Path | None
+
+
+def pair_labels(
+    scans: Sequence[Path], labels: Sequence[Path], scan_root: Path, label_root: Path
+) -> tuple[dict[Path, Path], list[str]]:
+    """Give each label its scan: the one of its name in the folder of the same name, else the only one of its name.
+
+    Args:
+        scans: files, or folders of DICOM files.
+        labels: files named as their scan, or with a word such as ``_seg`` or ``label_``; a file called ``label`` is of
+            the only scan in its folder. A scan may also be named with its folders, or by the folder that it has alone.
+        scan_root: folder below which the scans are.
+        label_root: folder below which the labels are.
+
+    Returns:
+        Labels by scan, and a line for each label without a scan of its own.
+    """
+    homes = {scan: _home(scan, scan_root) for scan in scans}
+    alone = Counter(homes.values())
+    known: dict[str, list[Path]] = defaultdict(list)
+    for scan, home in homes.items():
+        names = _scan_names(scan)
+        names |= {"_".join([*home[k:], name]) for name in names for k in range(len(home))}
+        for name in names | ({home[-1]} if home and alone[home] == 1 else set()):
+            known[name].append(scan)
+
+    pairs: dict[Path, Path] = {}
+    strays = []
+    for label in labels:
+        home, found = _home(label, label_root), []
+        for name in _label_names(label):
+            matching = known.get(name, []) if name else [scan for scan in scans if homes[scan] == home]
+            found = [scan for scan in matching if homes[scan] == home] or matching
+            if found:
+                break
+        if len(found) != 1:
+            of = "no image of that name" if not found else f"may be of {' or '.join(map(str, found))}"
+            strays.append(f"{label}: {of}")
+        elif found[0] in pairs:
+            strays.append(f"{label}: so is {pairs[found[0]].name}, of {found[0]}")
+        else:
+            pairs[found[0]] = label
+    return pairs, strays
+
+
+def own_scans(
+    images: Path,
+    labels: Path | None,
+    output: Path,
+    channels: Sequence[str] | None = None,
+    count: int | None = None,
+) -> dict[Path, OwnScan]:
+    """Find a user's scans and the label of each; print what was left out.
+
+    Args:
+        images: folder of scans. Labels beside them are taken where no folder of labels is given.
+        labels: folder of labels, which may be the same, in the other, or around it.
+        output: folder that is written, which may lie in the others, and is not searched.
+        channels: names at the end of the files of a case, see :func:`custom.data.channels.group_channels`.
+        count: how many channels a case has, where that is known.
+
+    Returns:
+        Scans by the path that names them, that of the file where it is one.
+
+    Raises:
+        UserError: when there are no scans, when a channel of one is missing, or labels have no scan of their own.
+    """
+    for folder in (images, labels):
+        if folder is not None and not folder.is_dir():
+            raise UserError(f"{folder}: no such folder.")
+        if folder is not None and any(os.path.realpath(folder) == os.path.realpath(o) for o in _written(output)):
+            raise UserError(f"{folder}: files written to --output {output} would lie among these; choose another.")
+    same = labels is not None and os.path.realpath(labels) == os.path.realpath(images)
+    root = images if labels is None or same else labels
+    found = list_scans(images, skip=[output] if root is images else [output, root])
+    left_out = found.left_out
+    if root is images:
+        candidates = found.labels
+    else:
+        listed = list_scans(root, skip=[output, *found.scans], all_labels=True)
+        candidates = listed.labels
+        left_out = [*(f"{path.relative_to(images)} (a label, not in {labels})" for path in found.labels), *left_out]
+        left_out = [*left_out, *listed.left_out]
+    labeled = {name for label in candidates for name in _label_names(label)}
+    grouped = group_channels(found.scans, channels, count, labeled)
+    tell_left_out([*left_out, *(f"{path.relative_to(images)} (none of the channels)" for path in grouped.left_out)])
+    if not found.scans:
+        endings = ", ".join((*VOLUME_SUFFIXES, *PHOTO_SUFFIXES))
+        raise UserError(f"{images}: no scans; expected files ending in {endings}, or folders of DICOM files.")
+    _refuse_uneven(images, grouped, channels)
+    pairs, strays = pair_labels(list(grouped.cases), candidates, images, root)
+    if strays:
+        raise UserError(f"{root}: {len(strays)} label(s) without an image of their own, nothing was written:", strays)
+    if labels is None and pairs:
+        print(f"labels beside their scans: {len(pairs)}, {first_names(label.name for label in pairs.values())}")
+    return {case: OwnScan(files, pairs.get(case)) for case, files in grouped.cases.items()}
+
+
+def _refuse_uneven(images: Path, grouped: Grouping, channels: Sequence[str] | None) -> None:
+    """Refuse scans without the channels that the others have."""
+    problems = grouped.problems
+    if channels is not None and not problems and all(files == [case] for case, files in grouped.cases.items()):
+        wanted = " or ".join(f"_{name}" for name in channels)
+        hint = "nnU-Net's _0000, _0001 need no --channels"
+        raise UserError(f"{images}: no file ends in {wanted}, as --channels says; {hint}.")
+    sizes = {case: len(files) for case, files in grouped.cases.items()}
+    most = max(sizes.values(), default=1)
+    problems = [*problems, *(f"{case}: has no number of a channel" for case, size in sizes.items() if size < most)]
+    if problems:
+        hint = "every case needs the same ones"
+        raise UserError(f"{images}: {len(problems)} problem(s) with channels, nothing was written; {hint}:", problems)
+
+
+def _written(output: Path) -> list[Path]:
+    return [output, output / "images", output / "labels"]
+
+
+def _home(path: Path, root: Path) -> tuple[str, ...]:
+    """Folders between the root and a file, but for those that hold images or labels of all patients."""
+    folders = path.relative_to(root).parts[:-1]
+    return tuple(same_name(f) for f in folders if not (LABEL_FOLDER.fullmatch(f) or IMAGE_FOLDER.fullmatch(f)))
+
+
+def _scan_names(scan: Path) -> set[str]:
+    names = {file_stem(scan), case_name(scan)}
+    matches = [IMAGE_NAME.fullmatch(name) for name in names]
+    names |= {group for match in matches if match for group in match.groups() if group}
+    return {same_name(name) for name in names}
+
+
+def _label_names(label: Path) -> list[str]:
+    """Names that a label's scan may have, the likeliest first; empty for whatever scan is alone in the folder."""
+    stem = file_stem(label)
+    match = LABEL_NAME.fullmatch(stem) or re.fullmatch(rf"(.+){WORDS}", stem, re.IGNORECASE)
+    core = [] if match is None else [group for group in match.groups() if group is not None]
+    return [same_name(name) for name in (stem, *core)]
