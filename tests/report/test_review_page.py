@@ -13,7 +13,7 @@ from monai.data import MetaTensor
 from PIL import Image, ImageColor
 
 from custom.report.drawing import COLORS
-from custom.report.planes import SIZE, plane_picture
+from custom.report.planes import PHOTO, SIZE, plane_picture
 from custom.report.reviewing import review_page
 
 ROW = {"boundary_uncertainty": 0.2, "removed_share": 0.013, "volume_deviation": -2.4, "touches_border": 0}
@@ -119,15 +119,44 @@ def test_a_volume_looks_the_same_however_it_is_stored():
     np.testing.assert_array_equal(_pixels(image, label), _pixels(*turned))
 
 
-def test_a_photograph_is_one_upright_picture_in_its_colors():
-    image, label = MetaTensor(torch.zeros(3, 40, 60)), MetaTensor(torch.zeros(1, 40, 60, dtype=torch.uint8))
-    image[0, :, 45:] = 255  # red below
+def _photo(*shape) -> tuple[MetaTensor, MetaTensor]:
+    return MetaTensor(torch.zeros(shape)), MetaTensor(torch.zeros(1, *shape[1:], dtype=torch.uint8))
+
+
+def test_a_photograph_is_shown_whole_upright_and_in_its_colors():
+    image, label = _photo(3, 400, 320)
+    for channel, value in enumerate((201, 173, 154)):  # of skin, without much contrast
+        image[channel] = value
+    image[:, :, 240:] -= 20  # darker below
+    label[:, 20:60, 20:60] = 1
     pixels = _pixels(image, label)
-    assert pixels.shape == (SIZE, SIZE, 3)
-    assert tuple(pixels[-10, SIZE // 2]) == (255, 0, 0)
-    assert tuple(pixels[10, SIZE // 2]) == (0, 0, 0)
-    label[:, 10:20, 20:30] = 1
-    assert _colored(_pixels(image, label), 1).any()
+    assert pixels.shape == (320, 400, 3)
+    edges = _colored(pixels, 1)
+    np.testing.assert_array_equal(
+        pixels[:240][~edges[:240]], np.broadcast_to([201, 173, 154], ((~edges[:240]).sum(), 3))
+    )
+    np.testing.assert_array_equal(pixels[245:], np.broadcast_to([181, 153, 134], (75, 400, 3)))
+    rows, columns = np.nonzero(edges)
+    assert {*rows} == {*columns} == {*range(20, 60)}
+
+
+def test_a_large_photograph_is_made_smaller_with_all_that_is_in_it():
+    image, label = _photo(3, 3000, 2000)
+    image[0, 2700:] = 255  # red on the right
+    label[:, 100:400, 100:400] = 1
+    pixels = _pixels(image, label)
+    assert pixels.shape == (384, PHOTO, 3)
+    assert (pixels[:, 525:] == (255, 0, 0)).all()
+    rows, columns = np.nonzero(_colored(pixels, 1))
+    assert [np.ptp(rows), np.ptp(columns)] == pytest.approx([300 * PHOTO / 3000] * 2, abs=2)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_grey_photograph_is_brightened(channels):
+    image, label = _photo(channels, 300, 300)
+    image[:, 150:] = 0.2  # of 255: 16 bits, most of them unused
+    pixels = _pixels(image, label)
+    assert (pixels[:, :140].max(), pixels[:, 160:].min()) == (0, 255)
 
 
 def test_an_empty_prediction_is_shown_in_the_middle_of_the_scan():
