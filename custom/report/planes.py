@@ -21,8 +21,8 @@ __all__ = ["plane_picture"]
 SIZE = 288
 #: The longer side of a photograph is drawn as long at most, and as long as a plane at least.
 PHOTO = 2 * SIZE
-#: Each plane shows the structure with so much around it, as a share of its extent, and at least so many voxels.
-AROUND, AT_LEAST = 0.5, 8
+#: A plane is so many times as wide as the structure, and shows at least this share of the slice: where the place is.
+AROUND, LEAST = 2.0, 0.5
 
 
 def plane_picture(image: MetaTensor, label: MetaTensor) -> Image.Image:
@@ -95,9 +95,9 @@ def _box(classes: np.ndarray) -> tuple[slice, ...]:
     """The structures with what is around them, all where there are none."""
     if not classes.any():
         return tuple(map(slice, classes.shape))
-    start, end = generate_spatial_bounding_box(classes[None])
-    margins = [max(AT_LEAST, round(AROUND * (b - a))) for a, b in zip(start, end, strict=True)]
-    return tuple(
-        slice(max(0, a - margin), min(size, b + margin))
-        for a, b, margin, size in zip(start, end, margins, classes.shape, strict=True)
-    )
+    box = []
+    for first, last, size in zip(*generate_spatial_bounding_box(classes[None]), classes.shape, strict=True):
+        length = min(size, round(max(AROUND * (last - first), LEAST * size)))
+        start = min(max(0, (first + last - length) // 2), size - length)  # beside the edge all of it is further in
+        box.append(slice(start, start + length))
+    return tuple(box)

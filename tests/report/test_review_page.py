@@ -159,6 +159,16 @@ def test_a_grey_photograph_is_brightened(channels):
     assert (pixels[:, :140].max(), pixels[:, 160:].min()) == (0, 255)
 
 
+@pytest.mark.parametrize("place", [2, 30, 58])
+def test_half_of_a_slice_is_shown_around_a_prediction_of_a_few_voxels(place):
+    image, label = _volume((60, 60, 60))
+    label[:, place - 2 : place + 2, place - 2 : place + 2, place - 2 : place + 2] = 1
+    edges = _colored(_pixels(image, label), 1)
+    for plane in range(3):
+        rows, columns = np.nonzero(edges[:, plane * SIZE : (plane + 1) * SIZE])
+        assert [np.ptp(rows) + 1, np.ptp(columns) + 1] == pytest.approx([SIZE * 4 / 30] * 2, abs=2)
+
+
 def test_an_empty_prediction_is_shown_in_the_middle_of_the_scan():
     image, label = _volume((20, 24, 18))
     pixels = _pixels(image, label)
