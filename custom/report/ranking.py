@@ -115,8 +115,8 @@ def review_order(measures: Sequence[Row]) -> list[Row]:
 
     Returns:
         Per scan ``case``, ``score``, the measures but for the volumes, ``volume_deviation``, the largest over the
-        classes in robust standard deviations of their logarithms, which is 0 among fewer than 5 scans, and ``why``,
-        what of it stands out.
+        classes in robust standard deviations of their logarithms, which is 0 among fewer than 5 scans and empty where
+        there is no structure, and ``why``, what of it stands out.
     """
     doubts = [row["boundary_uncertainty"] for row in measures]
     uncertain = _deviations([np.nan if doubt == "" else doubt for doubt in doubts])
@@ -146,7 +146,7 @@ def _scored(row: Row, uncertain: float, odd: Mapping[str, float], num_classes: i
         "case": row["case"],
         "score": score,
         **{name: row[name] for name in ("boundary_uncertainty", "removed_share")},
-        "volume_deviation": deviation,
+        "volume_deviation": "" if len(empty) == num_classes else deviation,
         **{name: row[name] for name in ("touches_border", "empty_classes")},
         "why": "; ".join(why),
     }

@@ -142,7 +142,10 @@ def test_empty_predictions_come_first_then_those_that_lack_a_class():
     rows = review_order(measures)
     assert rows[0]["case"] == "nothing"
     assert rows[0]["why"] == "empty"
+    assert rows[0]["score"] == pytest.approx(100)
+    assert rows[0]["volume_deviation"] == ""  # not 0, which is the usual volume
     assert {row["case"]: row["why"] for row in rows}["lacking"] == "no tumor"
+    assert all(isinstance(row["volume_deviation"], float) for row in rows[1:])
     assert [row["case"] for row in rows].index("lacking") <= 2
 
 
