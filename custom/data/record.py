@@ -118,12 +118,13 @@ class InferenceRecord:
         }
 
     def found_in_folder(self) -> dict[str, Any]:
-        """As :meth:`found`, and behind these the other scans in the folder that were segmented in the same way."""
+        """As :meth:`found`, by place, and behind these the others in the folder that were segmented in the same way."""
         others = self._read()
         for case in self.cases.values():
             if self._is_of(case, others.get(_place(case), {})):
                 del others[_place(case)]
-        return self.found() | {place: entry["found"] for place, entry in others.items() if self._is_whole(entry)}
+        mine = {_place(self.cases[name]): found for name, found in self.found().items()}
+        return mine | {place: entry["found"] for place, entry in others.items() if self._is_whole(entry)}
 
     def finish(self, problems: Sequence[str]) -> None:
         """End the program with the scans that were left out, if any; call it in all processes, when they are done.

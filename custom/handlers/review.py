@@ -61,6 +61,8 @@ class ReviewPage:
         any_rank(False)  # waits for the others
         found = self.record.found_in_folder()
         if found and is_first():
+            files = {scan["review"]["case"]: place + self.record.endings[0] for place, scan in found.items()}
             rows = review_order([scan["review"] for scan in found.values()])
+            rows = [{**row, "prediction": files[row["case"]]} for row in rows]
             write_csv(self.folder / "review.csv", rows)
             print(f"Review: {review_page(self.folder, rows)}")

@@ -6,9 +6,11 @@ import base64
 from collections.abc import Sequence
 from io import BytesIO
 from pathlib import Path
+from urllib.parse import quote
 
 from PIL import Image
 
+from ..utils.files import FILE_NAMES
 from ..utils.tables import Row
 from .pages import write_page
 
@@ -23,12 +25,16 @@ def review_page(folder: Path, rows: Sequence[Row]) -> Path:
 
     Args:
         folder: a folder of predictions, whose ``review/CASE.png`` are shown where there are some.
-        rows: of the scans, in their order, see :func:`custom.report.ranking.review_order`.
+        rows: of the scans, in their order, see :func:`custom.report.ranking.review_order`, with ``prediction``, the
+            path of the label map below the folder.
 
     Returns:
         The page.
     """
-    shown = [{**row, "picture": _picture(folder / "review" / f"{row['case']}.png")} for row in rows]
+    shown = [
+        {**row, "picture": _picture(folder / "review" / f"{row['case']}.png"), "link": _link(row["prediction"])}
+        for row in rows
+    ]
     reasons = sorted({reason for row in rows for reason in row["why"].split("; ") if reason})
     return write_page(folder / "review.html", {"name": f"Review of {folder.name}", "rows": shown, "reasons": reasons})
 
@@ -39,3 +45,8 @@ def _picture(path: Path) -> str | None:
     with Image.open(path) as picture, BytesIO() as packed:
         picture.convert("RGB").save(packed, "JPEG", quality=JPEG_QUALITY)
         return "data:image/jpeg;base64," + base64.b64encode(packed.getvalue()).decode()
+
+
+def _link(path: str) -> str:
+    """Write a relative path as an address; names that are no Unicode keep their bytes."""
+    return quote(path.encode("utf-8", FILE_NAMES))

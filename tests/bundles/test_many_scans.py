@@ -471,6 +471,7 @@ def test_a_folder_per_patient_gives_a_folder_per_patient(run_bundle, tmp_path):
         ]
         assert written == [f"{name}_seg.nii.gz" for name in names]
         assert all((Path(out) / f"{name}_probs.nii.gz").is_file() for name in names)
+        assert sorted(row["prediction"] for row in read_csv(Path(out) / "review.csv")) == written
         cases = list(dict.fromkeys(row["case"] for row in read_csv(Path(out) / "volumes.csv")))
         assert cases == [
             *("patient001_4d", "patient001_frame01", "patient001_scan"),

@@ -2,8 +2,9 @@
 
 import csv
 import json
+import os
 import re
-from urllib.parse import unquote
+from urllib.parse import unquote, unquote_to_bytes, urlsplit
 
 import numpy as np
 import pytest
@@ -17,15 +18,18 @@ from custom.report.planes import PHOTO, SIZE, plane_picture
 from custom.report.reviewing import review_page
 
 ROW = {"boundary_uncertainty": 0.2, "removed_share": 0.013, "volume_deviation": -2.4, "touches_border": 0}
+PLACES = ["nothing_seg.nii.gz", 'p 1/über/a "b", c#1?100%_seg.nii.gz', "javascript:x/<i>x\udcff</i>_seg.nii.gz"]
 ROWS = [
     {**ROW, "case": "nothing", "score": 100.0, "empty_classes": "cyst", "why": "empty"}
     | {"boundary_uncertainty": "", "volume_deviation": ""},
     {**ROW, "case": 'a "b", c', "score": 3.5, "empty_classes": "", "why": "unusual volume; touches the border"},
     {**ROW, "case": "<i>x</i>", "score": 0.5, "empty_classes": "", "why": "unusual volume"},
 ]
+ROWS = [{**row, "prediction": place} for row, place in zip(ROWS, PLACES, strict=True)]
 #: Do what a reader does, and leave what comes of it in the document.
 READER = """<pre id="found"></pre><script>addEventListener("load", async () => {
-  const found = { ticked: [...document.querySelectorAll(".tick")].map(box => box.checked) };
+  const found = { links: [...document.querySelectorAll("tbody a")].map(link => link.href) };
+  found.ticked = [...document.querySelectorAll(".tick")].map(box => box.checked);
   const rows = [...document.querySelectorAll("tbody tr")];
   const shown = () => rows.filter(row => row.offsetHeight > 0).map(row => row.dataset.case);
   const set = (id, name, value) => { const field = document.getElementById(id); field[name] = value;
@@ -71,6 +75,8 @@ def test_a_browser_filters_keeps_the_ticks_and_saves_them(folder, tmp_path):
         shown, _ = look_at(page, tmp_path)
         found = json.loads(unquote(re.search(r'<pre id="found">(.*?)</pre>', shown)[1]))
         assert found["ticked"] == ticked
+        places = [os.path.join(tmp_path, place) for place in PLACES]
+        assert [os.fsdecode(unquote_to_bytes(urlsplit(link).path)) for link in found["links"]] == places
         assert found["all"] == names
         assert found["none"] == []
         assert found["border"] == [names[1]]
