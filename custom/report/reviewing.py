@@ -20,13 +20,14 @@ __all__ = ["review_page"]
 JPEG_QUALITY = 80
 
 
-def review_page(folder: Path, rows: Sequence[Row]) -> Path:
+def review_page(folder: Path, rows: Sequence[Row], problems: Sequence[str] = ()) -> Path:
     """Write ``review.html``, which needs no other file.
 
     Args:
         folder: a folder of predictions, whose ``review/CASE.png`` are shown where there are some.
         rows: of the scans, in their order, see :func:`custom.report.ranking.review_order`, with ``prediction``, the
             path of the label map below the folder.
+        problems: why scans were left out, a text each.
 
     Returns:
         The page.
@@ -36,7 +37,8 @@ def review_page(folder: Path, rows: Sequence[Row]) -> Path:
         for row in rows
     ]
     reasons = sorted({reason for row in rows for reason in row["why"].split("; ") if reason})
-    return write_page(folder / "review.html", {"name": f"Review of {folder.name}", "rows": shown, "reasons": reasons})
+    content = {"name": f"Review of {folder.name}", "rows": shown, "reasons": reasons, "problems": problems}
+    return write_page(folder / "review.html", content)
 
 
 def _picture(path: Path) -> str | None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -255,6 +256,7 @@ def test_a_file_beside_the_scans_is_not_overwritten_by_results(name, segment, sc
         segment(uncertainty=True, save_probabilities=True, **options)
     assert mine.read_bytes() == b"my own work"
     assert (scans / "d_seg.nii.gz").exists()
+    assert [line.split(": ")[0] for line in _left_out(scans)] == [str(mine)]
 
 
 @LEFT_ATRIUM
@@ -327,6 +329,11 @@ def _write_too_large(path: Path) -> None:
         file.truncate(352 + 3000**3)
 
 
+def _left_out(out: Path) -> list[str]:
+    """What the page for the review says about scans that were left out."""
+    return re.findall(r"<li>(.*?)</li>", (out / "review.html").read_text(), re.DOTALL)
+
+
 @LEFT_ATRIUM
 def test_scans_that_fail_are_named_at_the_end_and_the_others_are_segmented(segment, scans, tmp_path):
     (scans / "a_corrupt.nii.gz").write_bytes(b"\x1f\x8b\x08 cut off")
@@ -344,11 +351,16 @@ def test_scans_that_fail_are_named_at_the_end_and_the_others_are_segmented(segme
         with _address_space(more=3 * 2**30), refused(*lines):
             segment()
         assert [row["case"] for row in read_csv(tmp_path / "eval" / "volumes.csv")] == ["a", "b", "c", "e"]
+        assert [line.split(": ")[0] for line in _left_out(tmp_path / "eval")] == [
+            *(str(scans / name) for name in ("a_corrupt.nii.gz", "b_nan.nii.gz", "c_large.nii")),
+            str(tmp_path / "eval" / "d_seg.nii.gz"),
+        ]
     (tmp_path / "eval" / "d_seg.nii.gz").rmdir()
     for name in ("a_corrupt.nii.gz", "b_nan.nii.gz", "c_large.nii"):
         (scans / name).unlink()
     assert _read_by(segment()) == ["d"]
     assert [row["case"] for row in read_csv(tmp_path / "eval" / "volumes.csv")] == list("abcde")
+    assert _left_out(tmp_path / "eval") == []
 
 
 @LEFT_ATRIUM
@@ -445,6 +457,7 @@ def test_two_processes_segment_as_one_and_name_together_what_failed(segment, sca
     assert done.stderr.count("error: 6 scan(s) segmented; left out, with 3 problem(s):") == 1
     for name in ("f", "g", "h"):
         assert f"  - {scans / name}.nii.gz: cannot be read" in done.stderr
+        assert sum(line.startswith(f"{scans / name}.nii.gz: cannot be read") for line in _left_out(out)) == 1
     assert [row["case"] for row in read_csv(out / "volumes.csv")] == [*"abcde", "i"]
     assert times.items() <= _times(out).items()
 

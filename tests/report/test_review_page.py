@@ -67,6 +67,14 @@ def test_the_page_needs_no_other_file_and_escapes_names(folder):
     assert "boundary 0.200, removed 1.3 %, volume -2.4" in page
 
 
+def test_the_page_says_which_scans_were_left_out_and_why(folder):
+    assert "left out" not in review_page(folder, ROWS).read_text()
+    page = review_page(folder, ROWS, ["a & b.nii: cannot be read.", "c.nii: NaN"]).read_text()
+    assert "Scans were left out, with 2 problems:" in page
+    assert re.findall("<li>(.*?)</li>", page) == ["a &amp; b.nii: cannot be read.", "c.nii: NaN"]
+    assert page.index("<h1>") < page.index("<li>") < page.index("<table")
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to look at the page")
 def test_a_browser_filters_keeps_the_ticks_and_saves_them(folder, tmp_path):
     page = review_page(folder, ROWS).read_text().replace("</body>", READER + "</body>")
