@@ -152,9 +152,12 @@ def test_a_file_in_the_place_of_results_is_kept(failed, segment, scans, tmp_path
         segment()
         write_nifti(tmp_path / "new" / "c.nii.gz", _noise(9))
     before = _contents(tmp_path / "eval")
+    page = before.pop("review.html")
     with refused("c_seg.nii.gz: is there, and is not, or no longer, what this inference wrote for this scan"):
         segment(dataset_dir=str(scans if failed else tmp_path / "new"))
-    assert _contents(tmp_path / "eval") == before
+    after = _contents(tmp_path / "eval")
+    assert after.pop("review.html") != page  # which says what was left out
+    assert after == before
 
 
 @LEFT_ATRIUM
