@@ -16,6 +16,7 @@ from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
 from ..utils.names import case_name
+from .checksums import unzip
 from .dicom import SeriesReader
 from .geometry import grid_problem
 from .labels import to_label
@@ -25,10 +26,14 @@ __all__ = ["LoadLabel", "LoadScan", "LoadScand", "check_channels"]
 
 
 class NiftiReader(NibabelReader):
-    """MONAI's ``NibabelReader``, which fails at colors; they become channels, without opacity."""
+    """MONAI's ``NibabelReader``, which fails at colors, and misses damage that only a checksum tells.
+
+    Colors become channels, without opacity.
+    """
 
     def _get_array_data(self, img: Any, filename: Any) -> np.ndarray:
-        array = super()._get_array_data(img, filename)
+        zipped = str(filename).lower().endswith(".gz")
+        array = unzip(img.dataobj, str(filename)) if zipped else super()._get_array_data(img, filename)
         return array if array.dtype.names is None else np.stack([array[name] for name in "RGB"], -1)
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from custom.data.caching import cached_dataset
 from custom.data.datalist import default_evaluation_list, load_datalist
-from custom.data.readers import LoadScand
+from custom.data.readers import LoadScan, LoadScand
 from custom.utils.errors import UserError
 
 
@@ -137,6 +137,32 @@ def test_truncated_voxels_behind_a_whole_header_are_noticed(own_dataset, files):
     files["unlabeled"].write_bytes(gzip.compress(raw[: len(raw) // 2]))
     with pytest.raises(UserError, match=f"{files['unlabeled'].name}: cannot be read, probably truncated"):
         _load(own_dataset)
+
+
+def _flip_a_voxel(path: Path) -> None:
+    """Change a byte of a voxel in a stream that can still be unzipped."""
+    content = bytearray(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def _cut_the_checksum(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-8])
+
+
+@pytest.mark.parametrize("key", ["image", "label", "unlabeled"])
+@pytest.mark.parametrize("damage", [_flip_a_voxel, _cut_the_checksum])
+def test_voxels_that_do_not_match_their_checksum_are_noticed(own_dataset, files, damage, key):
+    damage(files[key])
+    with pytest.raises(UserError, match=rf"{files[key].name}: damaged, its voxels do not match its checksum \(.+\)"):
+        _load(own_dataset)
+
+
+def test_a_sound_file_of_several_zipped_parts_is_read_in_full(files):
+    before = LoadScan()(files["image"])
+    content = gzip.decompress(files["image"].read_bytes())
+    files["image"].write_bytes(gzip.compress(content[:500]) + gzip.compress(content[500:]))
+    assert (LoadScan()(files["image"]) == before).all()
 
 
 def test_file_that_is_no_image_is_named(own_dataset, files):
