@@ -9,7 +9,7 @@ from .dicom_headers import Series, Slice, read_series
 from .dicom_seg import SaveDicomSegmentationd, is_series, refuse_without_highdicom, segmentation_problem
 from .finding import VOLUME_SUFFIXES, Listing, list_scans, tell_left_out
 from .folders import walk
-from .geometry import grid_problem, has_volume, lacks_spacing
+from .geometry import foreign_unit, grid_problem, has_volume, lacks_spacing, size_problem
 from .labels import to_label
 from .loading import CheckScand, ScanLoader, Unreadable
 from .nifti import NiftiWriter, SeriesWriter
@@ -53,6 +53,7 @@ __all__ = [
     "default_num_workers",
     "dicom_files",
     "find_scans",
+    "foreign_unit",
     "grid_problem",
     "group_channels",
     "has_volume",
@@ -71,6 +72,7 @@ __all__ = [
     "refuse_without_highdicom",
     "segmentation_problem",
     "share_out",
+    "size_problem",
     "tell_left_out",
     "to_label",
     "walk",

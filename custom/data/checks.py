@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..utils.device import is_out_of_memory
 from ..utils.errors import UserError, causes, plain_reason
-from .geometry import grid_problem, has_volume, lacks_spacing
+from .geometry import grid_problem, has_volume, lacks_spacing, size_problem
 from .kept import KeptFindings
 from .labels import to_label
 from .photos import is_photo
@@ -131,7 +131,10 @@ def image_problems(files: str | Sequence[str], image: MetaTensor, rule: CaseRule
     if image.shape[0] != rule.in_channels and not (rule.series and len(names) == 1):
         found = f"found {image.shape[0]} (shape {_shape(image)})"
         problems.append(f"{path}: expected {rule.in_channels} channel(s), {found}{_channels_hint(names, rule)}.")
-    if not has_volume(image.affine):
+    size = size_problem(image.affine) if rule.dimensions == 3 else None
+    if size is not None:
+        problems.append(f"{path}: {size}.")
+    elif not has_volume(image.affine):
         problems.append(f"{path}: its header has no spacing, or axes that do not span a volume; mend the header.")
     elif rule.pad_to is not None and rule.pad_to["spacing"] is not None and lacks_spacing(image.meta):
         hint = "write it into the header, or train on voxels as they are, with --spacing null"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from itertools import product
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-__all__ = ["grid_problem", "has_volume", "lacks_spacing"]
+__all__ = ["foreign_unit", "grid_problem", "has_volume", "lacks_spacing", "size_problem"]
 
 #: How far a voxel of a label may lie from its image's, as a share of the image's smallest step: less than what headers
 #: lose in float32 and in quaternions is not a difference, and much more would shift a contour.
@@ -23,10 +24,62 @@ _SPACING_FIELDS = {
 }
 _HEADER_BYTES = 16384
 
+#: NIfTI's codes for lengths that are not millimetres; 0 is unknown, and a missing unit is taken for millimetres.
+_NIFTI_UNITS = {1: "metres", 3: "microns"}
+#: Where the text headers of NRRD and MetaImage name their unit, and what they call those that are not millimetres.
+_UNIT_FIELD = re.compile(r"^(?:space units|units|DistanceUnits)[ \t]*[:=](.*)$", re.MULTILINE | re.IGNORECASE)
+_TEXT_UNITS = {
+    "metres": {"m", "meter", "meters", "metre", "metres"},
+    "centimetres": {"cm", "centimeter", "centimeters", "centimetre", "centimetres"},
+    "microns": {"um", "µm", "μm", "micron", "microns", "micrometer", "micrometers", "micrometre", "micrometres"},
+    "nanometres": {"nm", "nanometer", "nanometers", "nanometre", "nanometres"},
+}
+
+#: Sizes of voxels in mm between which a volume may lie. A micro-CT resolves about a micron, and no slice of a scanner
+#: is as thick as 100 mm; a header in metres or in microns that does not say so mostly gives sizes beyond one of them.
+SMALLEST, LARGEST = 0.001, 100.0
+_ROUNDING = 1e-3  # of what float32 and quaternions make of a bound itself
+
 
 def has_volume(affine: torch.Tensor) -> bool:
     """Say whether an affine, 4x4, is finite and gives every voxel a volume."""
     return bool(torch.isfinite(affine).all()) and abs(float(torch.linalg.det(affine.double()))) > 1e-12
+
+
+def size_problem(affine: torch.Tensor) -> str | None:
+    """Say which size of a voxel, by its affine, 4x4, no scanner makes; None where each may be, or is not known."""
+    sizes = affine[:3, :3].double().norm(dim=0)
+    if not torch.isfinite(sizes).all() or not (sizes > 0).all():
+        return None  # which has_volume tells
+    if (sizes >= SMALLEST * (1 - _ROUNDING)).all() and (sizes <= LARGEST * (1 + _ROUNDING)).all():
+        return None
+    found = "x".join(f"{size:.4g}" for size in sizes.tolist())
+    hint = "is it in another unit? Write the affine in millimetres"
+    return f"its header says voxels of {found} mm, expected {SMALLEST:g} to {LARGEST:g} mm; {hint}"
+
+
+def foreign_unit(meta: Mapping[str, Any]) -> str | None:
+    """Name the unit in which the header of the file that was read gives lengths, where it is not the millimetre.
+
+    Readers take every number for millimetres.
+
+    Args:
+        meta: metadata of an image as MONAI's readers give them.
+    """
+    if "xyzt_units" in meta:
+        return _NIFTI_UNITS.get(int(meta["xyzt_units"]) % 8)  # the other bits are the unit of time
+    path = str(meta.get("filename_or_obj", ""))
+    if not path.lower().endswith(tuple(ending for endings in _SPACING_FIELDS for ending in endings)):
+        return None
+    text = _text_header(path).decode(errors="replace")
+    words = {word.strip('",').lower() for line in _UNIT_FIELD.findall(text) for word in line.split()}
+    return next((name for name, spellings in _TEXT_UNITS.items() if words & spellings), None)
+
+
+def _text_header(path: str) -> bytes:
+    """Read what the header of an NRRD or MetaImage file may be, and a beginning of its voxels."""
+    with open(path, "rb") as file:
+        return file.read(_HEADER_BYTES)
 
 
 def grid_problem(label: MetaTensor, image: MetaTensor, owner: str = "its image") -> str | None:
@@ -62,8 +115,7 @@ def lacks_spacing(meta: Mapping[str, Any]) -> bool:
     path = str(meta.get("filename_or_obj", ""))
     for endings, fields in _SPACING_FIELDS.items():
         if path.lower().endswith(endings):
-            with open(path, "rb") as file:
-                header = file.read(_HEADER_BYTES)
+            header = _text_header(path)
             return not any(field in header for field in fields)
     codes: list[Any] = [meta.get(name) for name in ("qform_code", "sform_code")]
     if None in codes:

@@ -17,7 +17,7 @@ __all__ = ["CHECKS_FILE", "KeptFindings"]
 
 CHECKS_FILE = "checks.json"
 #: Of the checks; raise it when they find something else in the same file. So does another version of the package.
-VERSION = f"{__version__}, checks 1"
+VERSION = f"{__version__}, checks 2"
 
 
 class KeptFindings:

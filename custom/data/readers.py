@@ -18,7 +18,7 @@ from ..utils.errors import UserError
 from ..utils.names import case_name
 from .checksums import unzip
 from .dicom import SeriesReader
-from .geometry import grid_problem
+from .geometry import foreign_unit, grid_problem
 from .labels import to_label
 from .photos import PhotoReader
 
@@ -59,7 +59,8 @@ class LoadScan(LoadImage):
         Of several files each is a channel; the metadata are those of the first.
 
         Raises:
-            UserError: when a file of several has more channels than one, or lies on another grid than the first.
+            UserError: when a header is not in millimetres, or a file of several has more channels than one, or lies on
+                another grid than the first.
         """
         files = () if isinstance(filename, (str, Path)) else ensure_tuple(filename)
         if len(files) > 1:
@@ -69,6 +70,10 @@ class LoadScan(LoadImage):
             joined.meta["channel_files"] = os.pathsep.join(map(str, files))  # a text, which batches can hold
             return joined
         array = super().__call__(filename, reader)
+        unit = foreign_unit(array.meta)
+        if unit is not None:
+            hint = "write its affine, or spacing, in millimetres, and say so in the header"
+            raise UserError(f"{array.meta['filename_or_obj']}: its header is in {unit}, expected millimetres; {hint}.")
         while array.ndim > 4 and array.shape[-1] == 1:
             array = array.squeeze(-1)
         return array

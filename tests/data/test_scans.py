@@ -116,7 +116,30 @@ def _without_spacing(path: Path) -> None:
     nib.save(nib.Nifti1Image(_noise(), None), path)
 
 
+def _in_unit(unit: str, scale: float):
+    """Write a NIfTI header in another unit than millimetres, and say so."""
+
+    def write(path: Path) -> None:
+        image = nib.Nifti1Image(_noise(), np.diag([scale, scale, 2 * scale, 1]))
+        image.header.set_xyzt_units(unit, "msec")
+        nib.save(image, path)
+
+    return write
+
+
+def _of_size(*sizes: float):
+    return lambda path: write_nifti(path, _noise(), np.diag([*sizes, 1.0]))
+
+
 BROKEN = {
+    "metres": (_in_unit("meter", 0.000625), r"bad\.nii\.gz: its header is in metres, expected millimetres; write its"),
+    "microns": (_in_unit("micron", 625), r"bad\.nii\.gz: its header is in microns, expected millimetres; write its"),
+    "tiny": (_of_size(6.25e-4, 6.25e-4, 1.25e-3), r"bad\.nii\.gz: its .* of 0\.000625x0\.000625x0\.00125 mm, expected"),
+    "nothing": (
+        _of_size(6.25e-5, 6.25e-5, 1.25e-4),
+        r"bad\.nii\.gz: its .* of 6\.25e-05x6.25e-05x0\.000125 mm",
+    ),
+    "huge": (_of_size(625, 625, 1250), r"expected 0\.001 to 100 mm; .* Write the affine in millimetres\.$"),
     "voxel": (_not_finite, r"bad\.nii\.gz: 1 voxel\(s\) are NaN or infinite"),
     "flat": (_flat, r"bad\.nii\.gz: its header has no spacing, or axes that do not span a volume"),
     "spacing": (_without_spacing, r"bad\.nii\.gz: its header has no spacing, which resampling needs; .*--spacing null"),
@@ -132,6 +155,34 @@ def test_a_bad_scan_is_named_and_the_others_areread_scans(write, message, tmp_pa
     good, (problem,) = read_scans(tmp_path, pad_to=GRID)
     assert good == ["a_good", "z_good"]
     assert re.search(message, problem)
+
+
+@pytest.mark.parametrize("unit", ["mm", "unknown"])
+@pytest.mark.parametrize("size", [0.001, 0.7, 100])
+def test_millimetres_and_unknown_units_and_the_voxels_of_a_microscope_are_taken(unit, size, tmp_path):
+    _in_unit(unit, size if size < 100 else 50)(tmp_path / "a.nii.gz")
+    assert read_scans(tmp_path) == (["a"], [])
+
+
+@pytest.mark.parametrize(
+    ("name", "before", "field", "unit"),
+    [
+        ("a.nrrd", b"\nencoding", b'\nspace units: "m" "m" "m"', "metres"),
+        ("a.nrrd", b"\nencoding", b'\nspace units: "\xc2\xb5m" "\xc2\xb5m" "mm"', "microns"),
+        ("a.nrrd", b"\nencoding", b'\nspace units: "mm" "mm" "mm"', None),
+        ("a.mha", b"\nElementSpacing", b"\nDistanceUnits = um", "microns"),
+        ("a.mhd", b"\nElementSpacing", b"\nDistanceUnits = cm", "centimetres"),
+        ("a.mhd", b"\nElementSpacing", b"\nDistanceUnits = mm", None),
+    ],
+)
+def test_text_headers_in_another_unit_are_refused(name, before, field, unit, tmp_path):
+    write_itk(tmp_path / name, _noise(), OBLIQUE)
+    content = (tmp_path / name).read_bytes()
+    assert content.count(before) == 1
+    (tmp_path / name).write_bytes(content.replace(before, field + before))
+    good, problems = read_scans(tmp_path)
+    assert good == ([] if unit else ["a"])
+    assert [f"its header is in {unit}, expected millimetres" in problem for problem in problems] == [True] * (not good)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path):
