@@ -31,6 +31,21 @@ class NiftiReader(NibabelReader):
     Colors become channels, without opacity.
     """
 
+    def read(self, data: Any, **kwargs: Any) -> Any:
+        """Read the header of a file, or of several.
+
+        Raises:
+            UserError: when voxels are complex numbers, whose imaginary part would be lost.
+        """
+        images = super().read(data, **kwargs)
+        for path, image in zip(self.filenames, ensure_tuple(images), strict=True):
+            kind = image.get_data_dtype()
+            if kind.kind == "c":
+                raise UserError(
+                    f"{path}: its voxels are complex numbers ({kind}), expected real ones; save their size."
+                )
+        return images
+
     def _get_array_data(self, img: Any, filename: Any) -> np.ndarray:
         zipped = str(filename).lower().endswith(".gz")
         array = unzip(img.dataobj, str(filename)) if zipped else super()._get_array_data(img, filename)

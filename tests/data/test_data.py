@@ -234,6 +234,15 @@ def test_a_nifti_mask_in_colors_is_grey_or_called_that(own_dataset, files, blue,
             _load(own_dataset)
 
 
+@pytest.mark.parametrize("kind", [np.complex64, np.complex128])
+@pytest.mark.parametrize("key", ["image", "label"])
+def test_complex_voxels_are_refused(own_dataset, files, key, kind):
+    _rewrite(files[key], lambda volume: volume.astype(kind))
+    message = rf"{files[key].name}: its voxels are complex numbers \({np.dtype(kind)}\), expected real ones"
+    with pytest.raises(UserError, match=message):
+        _load(own_dataset)
+
+
 def test_a_cache_on_disk_follows_the_files(files, tmp_path):
     def read() -> float:
         data = [{key: str(files[key]) for key in ("image", "label")}]
