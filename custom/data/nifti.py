@@ -56,6 +56,8 @@ class NiftiWriter(NibabelWriter):
             image.set_qform(None, code=0)
         elif not np.allclose(image.get_qform(), self.affine, atol=1e-3 * np.min(image.header.get_zooms()[:3])):
             image.set_qform(None, code=0)  # leaves the sizes of the voxels
+        if not self.spacing_was_lost:
+            image.header.set_xyzt_units("mm")  # as every affine is that was read
         return image
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from monai.data import ITKReader, MetaTensor
 from monai.transforms import Compose, Invertd, LoadImage, Orientationd, SaveImage
+from scan_files import OBLIQUE, write_dicom, write_itk
 
 from custom.data.nifti import NiftiWriter, SeriesWriter
 from custom.data.readers import LoadScan, LoadScand
@@ -109,9 +110,27 @@ def test_sheared_axes_get_no_qform(tmp_path):
     np.testing.assert_allclose(saved.header.get_zooms(), np.linalg.norm(SHEARED[:3, :3], axis=0), atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["series", "scan.nrrd"])
+def test_a_label_of_a_scan_that_is_no_nifti_file_is_in_millimetres(name, tmp_path):
+    volume = np.arange(120).reshape(6, 5, 4).astype(np.int16)
+    if name == "series":
+        write_dicom(tmp_path / name, volume)
+    else:
+        write_itk(tmp_path / name, volume, OBLIQUE)
+    saved = _write(LoadScan()(tmp_path / name), tmp_path / "a.nii.gz")
+    assert saved.header.get_xyzt_units() == ("mm", "unknown")
+
+
+def test_a_label_of_a_scan_without_a_unit_has_none(tmp_path):
+    nib.save(nib.Nifti1Image(np.zeros((6, 5, 4), np.int16), SHEARED), tmp_path / "scan.nii.gz")
+    saved = _write(LoadScan()(tmp_path / "scan.nii.gz"), tmp_path / "a.nii.gz")
+    assert saved.header.get_xyzt_units() == ("unknown", "unknown")
+
+
 def test_a_spacing_that_was_lost_is_not_declared(tmp_path):
     meta = {"qform_code": 0, "sform_code": 0, "pixdim": np.array([1.0, 1, 1, 10])}
     array = MetaTensor(torch.zeros(1, 6, 5, 4), affine=torch.diag(torch.tensor([1.0, 1, 10, 1])), meta=meta)
     saved = _write(array, tmp_path / "a.nii.gz", NiftiWriter)
     assert (saved.header["qform_code"], saved.header["sform_code"]) == (0, 0)
+    assert saved.header.get_xyzt_units() == ("unknown", "unknown")
     assert saved.header.get_zooms() == (1, 1, 10)
