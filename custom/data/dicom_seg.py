@@ -53,7 +53,8 @@ class SaveDicomSegmentationd(MapTransform):
     """Write label maps of DICOM series as Segmentation objects, ``CASE_seg.dcm``; MONAI has no writer of DICOM.
 
     Each class is a binary segment. Its frames lie on the slices that they refer to; those without a voxel of it are
-    left out. Patient and study are the series' own. Label maps of other files are passed over.
+    left out, unless no class has any: then all are written. Patient and study are the series' own. Label maps of other
+    files are passed over.
 
     Args:
         keys: class indices, 1HWD, on the grid of the series.

@@ -229,6 +229,8 @@ def test_absent_classes_are_described_without_voxels(present, tmp_path):
     path = _save(tmp_path / "scan", labels, tmp_path / "out")
     content = highdicom.seg.segread(path)
     assert [item.SegmentLabel for item in content.SegmentSequence] == ["a", "b", "c"]
+    found = (labels == 2).any(axis=(0, 1)).sum()
+    assert content.NumberOfFrames == (found if present else 3 * SIZE[2])
     np.testing.assert_array_equal(_labels_on(path, SIZE, _affine(tmp_path / "scan")), labels)
 
 
