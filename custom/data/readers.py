@@ -41,9 +41,8 @@ class NiftiReader(NibabelReader):
         for path, image in zip(self.filenames, ensure_tuple(images), strict=True):
             kind = image.get_data_dtype()
             if kind.kind == "c":
-                raise UserError(
-                    f"{path}: its voxels are complex numbers ({kind}), expected real ones; save their size."
-                )
+                hint = "expected real ones; save the magnitude"
+                raise UserError(f"{path}: its voxels are complex numbers ({kind}), {hint}.")
         return images
 
     def _get_array_data(self, img: Any, filename: Any) -> np.ndarray:
