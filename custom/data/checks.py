@@ -140,9 +140,21 @@ def image_problems(files: str | Sequence[str], image: MetaTensor, rule: CaseRule
         hint = "write it into the header, or train on voxels as they are, with --spacing null"
         problems.append(f"{path}: its header has no spacing, which resampling needs; {hint}.")
     for name, part in zip(names, image.as_tensor().split(1) if len(names) > 1 else (image.as_tensor(),), strict=True):
-        if part.numel() and not all(map(torch.isfinite, part.aminmax())):  # one quick pass; NaN is both
-            problems.append(f"{name}: {int((~torch.isfinite(part)).sum())} voxel(s) are NaN or infinite.")
+        problem = _value_problem(part)
+        if problem is not None:
+            problems.append(f"{name}: {problem}.")
     return problems
+
+
+def _value_problem(part: torch.Tensor) -> str | None:
+    """Say what is wrong with the voxels of a file, CH[WD]; None, after one quick pass, where nothing is."""
+    ranges = [channel.aminmax() for channel in part if channel.numel()]  # NaN is both
+    if not all(torch.isfinite(end) for ends in ranges for end in ends):
+        return f"{int((~torch.isfinite(part)).sum())} voxel(s) are NaN or infinite"
+    if part[0].numel() > 1 and all(low == high for low, high in ranges):  # a color may fill a picture too
+        values = ", ".join(f"{float(low):g}" for low in dict.fromkeys(float(low) for low, _ in ranges))
+        return f"all voxels are {values}; expected an image, perhaps an empty export"
+    return None
 
 
 def _channels_hint(files: Sequence[str], rule: CaseRule) -> str:

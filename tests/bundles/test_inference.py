@@ -119,7 +119,7 @@ def test_probabilities_are_written_on_request_and_give_the_label_map(learned, ru
     ],
 )
 def test_structures_of_other_organs_have_no_mass_and_no_ejection_fraction(names, columns, run_bundle, tmp_path):
-    write_nifti(tmp_path / "scans" / "scan.nii.gz", np.zeros((32, 32, 3), np.float32), np.diag([1.4, 1.4, 8, 1]))
+    write_nifti(tmp_path / "scans" / "scan.nii.gz", _noise((32, 32, 3)), np.diag([1.4, 1.4, 8, 1]))
     options = _by_intensity(tmp_path) | {"class_names": names}
     run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "scans"), patch_size=[32, 32], **options)
     (row,) = read_csv(tmp_path / "eval" / "volumes.csv")
@@ -350,9 +350,10 @@ def _write_bright(folder: Path, bright: dict[str, slice]) -> None:
 
 @SHORT_AXIS
 def test_the_review_has_every_scan_the_empty_one_first(run_bundle, tmp_path):
-    _write_bright(
-        tmp_path / "scans", {f"usual_{i}": slice(8, 24) for i in range(5)} | {"empty": slice(0), "edge": slice(0, 16)}
-    )
+    _write_bright(tmp_path / "scans", {f"usual_{i}": slice(8, 24) for i in range(5)} | {"edge": slice(0, 16)})
+    speck = np.zeros((128, 128, 3), np.float32)
+    speck[0, 0, 0] = 1  # too small for the network's grid; an image of one value alone would be refused
+    write_nifti(tmp_path / "scans" / "empty.nii.gz", speck, np.diag([0.35, 0.35, 8, 1]))
     write_nifti(tmp_path / "scans" / "cine.nii.gz", _noise((32, 32, 3, 2)), np.diag([1.4, 1.4, 8, 1]))
     torch.save(ByIntensity().state_dict(), tmp_path / "model.pt")
     options = {"ckpt_path": str(tmp_path / "model.pt"), "network_def": {"_target_": "by_intensity.ByIntensity"}}

@@ -279,6 +279,18 @@ def test_voxels_that_are_not_finite_are_counted(own_dataset, files, value):
         _load(own_dataset)
 
 
+@pytest.mark.parametrize("value", [0, 7, -1024.5])
+def test_an_image_of_one_value_is_refused(own_dataset, files, value):
+    _rewrite(files["unlabeled"], lambda volume: np.full_like(volume, value, dtype=np.float32))
+    with pytest.raises(UserError, match=rf"{files['unlabeled'].name}: all voxels are {value}; expected an image"):
+        _load(own_dataset)
+
+
+def test_a_label_without_a_structure_is_taken(own_dataset, files):
+    _rewrite(files["label"], np.zeros_like)
+    _load(own_dataset)
+
+
 def test_wrong_dimension_is_refused(own_dataset, files):
     _rewrite(files["unlabeled"], lambda volume: volume[:, :, 0])
     with pytest.raises(UserError, match=r"expected 3 dimensions, found shape \(16, 16\)"):

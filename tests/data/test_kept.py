@@ -34,7 +34,7 @@ def read(monkeypatch):
 def cases(tmp_path) -> list[dict[str, str]]:
     """Three scans, the first with a label."""
     for name in ("a", "b", "c"):
-        write_nifti(tmp_path / "scans" / f"{name}.nii.gz", np.ones((4, 4, 4), np.float32))
+        write_nifti(tmp_path / "scans" / f"{name}.nii.gz", np.arange(64, dtype=np.float32).reshape(4, 4, 4))
     write_nifti(tmp_path / "a_seg.nii.gz", np.ones((4, 4, 4), np.uint8))
     found = [{"image": str(tmp_path / "scans" / f"{name}.nii.gz")} for name in ("a", "b", "c")]
     found[0]["label"] = str(tmp_path / "a_seg.nii.gz")
@@ -158,7 +158,7 @@ def test_a_data_list_keeps_its_checks_and_still_refuses(own_dataset, read, tmp_p
 
 
 def test_a_thousand_unchanged_files_take_two_seconds_at_most(tmp_path):
-    image = nib.Nifti1Image(np.ones((2, 2, 2), np.uint8), np.eye(4))
+    image = nib.Nifti1Image(np.arange(8, dtype=np.uint8).reshape(2, 2, 2), np.eye(4))
     cases = [{"image": str(tmp_path / f"{number}.nii.gz")} for number in range(1000)]
     nib.save(image, cases[0]["image"])
     for case in cases[1:]:

@@ -131,7 +131,12 @@ def _of_size(*sizes: float):
     return lambda path: write_nifti(path, _noise(), np.diag([*sizes, 1.0]))
 
 
+def _write_constant(path: Path) -> None:
+    write_nifti(path, np.full((12, 10, 8), 7, np.int16))
+
+
 BROKEN = {
+    "constant": (_write_constant, r"bad\.nii\.gz: all voxels are 7; expected an image, perhaps an empty export\.$"),
     "metres": (_in_unit("meter", 0.000625), r"bad\.nii\.gz: its header is in metres, expected millimetres; write its"),
     "microns": (_in_unit("micron", 625), r"bad\.nii\.gz: its header is in microns, expected millimetres; write its"),
     "tiny": (_of_size(6.25e-4, 6.25e-4, 1.25e-3), r"bad\.nii\.gz: its .* of 0\.000625x0\.000625x0\.00125 mm, expected"),

@@ -142,9 +142,6 @@ def _check_case(case: Case, rule: CaseRule) -> Row:
         return row
     wrong += image_problems(case["image"], image, rule)
     row |= _describe(image, _files(case))
-    for file, low, high in zip(_files(case), *_channels(row, "minimum", "maximum"), strict=True):
-        if low == high:
-            row["odd"].append(Oddity("all voxels are the same", row["case"], f"{file}: all voxels are {low:g}."))
     if "label" in case:
         label, problems = read_label(case["label"], image, rule.num_classes)
         wrong += problems
