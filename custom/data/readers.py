@@ -16,7 +16,7 @@ from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
 from ..utils.names import case_name
-from .checksums import unzip
+from .checksums import check_metaimage, unzip
 from .dicom import SeriesReader
 from .geometry import foreign_unit, grid_problem
 from .labels import to_label
@@ -84,6 +84,7 @@ class LoadScan(LoadImage):
             joined.meta["channel_files"] = os.pathsep.join(map(str, files))  # a text, which batches can hold
             return joined
         array = super().__call__(filename, reader)
+        check_metaimage(str(array.meta["filename_or_obj"]))
         unit = foreign_unit(array.meta)
         if unit is not None:
             hint = "write its affine, or spacing, in millimetres, and say so in the header"

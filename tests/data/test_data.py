@@ -6,6 +6,7 @@ import json
 import logging
 from pathlib import Path
 
+import itk
 import nibabel as nib
 import numpy as np
 import pytest
@@ -156,6 +157,23 @@ def test_voxels_that_do_not_match_their_checksum_are_noticed(own_dataset, files,
     damage(files[key])
     with pytest.raises(UserError, match=rf"{files[key].name}: damaged, its voxels do not match its checksum \(.+\)"):
         _load(own_dataset)
+
+
+@pytest.mark.parametrize("name", ["scan.mha", "scan.mhd"])
+@pytest.mark.parametrize("is_damaged", [False, True])
+def test_compressed_metaimages_are_compared_with_their_checksum(name, is_damaged, tmp_path):
+    """A byte in the middle of voxels that cannot be compressed, which unzips to another voxel."""
+    volume = np.random.default_rng(0).integers(0, 2**16, (16, 16, 16)).astype(np.uint16)
+    itk.imwrite(itk.image_from_array(volume), str(tmp_path / name), compression=True)
+    voxels = tmp_path / name if name.endswith(".mha") else tmp_path / "scan.zraw"
+    content = bytearray(voxels.read_bytes())
+    content[len(content) // 2] ^= is_damaged
+    voxels.write_bytes(content)
+    if not is_damaged:
+        assert np.array_equal(LoadScan()(tmp_path / name)[0].numpy().T, volume)
+    else:
+        with pytest.raises(UserError, match=rf"{name}: damaged, its voxels do not match its checksum \(.+\)"):
+            LoadScan()(tmp_path / name)
 
 
 def test_a_sound_file_of_several_zipped_parts_is_read_in_full(files):
