@@ -43,7 +43,7 @@ def unzip(voxels: ArrayProxy, path: str) -> np.ndarray:
 
 
 def check_metaimage(path: str) -> None:
-    """Decompress the voxels of a MetaImage file once more: where a byte is another, ITK gives wrong ones without a word.
+    """Decompress the voxels of a MetaImage file once more: where a byte is another, ITK says nothing.
 
     Args:
         path: of the file, or of the header beside the voxels; other files, and voxels that are not compressed, pass.
