@@ -64,7 +64,7 @@ class InferenceRecord:
         self.overwrite = overwrite
         self.kept: list[str] = []  #: the scans that are left out since their results would replace other files
         self.cases = {case["case"]: case for case in cases}
-        self.begun: set[str] = set()  #: entries that this process has begun and not ended
+        self.begun: dict[str, Any] = {}  #: of scans that this process has begun and not ended, the entries before
         settings = json.dumps([__version__, flat_config(config, frozenset(runtime_keys))], sort_keys=True, default=str)
         self.made_by = {"weights": [_sha256(path) for path in ensure_tuple(weights)], "settings": _text_hash(settings)}
         #: The states of the files from before they are read.
@@ -91,8 +91,9 @@ class InferenceRecord:
 
     def begin(self, name: str) -> None:
         """Note that a scan is being segmented, so that what is written of it is known for its own after a crash."""
-        self.begun.add(_place(self.cases[name]))
-        self._change({_place(self.cases[name]): BEGUN})
+        place = _place(self.cases[name])
+        self.begun[place] = self._read().get(place)
+        self._change({place: BEGUN})
 
     def add(self, name: str, outputs: Sequence[str], found: Mapping[str, Any]) -> None:
         """Note that a scan is segmented.
@@ -105,7 +106,7 @@ class InferenceRecord:
         states = {os.path.relpath(path, self.folder): _state(Path(path)) for path in outputs}
         about = {"case": name, "files": case_paths(self.cases[name]), "input": self.inputs[name]}
         self._change({_place(self.cases[name]): about | self.made_by | {"outputs": states, "found": found}})
-        self.begun.discard(_place(self.cases[name]))
+        self.begun.pop(_place(self.cases[name]), None)
 
     def found(self) -> dict[str, Any]:
         """Give what was measured in each scan that is segmented, by whichever process, in the order of the cases."""
@@ -135,7 +136,8 @@ class InferenceRecord:
         Raises:
             UserError: names every scan that was left out, and why.
         """
-        self._change(dict.fromkeys(self.begun))
+        # Of a scan that failed, unless something was written of it by then.
+        self._change({place: old for place, old in self.begun.items() if not self._unknown(place, old or {})})
         problems = gather_in_turn([*problems, *self.kept])
         if problems:
             count = len(self.found())
@@ -158,8 +160,11 @@ class InferenceRecord:
         entry = entries.get(_place(case), {})
         if entry == BEGUN:
             return []
-        known = entry["outputs"] if self._is_of(case, entry) else {}
-        paths = [self.folder / f"{_place(case)}{ending}" for ending in self.endings]
+        return self._unknown(_place(case), entry if self._is_of(case, entry) else {})
+
+    def _unknown(self, place: str, entry: Mapping[str, Any]) -> list[Path]:
+        known = entry.get("outputs", {})
+        paths = [self.folder / f"{place}{ending}" for ending in self.endings]
         return [p for p in paths if (state := _state(p)) and state != known.get(os.path.relpath(p, self.folder))]
 
     def _change(self, entries: Mapping[str, Any]) -> None:

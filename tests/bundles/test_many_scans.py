@@ -21,7 +21,7 @@ from scan_files import write_dicom, write_nifti
 from starter import CONTEXT, _run_module
 
 from custom.data import list_scans, share_out
-from custom.data.record import RECORD
+from custom.data.record import RECORD, InferenceRecord
 from custom.networks import UNet, VNet
 from custom.utils.errors import UserError
 
@@ -158,6 +158,23 @@ def test_a_file_in_the_place_of_results_is_kept(failed, segment, scans, tmp_path
     after = _contents(tmp_path / "eval")
     assert after.pop("review.html") != page  # which says what was left out
     assert after == before
+
+
+@pytest.mark.parametrize("is_written", [False, True])
+def test_what_was_written_of_a_scan_that_then_failed_is_no_other_s_file(is_written, scans, weights, tmp_path):
+    case, label = {"case": "a", "image": str(scans / "a.nii.gz")}, tmp_path / "a_seg.nii.gz"
+    first, second, third = (InferenceRecord(str(tmp_path), [case], weights, {"setting": n}) for n in range(3))
+    first.begin("a")
+    label.write_bytes(b"first")
+    first.add("a", [str(label)], {})
+    assert second.remaining([case]) == [case]
+    second.begin("a")
+    if is_written:
+        label.write_bytes(b"of the second")
+    second.finish([])
+    assert third.remaining([case]) == [case]
+    label.write_bytes(b"somebody's label")
+    assert third.remaining([case]) == ([case] if is_written else [])
 
 
 @LEFT_ATRIUM
