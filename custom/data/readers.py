@@ -38,16 +38,16 @@ class NiftiReader(NibabelReader):
             UserError: when voxels are complex numbers, whose imaginary part would be lost.
         """
         images = super().read(data, **kwargs)
-        for path, image in zip(self.filenames, ensure_tuple(images), strict=True):
+        for image in ensure_tuple(images):
             kind = image.get_data_dtype()
             if kind.kind == "c":
                 hint = "expected real ones; save the magnitude"
-                raise UserError(f"{path}: its voxels are complex numbers ({kind}), {hint}.")
+                raise UserError(f"{image.get_filename()}: its voxels are complex numbers ({kind}), {hint}.")
         return images
 
     def _get_array_data(self, img: Any, filename: Any) -> np.ndarray:
-        zipped = str(filename).lower().endswith(".gz")
-        array = unzip(img.dataobj, str(filename)) if zipped else super()._get_array_data(img, filename)
+        path = img.get_filename()  # `filename` is of whichever file another thread has begun to read meanwhile
+        array = unzip(img.dataobj, path) if path.lower().endswith(".gz") else super()._get_array_data(img, filename)
         return array if array.dtype.names is None else np.stack([array[name] for name in "RGB"], -1)
 
 

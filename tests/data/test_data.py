@@ -4,6 +4,7 @@ import builtins
 import gzip
 import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import itk
@@ -174,6 +175,15 @@ def test_compressed_metaimages_are_compared_with_their_checksum(name, is_damaged
     else:
         with pytest.raises(UserError, match=rf"{name}: damaged, its voxels do not match its checksum \(.+\)"):
             LoadScan()(tmp_path / name)
+
+
+def test_threads_that_read_with_one_loader_get_their_own_files(tmp_path):
+    paths = [tmp_path / f"{number}.nii.gz" for number in range(60)]
+    for number, path in enumerate(paths):
+        nib.save(nib.Nifti1Image(np.full((9, 8, 7), number, np.float32), np.eye(4)), path)
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(LoadScan(), paths))
+    assert [int(volume.max()) for volume in found] == list(range(60))
 
 
 def test_a_sound_file_of_several_zipped_parts_is_read_in_full(files):
