@@ -11,6 +11,7 @@ import numpy as np
 from nibabel.arrayproxy import ArrayProxy
 
 from ..utils.errors import UserError
+from .geometry import text_header
 
 __all__ = ["check_metaimage", "unzip"]
 
@@ -18,7 +19,6 @@ _BLOCK = 1 << 20
 #: Of a MetaImage's header: that its voxels are compressed, and in which file they are.
 _COMPRESSED = re.compile(rb"^CompressedData[ \t]*=[ \t]*True", re.MULTILINE | re.IGNORECASE)
 _VOXELS = re.compile(rb"^ElementDataFile[ \t]*=[ \t]*(.*?)[ \t\r]*\n", re.MULTILINE)
-_HEADER_BYTES = 1 << 14
 
 
 def unzip(voxels: ArrayProxy, path: str) -> np.ndarray:
@@ -53,8 +53,7 @@ def check_metaimage(path: str) -> None:
     """
     if not path.lower().endswith((".mha", ".mhd")):
         return
-    with open(path, "rb") as file:
-        header = file.read(_HEADER_BYTES)
+    header = text_header(path)
     place = _VOXELS.search(header)
     if place is None or _COMPRESSED.search(header[: place.end()]) is None:
         return

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-__all__ = ["foreign_unit", "grid_problem", "has_volume", "lacks_spacing", "size_problem"]
+__all__ = ["foreign_unit", "grid_problem", "has_volume", "lacks_spacing", "size_problem", "text_header"]
 
 #: How far a voxel of a label may lie from its image's, as a share of the image's smallest step: less than what headers
 #: lose in float32 and in quaternions is not a difference, and much more would shift a contour.
@@ -71,12 +71,12 @@ def foreign_unit(meta: Mapping[str, Any]) -> str | None:
     path = str(meta.get("filename_or_obj", ""))
     if not path.lower().endswith(tuple(ending for endings in _SPACING_FIELDS for ending in endings)):
         return None
-    text = _text_header(path).decode(errors="replace")
+    text = text_header(path).decode(errors="replace")
     words = {word.strip('",').lower() for line in _UNIT_FIELD.findall(text) for word in line.split()}
     return next((name for name, spellings in _TEXT_UNITS.items() if words & spellings), None)
 
 
-def _text_header(path: str) -> bytes:
+def text_header(path: str) -> bytes:
     """Read what the header of an NRRD or MetaImage file may be, and a beginning of its voxels."""
     with open(path, "rb") as file:
         return file.read(_HEADER_BYTES)
@@ -115,7 +115,7 @@ def lacks_spacing(meta: Mapping[str, Any]) -> bool:
     path = str(meta.get("filename_or_obj", ""))
     for endings, fields in _SPACING_FIELDS.items():
         if path.lower().endswith(endings):
-            header = _text_header(path)
+            header = text_header(path)
             return not any(field in header for field in fields)
     codes: list[Any] = [meta.get(name) for name in ("qform_code", "sform_code")]
     if None in codes:
