@@ -71,10 +71,11 @@ def test_left_atrium_challenge_comes_out_as_it_went_in(la_folder, tmp_path):
     assert "label" not in content["unlabeled"][0]
 
 
-def test_the_left_atrium_s_list_for_choosing_settings_has_none_of_the_test_cases():
+@pytest.mark.parametrize(("labeled", "unlabeled"), [(4, 64), (8, 60)])
+def test_the_left_atrium_s_lists_for_choosing_settings_have_none_of_the_test_cases(labeled, unlabeled):
     split = json.loads((published.SPLITS / "la.json").read_text())
-    lists = published._development(split)
-    assert {name: len(cases) for name, cases in lists.items()} == {"training": 8, "unlabeled": 60, "validation": 12}
+    lists = published._development(split, str(labeled))
+    assert {k: len(v) for k, v in lists.items()} == {"training": labeled, "unlabeled": unlabeled, "validation": 12}
     assert {case for cases in lists.values() for case in cases} == set(split["train"])
 
 

@@ -28,8 +28,8 @@ CROPS = ("benchmark", "none")
 def la(source: str, output: str, crop: str = "benchmark", allow_missing: bool = False) -> None:
     """Prepare the 2018 Left Atrial Segmentation Challenge for the lists with 4, 8 and 16 labels.
 
-    The published split has no validation list. ``dev.json``, to choose settings with, keeps 12 of the 80 training cases
-    for validation, has 8 of the others labeled, and no test list.
+    The published split has no validation list. ``dev.json`` and ``dev_4.json``, to choose settings with, keep 12 of the
+    80 training cases for validation, have 8 and 4 of the others labeled, and no test list.
 
     Args:
         source: folder of the challenge (a folder per case with lgemri.nrrd and laendo.nrrd), or of mri_norm2.h5 files.
@@ -44,7 +44,7 @@ def la(source: str, output: str, crop: str = "benchmark", allow_missing: bool = 
     process = None
     if layout == "challenge" and crop == "benchmark":
         process = Compose([NormalizeIntensityd("image"), *_crop(margin=[15, 15, None], size=[112, 112, 80])])
-    lists = _label_budgets(split) | {"dev.json": _development(split)}
+    lists = _label_budgets(split) | {"dev.json": _development(split, "8"), "dev_4.json": _development(split, "4")}
     about = {
         "name": "2018 Left Atrial Segmentation Challenge",
         "modality": {"0": "LGE-MRI"},
@@ -177,11 +177,11 @@ def _label_budgets(split: Mapping[str, Any]) -> dict[str, Lists]:
     }
 
 
-def _development(split: Mapping[str, Any]) -> Lists:
+def _development(split: Mapping[str, Any], labeled: str) -> Lists:
     """Keep training cases for validation, where the published split keeps none."""
     validation = split["development"]
     train = [name for name in split["train"] if name not in validation]
-    return _semi_supervised(train, split["labeled"]["8"], {"validation": validation})
+    return _semi_supervised(train, split["labeled"][labeled], {"validation": validation})
 
 
 def _semi_supervised(train: Sequence[str], labeled: Sequence[str], rest: Lists) -> dict[str, Sequence[str]]:
