@@ -47,6 +47,7 @@ class InferenceRecord:
         runtime_keys: paths in it that say where and how inference runs, not what it computes.
         endings: of the files that are written for a scan, behind its name.
         overwrite: segment all again, whatever is there.
+        shard: the part of the scans that this job segments, such as ``2/8``; None for all.
     """
 
     def __init__(
@@ -58,10 +59,13 @@ class InferenceRecord:
         runtime_keys: Collection[str] = (),
         endings: Sequence[str] = ("_seg.nii.gz",),
         overwrite: bool = False,
+        shard: str | None = None,
     ) -> None:
         self.folder = Path(folder)
         self.endings = endings
         self.overwrite = overwrite
+        self.job = "1/1" if shard is None else "".join(shard.split())
+        self.problems: list[str] = []  #: why scans of this run were left out, of all its processes
         self.kept: list[str] = []  #: the scans that are left out since their results would replace other files
         self.cases = {case["case"]: case for case in cases}
         self.begun: dict[str, Any] = {}  #: of scans that this process has begun and not ended, the entries before
@@ -127,23 +131,39 @@ class InferenceRecord:
         mine = {_place(self.cases[name]): found for name, found in self.found().items()}
         return mine | {place: entry["found"] for place, entry in others.items() if self._is_whole(entry)}
 
-    def finish(self, problems: Sequence[str]) -> None:
-        """End the program with the scans that were left out, if any; call it in all processes, when they are done.
+    def leave_out(self, problems: Sequence[str]) -> None:
+        """Note which scans were left out; call it in all processes, when they are done.
 
         Args:
             problems: what this process could not segment, and why.
+        """
+        # Of a scan that failed, unless something was written of it by then.
+        self._change({place: old for place, old in self.begun.items() if not self._unknown(place, old or {})})
+        self.problems = gather_in_turn([*problems, *self.kept])
+        if is_first():
+            self._change({}, self.problems)
+
+    def left_out(self) -> list[str]:
+        """Say which scans were left out, and why, by this job and by those that segment the other parts."""
+        return list(dict.fromkeys(text for _, texts in sorted(self._left_out().items()) for text in texts))
+
+    def finish(self) -> None:
+        """End the program with the scans that were left out, if any; call it in all processes, last.
 
         Raises:
             UserError: names every scan that was left out, and why.
         """
-        # Of a scan that failed, unless something was written of it by then.
-        self._change({place: old for place, old in self.begun.items() if not self._unknown(place, old or {})})
-        problems = gather_in_turn([*problems, *self.kept])
-        if problems:
+        others = sum(not self.made_by.items() <= entry.items() for entry in self._read().values() if "found" in entry)
+        if others and is_first():
+            print(
+                f"{others} scan(s) in {self.folder} were segmented with other weights or settings; "
+                "they are not in its tables, nor in the review."
+            )
+        if self.problems:
             count = len(self.found())
-            summary = f"{count} scan(s) segmented; left out, with {len(problems)} problem(s):"
-            nothing = f"{len(problems)} problem(s), nothing was segmented:"
-            raise_in_first(UserError(summary if count else nothing, problems))
+            summary = f"{count} scan(s) segmented; left out, with {len(self.problems)} problem(s):"
+            nothing = f"{len(self.problems)} problem(s), nothing was segmented:"
+            raise_in_first(UserError(summary if count else nothing, self.problems))
 
     def _is_of(self, case: Case, entry: Mapping[str, Any]) -> bool:
         """Say whether an entry is of this scan, though its file may have been moved, or changed."""
@@ -167,24 +187,33 @@ class InferenceRecord:
         paths = [self.folder / f"{place}{ending}" for ending in self.endings]
         return [p for p in paths if (state := _state(p)) and state != known.get(os.path.relpath(p, self.folder))]
 
-    def _change(self, entries: Mapping[str, Any]) -> None:
-        """Write entries, and remove those that are None."""
-        if entries:
-            with one_at_a_time(self.folder / LOCK):
-                self._write({place: entry for place, entry in {**self._read(), **entries}.items() if entry is not None})
+    def _change(self, entries: Mapping[str, Any], problems: Sequence[str] | None = None) -> None:
+        """Write entries, and remove those that are None; write what this job left out, unless it does not know yet."""
+        if not entries and (problems is None or list(problems) == self._left_out().get(self.job, [])):
+            return
+        with one_at_a_time(self.folder / LOCK):
+            scans = {place: entry for place, entry in {**self._read(), **entries}.items() if entry is not None}
+            left_out = self._left_out() | ({} if problems is None else {self.job: list(problems)})
+            with atomic_write(self.folder / RECORD) as part:
+                part.write_text(json.dumps({"version": VERSION, "scans": scans, "left_out": left_out}))
 
     def _read(self) -> dict[str, Any]:
-        """Read the entries by their places; none from a file that is damaged or of another form."""
+        """Read the entries by their places."""
+        return {place: entry for place, entry in self._part("scans").items() if isinstance(entry, dict)}
+
+    def _left_out(self) -> dict[str, list[str]]:
+        """Read what was left out, by job; only of jobs that share out the scans as this one does."""
+        parts = self.job.partition("/")[2]
+        found = self._part("left_out")
+        return {job: texts for job, texts in found.items() if job.endswith(f"/{parts}") and isinstance(texts, list)}
+
+    def _part(self, name: str) -> dict[str, Any]:
+        """Read a part of the record; nothing from a file that is damaged or of another form."""
         try:
             content = read_json(self.folder / RECORD)
-            entries = content["scans"].items() if content["version"] == VERSION else ()
-            return {place: entry for place, entry in entries if isinstance(entry, dict)}
-        except (FileNotFoundError, ValueError, KeyError, TypeError, AttributeError):
+            return dict(content[name]) if content["version"] == VERSION else {}
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
             return {}
-
-    def _write(self, entries: Mapping[str, Any]) -> None:
-        with atomic_write(self.folder / RECORD) as part:
-            part.write_text(json.dumps({"version": VERSION, "scans": entries}))
 
 
 def _place(case: Case) -> str:

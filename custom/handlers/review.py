@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from ..data.record import InferenceRecord
 from ..report.planes import plane_picture
 from ..report.ranking import review_order
 from ..report.reviewing import review_page
-from ..utils.distributed import gather_in_turn, is_first
+from ..utils.distributed import is_first
 from ..utils.files import atomic_write
 from ..utils.names import case_of
 from ..utils.tables import write_csv
@@ -57,17 +56,12 @@ class ReviewPage:
         except Exception as error:  # whatever it is, it must not end the run
             logger.warning("%s: there is no picture for the review (%s).", case, error)
 
-    def finish(self, problems: Sequence[str]) -> None:
-        """Write the list and the page when all processes are done; call it in all of them.
-
-        Args:
-            problems: what this process could not segment, and why; the scans that the record keeps are added.
-        """
-        problems = gather_in_turn([*problems, *self.record.kept])  # waits for the others
+    def finish(self) -> None:
+        """Write the list and the page, when the record knows of what all processes left out; call it in all of them."""
         found = self.record.found_in_folder()
         if found and is_first():
             files = {scan["review"]["case"]: place + self.record.endings[0] for place, scan in found.items()}
             rows = review_order([scan["review"] for scan in found.values()])
             rows = [{**row, "prediction": files[row["case"]]} for row in rows]
             write_csv(self.folder / "review.csv", rows)
-            print(f"Review: {review_page(self.folder, rows, problems)}")
+            print(f"Review: {review_page(self.folder, rows, self.record.left_out())}")

@@ -450,6 +450,31 @@ def test_jobs_that_do_not_know_of_each_other_share_the_scans_and_the_last_one_wr
     assert _contents(tmp_path / "eval") == _contents(tmp_path / "undisturbed")
 
 
+@LEFT_ATRIUM
+def test_the_page_names_what_every_job_left_out_until_it_is_mended(segment, scans, tmp_path):
+    for name in "fg":
+        (scans / f"{name}.nii.gz").write_bytes(b"no image")
+    for number in (1, 2):  # the smallest files are the last that are dealt, one to each job
+        with refused("1 problem(s)"):
+            segment(shard=f"{number}/2")
+    named = [line.partition(":")[0] for line in _left_out(tmp_path / "eval")]
+    assert sorted(named) == [str(scans / f"{name}.nii.gz") for name in "fg"]
+    for name in "fg":
+        (scans / f"{name}.nii.gz").unlink()
+    segment()
+    assert not _left_out(tmp_path / "eval")
+
+
+@LEFT_ATRIUM
+def test_label_maps_of_other_settings_are_counted(segment, scans, tmp_path, capsys):
+    segment()
+    write_nifti(tmp_path / "new" / "f.nii.gz", _noise(9))
+    assert "with other weights or settings" not in capsys.readouterr().out
+    segment(dataset_dir=str(tmp_path / "new"), keep_largest=[])
+    assert f"5 scan(s) in {tmp_path / 'eval'} were segmented with other weights or settings" in capsys.readouterr().out
+    assert [row["case"] for row in read_csv(tmp_path / "eval" / "volumes.csv")] == ["f"]
+
+
 def _torchrun(command: list[str]) -> subprocess.CompletedProcess:
     place = command.index("--config_file") + 1
     files = [command[place], command[place].replace("inference.yaml", "multi_gpu_inference.yaml")]
