@@ -17,6 +17,7 @@ from monai.bundle import ConfigWorkflow
 
 from custom.utils.cli import run
 from custom.utils.errors import UserError
+from custom.utils.settings import guess
 from custom.utils.weights import save_weights
 from tools.synthetic import write_dataset, write_hearts
 
@@ -36,6 +37,7 @@ def cohort(
     ckpt_path: str | None = None,
     repeats: int = 1,
     device: str = "cuda" if torch.cuda.is_available() else "cpu",
+    **changes: Any,
 ) -> None:
     """Print seconds, scans per minute and peak memory.
 
@@ -47,6 +49,7 @@ def cohort(
         ckpt_path: weights; untrained ones by default, which take as long.
         repeats: how often each way is timed.
         device: cpu or cuda.
+        changes: other settings of the bundle, such as ``--class_names liver,tumor``.
 
     Raises:
         UserError: for an unknown bundle or device, weights that do not fit, or when something is wrong with the scans.
@@ -54,15 +57,16 @@ def cohort(
     where = available_device(device)
     files = ["inference", overlay] if overlay else ["inference"]
     with tempfile.TemporaryDirectory() as folder:
-        settings = {"device": device, "output_dir": f"{folder}/predictions"}
+        changes = {name: guess(value) if isinstance(value, str) else value for name, value in changes.items()}
+        settings = {"device": device, "output_dir": f"{folder}/predictions"} | changes
         settings["dataset_dir"] = dataset_dir or _synthetic(bundle, Path(folder) / "scans", count)
         if ckpt_path is None:
             ckpt_path = f"{folder}/model.pt"
-            save_weights(bundle_config(bundle, files, {}).get_parsed_content("network"), ckpt_path)
+            save_weights(bundle_config(bundle, files, changes).get_parsed_content("network"), ckpt_path)
         settings["ckpt_path"] = ckpt_path
         paths = [str(BUNDLES / f"crossmatch_{bundle}" / "configs" / f"{name}.yaml") for name in files]
         ways = {"bundle": {}, "fast": {"fast": True}}
-        builders = {name: partial(_segmentation, paths, settings | changes) for name, changes in ways.items()}
+        builders = {name: partial(_segmentation, paths, settings | way) for name, way in ways.items()}
         found = measure(builders, where, repeats, untimed=0)
     scans = found["bundle"].result
     print(f"crossmatch_{bundle}, {scans} scans, {machine(where)}")

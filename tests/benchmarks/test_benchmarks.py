@@ -88,7 +88,7 @@ def test_inference_is_timed_and_its_labels_compared(bundle, tiny_dataset, tmp_pa
 @pytest.mark.usefixtures("forks")
 @LEFT_ATRIUM
 def test_a_folder_of_scans_is_timed_from_reading_to_writing(bundle, tiny_dataset, capsys):
-    cohort("la", dataset_dir=str(tiny_dataset.parent), overlay="quick", device="cpu")
+    cohort("la", dataset_dir=str(tiny_dataset.parent), overlay="quick", device="cpu", class_names="[a,b]")
     shown = capsys.readouterr().out
     scans = len(list((tiny_dataset.parent / "images").iterdir()))
     assert f"crossmatch_la, {scans} scans" in shown
