@@ -28,7 +28,7 @@ CHECKPOINT_SECONDS = 600
 #: A plan that gets through fewer is none.
 FEWEST_ITERATIONS = 50
 #: With fewer, of one structure and of several, some may stay empty: on the short axis two of three did with 148, and
-#: nearly with 582 of 64x64 pixels (docs/results.md).
+#: nearly with 582 of 64x64 pixels (docs/results/experiments.md).
 FEW_ITERATIONS, FEW_FOR_SEVERAL = 400, 1000
 #: Share of the main memory that may hold what was read.
 CACHE_SHARE = 0.5

@@ -55,7 +55,7 @@ def suggest(
 
     The 3 x count patients whose predictions are the most doubtful come into question; of these each choice is the one
     whose features differ most from those that are labeled or chosen already. With very few labels patients by chance
-    were worth more, see docs/results.md. The same command again goes on where it was interrupted.
+    were worth more, see docs/results/experiments.md. The same command again goes on where it was interrupted.
 
     Args:
         datalist: a data list with ``unlabeled`` scans.
