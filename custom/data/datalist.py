@@ -114,7 +114,11 @@ def read_lists(path: Path) -> dict[str, list[Case]]:
     except ValueError as error:
         raise UserError(f"{path}: not a JSON file ({error}).") from error
     if not isinstance(content, dict) or not any(name in content for name in LISTS):
-        raise UserError(f"{path}: expected a JSON object with the lists {', '.join(LISTS)}.")
+        found = ", ".join(list(content)[:5]) if isinstance(content, dict) else f"a {type(content).__name__}"
+        raise UserError(
+            f"{path}: expected a JSON object with the lists {', '.join(LISTS)}; found {found or 'an empty one'}. "
+            "`crossmatch prepare own` makes one from folders of images and labels."
+        )
     problems: list[str] = []
     lists = {name: _read_list(path, name, content.get(name), problems) for name in LISTS}
     if problems:
