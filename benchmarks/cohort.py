@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow
 
-from custom.utils.cli import run
 from custom.utils.errors import UserError
 from custom.utils.settings import guess
 from custom.utils.weights import save_weights
+from tools.cli import run
 from tools.synthetic import write_dataset, write_hearts
 
 from .bundle import BUNDLES, available_device, bundle_config

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from custom.trainer import CrossMatchTrainer
-from custom.utils.cli import run
+from tools.cli import run
 
 from .bundle import available_device, bundle_config
 from .timing import machine, seconds

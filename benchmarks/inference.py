@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from custom.handlers.folding import fold_batch_norm
-from custom.utils.cli import run
 from custom.utils.weights import read_weights
+from tools.cli import run
 
 from .bundle import available_device, bundle_config
 from .timing import machine, measure, print_table

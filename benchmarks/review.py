@@ -20,10 +20,10 @@ from scipy.stats import spearmanr
 from custom.data.datalist import LISTS, read_lists
 from custom.data.readers import LoadLabel
 from custom.metrics import overlap
-from custom.utils.cli import run
 from custom.utils.errors import UserError
 from custom.utils.files import FILE_NAMES
 from custom.utils.names import case_names
+from tools.cli import run
 
 from .bundle import BUNDLES
 

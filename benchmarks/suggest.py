@@ -16,10 +16,10 @@ import numpy as np
 
 from custom.data.datalist import LISTS, read_lists
 from custom.report.pages import overall, read_rows
-from custom.utils.cli import run
 from custom.utils.errors import UserError
 from custom.utils.files import FILE_NAMES, read_json
 from custom.utils.names import patient_name
+from tools.cli import run
 from tools.prepare.writer import write_json
 from tools.study import study
 

@@ -16,8 +16,8 @@ import torch
 from monai.bundle import ConfigParser
 
 from custom.trainer import CrossMatchTrainer
-from custom.utils.cli import run
 from custom.utils.device import MixedPrecision
+from tools.cli import run
 
 from .bundle import available_device, bundle_config
 from .original_order import OriginalStep

@@ -15,7 +15,7 @@ COMMANDS = {
     "suggest": ("tools.suggest", "choose which unlabeled scans to label next"),
     "study": ("tools.study", "train and score several settings side by side"),
     "compare": ("tools.compare", "make one page of several finished runs"),
-    "report": ("custom.report", "make the page of one run again"),
+    "report": ("tools.report", "make the page of one run again"),
     "package": ("tools.package", "make an archive of a bundle, or check one"),
     "ship": ("tools.ship_weights", "store trained weights in a bundle"),
     "convert": ("tools.convert_weights", "turn weights of the original code into a bundle's"),

@@ -26,11 +26,12 @@ from custom.data.datalist import read_lists
 from custom.report.drawing import new_figure
 from custom.report.pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
 from custom.report.record import data_list_record, read_run_record, training_seconds
-from custom.utils import cli
 from custom.utils.config import flat_config
 from custom.utils.errors import UserError
 from custom.utils.names import MEAN, groups, patient_name
 from custom.utils.tables import write_csv
+
+from . import cli
 
 __all__ = ["compare", "compare_arms"]
 

@@ -17,10 +17,11 @@ from typing import Any, NamedTuple
 import torch
 
 from custom.networks import PerturbedNetwork, UNet, VNet
-from custom.utils.cli import run
 from custom.utils.errors import UserError
 from custom.utils.files import atomic_write
 from custom.utils.weights import weight_problems
+
+from .cli import run
 
 __all__ = ["convert", "convert_file"]
 

@@ -24,9 +24,9 @@ import yaml
 from custom.data import read_lists
 from custom.report.drawing import Panel, case_panels, draw_panels
 from custom.report.pages import overall, read_rows
-from custom.utils.cli import run
 from custom.utils.errors import UserError
 
+from .cli import run
 from .synthetic import write_hearts
 
 __all__ = ["demo"]

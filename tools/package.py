@@ -19,12 +19,12 @@ import yaml
 from monai.bundle import ConfigParser
 
 import custom
-from custom.utils.cli import run
 from custom.utils.config import refuse_newer_bundle
 from custom.utils.errors import UserError
 from custom.utils.files import atomic_write
 from custom.utils.weights import read_weights, settings_path
 
+from .cli import run
 from .model_card import model_card
 
 __all__ = ["check_archive", "package", "write_archive"]

@@ -11,10 +11,11 @@ from pathlib import Path
 import torch
 from monai.bundle import ConfigParser
 
-from custom.utils.cli import run
 from custom.utils.errors import UserError
 from custom.utils.files import atomic_write
 from custom.utils.weights import read_settings, read_weights, settings_path
+
+from .cli import run
 
 __all__ = ["ship_weights"]
 

@@ -30,12 +30,12 @@ from monai.utils import ensure_tuple
 
 from custom.data.datalist import default_evaluation_list, read_lists
 from custom.handlers.checkpoints import EXIT_STOPPED
-from custom.utils import cli
 from custom.utils.errors import UserError
 from custom.utils.files import atomic_write
 from custom.utils.names import groups
 from custom.utils.settings import guess
 
+from . import cli
 from .compare import compare_arms
 
 __all__ = ["Run", "study"]

@@ -1,4 +1,4 @@
-"""One page about a finished run: ``python -m custom.report RUN_DIR``, also written at the end of ``evaluating``.
+"""One page about a finished run, written at the end of ``evaluating``.
 
 It is put together from what the run left in its folder: ``metrics.csv``, TensorBoard's events, the pictures of
 :class:`custom.handlers.CasePanels` and ``run.json``. What is missing is left out.

@@ -112,7 +112,7 @@ def test_a_page_is_written_where_the_locale_is_ascii(tmp_path):
     rows = "case,class,dice\nMüller,Höhle,0.5\nMüller,all,0.5\nmean,all,0.5\n"
     (folder / "metrics.csv").write_text(rows, encoding="utf-8")
     ascii_only = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    command = [sys.executable, "-m", "custom.report", str(folder)]
+    command = [sys.executable, "-m", "tools.report", str(folder)]
     done = subprocess.run(command, env=ascii_only, capture_output=True, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     page = (folder / "report.html").read_text(encoding="utf-8")

@@ -8,9 +8,9 @@ import sys
 import pytest
 from conftest import ROOT
 
-from custom.utils.cli import run
 from custom.utils.errors import UserError
 from tools.__main__ import COMMANDS, main
+from tools.cli import run
 
 DONE = []
 

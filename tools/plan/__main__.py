@@ -1,7 +1,6 @@
 """The command line of :mod:`tools.plan`."""
 
-from custom.utils.cli import run
-
+from ..cli import run
 from .command import plan
 
 run(plan)

@@ -1,7 +1,6 @@
 """The command line of :mod:`tools.prepare`."""
 
-from custom.utils.cli import run
-
+from ..cli import run
 from .commands import acdc, check, demo, isic, la, own, pancreas
 
 run({"la": la, "acdc": acdc, "pancreas": pancreas, "isic": isic, "own": own, "demo": demo, "check": check})

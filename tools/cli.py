@@ -14,8 +14,8 @@ from typing import Any
 
 import fire
 
-from .errors import UserError, show_user_errors_plainly
-from .settings import UnfitError, describe, is_flag, read_as, shown, typed_settings
+from custom.utils.errors import UserError, show_user_errors_plainly
+from custom.utils.settings import UnfitError, describe, is_flag, read_as, shown, typed_settings
 
 __all__ = ["run"]
 
