@@ -30,63 +30,24 @@ REQUIRED = {
 }
 POSITIVE = ("Rows", "Columns", "BitsAllocated", "PixelSpacing")
 #: Objects that archives keep beside scans.
-OTHER_OBJECTS = {
-    "SEG",
-    "RTSTRUCT",
-    "RTPLAN",
-    "RTDOSE",
-    "RTRECORD",
-    "RTIMAGE",
-    "SR",
-    "PR",
-    "KO",
-    "REG",
-    "DOC",
-    "FID",
-    "PLAN",
-}
-#: What tells slices at the same position apart, the first that differs counts.
-TELLING = {
-    "TemporalPositionIdentifier": "a time series",
-    "TemporalPositionIndex": "a time series",
-    "EchoNumbers": "several echoes",
-    "EchoTime": "several echoes",
-    "EffectiveEchoTime": "several echoes",
-    "DiffusionBValue": "several diffusion weightings",
-    "DiffusionGradientOrientation": "several diffusion weightings",
-    "InversionTime": "several inversion times",
-    "FlipAngle": "several flip angles",
-    "ConvolutionKernel": "several reconstructions",
-    "ComplexImageComponent": "several kinds of image",
-    "ImageType": "several kinds of image",
-    "FrameType": "several kinds of image",
-    "TriggerTime": "a time series",
-    "NominalCardiacTriggerDelayTime": "a time series",
-    "NominalPercentageOfCardiacPhase": "a time series",
-    "TemporalPositionTimeOffset": "a time series",
-    "FrameReferenceTime": "a time series",
-    "AcquisitionNumber": "several acquisitions",
-    "AcquisitionDateTime": "a time series or several acquisitions",
-    "FrameAcquisitionDateTime": "a time series or several acquisitions",
-    "AcquisitionTime": "a time series or several acquisitions",
-    "ContentTime": "a time series or several acquisitions",
-}
-#: Functional groups that are looked into. Private ones may hold positions, too, of corners instead of voxels.
-MACROS = (
-    "PlanePositionSequence",
-    "PlaneOrientationSequence",
-    "PixelMeasuresSequence",
-    "PixelValueTransformationSequence",
-    "FrameContentSequence",
-    "TemporalPositionSequence",
-    "CardiacSynchronizationSequence",
-    "MREchoSequence",
-    "MRDiffusionSequence",
-    "MRImageFrameTypeSequence",
-    "MRTimingAndRelatedParametersSequence",
-    "CTImageFrameTypeSequence",
-    "CTReconstructionSequence",
-    "PETFrameTypeSequence",
+OTHER_OBJECTS = (
+    *("SEG", "RTSTRUCT", "RTPLAN", "RTDOSE", "RTRECORD", "RTIMAGE"),
+    *("SR", "PR", "KO", "REG", "DOC", "FID", "PLAN"),
+)
+#: What tells slices at the same position apart: what they are, and by which attributes; the first that differs counts.
+TELLING = (
+    ("a time series", ("TemporalPositionIdentifier", "TemporalPositionIndex")),
+    ("several echoes", ("EchoNumbers", "EchoTime", "EffectiveEchoTime")),
+    ("several diffusion weightings", ("DiffusionBValue", "DiffusionGradientOrientation")),
+    ("several inversion times", ("InversionTime",)),
+    ("several flip angles", ("FlipAngle",)),
+    ("several reconstructions", ("ConvolutionKernel",)),
+    ("several kinds of image", ("ComplexImageComponent", "ImageType", "FrameType")),
+    ("a time series", ("TriggerTime", "NominalCardiacTriggerDelayTime", "NominalPercentageOfCardiacPhase")),
+    ("a time series", ("TemporalPositionTimeOffset", "FrameReferenceTime")),
+    ("several acquisitions", ("AcquisitionNumber",)),
+    ("a time series or several acquisitions", ("AcquisitionDateTime", "FrameAcquisitionDateTime")),
+    ("a time series or several acquisitions", ("AcquisitionTime", "ContentTime")),
 )
 #: Share of the step by which a slice may lie off the grid, and mm per mm that rounded headers may add to that.
 STEP_TOLERANCE = 0.01
@@ -140,7 +101,7 @@ def read_series(folder: Path, files: Sequence[Path]) -> Series:
     """
     try:
         slices = [part for file in files for part in _slices(file)]
-        for check in (_check_attributes, _check_one_series, _check_images, _check_copies):
+        for check in (_check_attributes, _check_one_series, _check_images):
             check(slices)
         shape, affine = (int(slices[0].get("Columns")), int(slices[0].get("Rows"))), _plane(slices[0])
         positions = np.stack([part.numbers("ImagePositionPatient") for part in slices])
@@ -187,18 +148,21 @@ def _frames(path: Path, header: Any) -> list[Slice]:
         return [Slice(path, 0, 1, (header,))]
     if len(groups) != count:
         raise UserError(f"{path.name} is multi-frame and describes {len(groups)} of its {count} frames; {CONVERT}.")
-    shared = _flat((header.get("SharedFunctionalGroupsSequence") or [()])[0])
+    shared = _flat((header.get("SharedFunctionalGroupsSequence") or [{}])[0])
     return [Slice(path, k, count, (_flat(group), shared, header)) for k, group in enumerate(groups)]
 
 
 def _flat(group: Any) -> Any:
-    """Collect what the macros of a functional group hold; DICOM PS3.3, section C.7.6.16."""
+    """Collect what the macros of a functional group hold; DICOM PS3.3, section C.7.6.16.
+
+    Private ones are passed over, since they may hold positions, too, of corners instead of voxels.
+    """
     import pydicom
 
     flat = pydicom.Dataset()
-    for macro in MACROS:
-        if group and group.get(macro):
-            flat.update(group.get(macro)[0])
+    for macro in [group[tag] for tag in sorted(group.keys()) if not tag.is_private]:
+        if macro.VR == "SQ" and macro.value:
+            flat.update(macro.value[0])
     return flat
 
 
@@ -306,19 +270,6 @@ def _check_images(slices: Sequence[Slice]) -> None:
             raise UserError(f"{name} has RescaleSlope and RescaleIntercept {part.scaling}; export it again.")
 
 
-def _check_copies(slices: Sequence[Slice]) -> None:
-    seen: dict[tuple[str, int], str] = {}
-    copies = []
-    for part in slices:
-        identity = part.get("SOPInstanceUID")
-        if identity is not None:
-            original = seen.setdefault((str(identity), part.frame), part.path.name)
-            copies += [f"{part.path.name} of {original}"] if original != part.path.name else []
-    if copies:
-        listed = ", ".join(copies[:3]) + (", ..." if len(copies) > 3 else "")
-        raise UserError(f"{len(copies)} slice(s) are there twice, as copies ({listed}); remove the copies.")
-
-
 def _plane(part: Slice) -> np.ndarray:
     """Affine of a slice, 4x4: columns, rows, and the unit normal; without its place."""
     row, column = np.split(part.numbers("ImageOrientationPatient"), 2)
@@ -332,19 +283,19 @@ def _plane(part: Slice) -> np.ndarray:
 
 def _check_double(slices: Sequence[Slice], positions: np.ndarray) -> None:
     """Refuse several slices at one position, and say what they are."""
-    same = np.linalg.norm(np.diff(positions, axis=0), axis=1) < SAME
-    if not same.any():
+    is_new = np.linalg.norm(np.diff(positions, axis=0), axis=1) >= SAME
+    if is_new.all():
         return
-    first = int(same.argmax())
-    last = first + 1 + int(np.argmin(np.append(same[first:], False))) - 1
-    group = slices[first : last + 1]
-    places = len(slices) - int(same.sum())
-    for name, kind in TELLING.items():
-        if len({str(part.get(name)) for part in group}) > 1:
-            found = f"{len(slices)} images at {places} position(s) that differ in {name}"
-            raise UserError(f"it is {kind}, {found}; give each volume a folder of its own, or {CONVERT}.")
+    place, places = int(is_new.argmin()), 1 + int(is_new.sum())
+    group = [part for part, number in zip(slices, np.cumsum([0, *is_new]), strict=True) if number == place]
+    for kind, names in TELLING:
+        for name in names:
+            if len({str(part.get(name)) for part in group}) > 1:
+                found = f"{len(slices)} images at {places} position(s) that differ in {name}"
+                raise UserError(f"it is {kind}, {found}; give each volume a folder of its own, or {CONVERT}.")
     files = " and ".join(dict.fromkeys(part.path.name for part in group[:2]))
-    raise UserError(f"{int(same.sum())} slice(s) are there twice, at the same position ({files}); remove one of each.")
+    double = len(slices) - places
+    raise UserError(f"{double} slice(s) are there twice, at the same position ({files}); remove one of each.")
 
 
 def _step(slices: Sequence[Slice], positions: np.ndarray, normal: np.ndarray) -> float:

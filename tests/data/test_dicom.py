@@ -131,10 +131,10 @@ def test_several_volumes_in_one_series_are_called_what_they_are(name, values, wo
     assert f"{words}" in _problem(tmp_path / "a")
 
 
-def test_copies_of_slices_are_called_copies(tmp_path):
+def test_copies_of_slices_are_named_with_their_originals(tmp_path):
     write_dicom(tmp_path / "a", _volume())
     (tmp_path / "a" / "copy.dcm").write_bytes((tmp_path / "a" / "003.dcm").read_bytes())
-    assert "as copies (copy.dcm of 003.dcm)" in _problem(tmp_path / "a")
+    assert "1 slice(s) are there twice, at the same position (003.dcm and copy.dcm)" in _problem(tmp_path / "a")
 
 
 @pytest.mark.parametrize(("between", "expected"), [(None, 2.0), (3.0, 3.0), (-3.0, 3.0)])
