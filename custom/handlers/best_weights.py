@@ -12,6 +12,7 @@ from monai.handlers import CheckpointLoader
 from torch import nn
 
 from ..networks import MeanEnsemble
+from ..utils.distributed import is_first
 from ..utils.weights import read_weights, save_weights
 from .folding import fold_batch_norm
 
@@ -31,7 +32,6 @@ class BestWeights:
         validator: engine that validates during training; its key metric is compared, larger is better. None when there
             is no validation list: nothing is written then.
         path: the weights' file.
-        rank: number of this process among those that train together; only 0 writes.
         settings: written beside the weights, for inference.
     """
 
@@ -40,13 +40,11 @@ class BestWeights:
         network: nn.Module,
         validator: Engine | None,
         path: str,
-        rank: int = 0,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         self.network = network
         self.validator = validator
         self.path = Path(path)
-        self.rank = rank
         self.settings = settings
         self.best: dict[str, Any] = {"metric": None, "iteration": 0}
 
@@ -59,7 +57,7 @@ class BestWeights:
         metric = float(validator.state.metrics[validator.state.key_metric_name])
         if self.best["metric"] is None or metric > self.best["metric"]:
             self.best = {"metric": metric, "iteration": trainer.state.iteration}
-            if self.rank == 0:
+            if is_first():
                 save_weights(self.network, self.path, self.settings)
 
     def state_dict(self) -> dict[str, Any]:

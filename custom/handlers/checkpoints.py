@@ -17,7 +17,7 @@ import torch
 from ignite.engine import Engine, Events
 
 from ..utils.config import flat_config
-from ..utils.distributed import any_rank, gather_in_turn
+from ..utils.distributed import any_rank, gather_in_turn, is_first
 from ..utils.errors import UserError
 from ..utils.files import atomic_write
 from ..utils.weights import Stateful, save_weights
@@ -50,7 +50,6 @@ class Checkpoints:
         n_saved: how many are kept; at least 2, so that a damaged one does not lose the run.
         resume: go on from the newest checkpoint, when there is one. False starts anew, and moves those that are there
             to ``FOLDER_previous``.
-        rank: number of this process among those that train together; only 0 writes.
         runtime_keys: paths in ``config`` that say where and how a training runs, not what it computes, such as
             ``train::handlers``; another value of theirs is no reason not to resume.
         settings: written beside the final weights, for inference.
@@ -68,7 +67,6 @@ class Checkpoints:
         interval: int = 500,
         n_saved: int = 2,
         resume: bool = True,
-        rank: int = 0,
         runtime_keys: Iterable[str] = (),
         settings: Mapping[str, Any] | None = None,
     ) -> None:
@@ -85,9 +83,8 @@ class Checkpoints:
         self.interval = interval
         self.n_saved = n_saved
         self.resume = resume
-        self.rank = rank
         self.finished = False
-        self.stop_request = StopRequest(rank)
+        self.stop_request = StopRequest()
         self.saved: list[Callable[[], None]] = []  #: called after each checkpoint
 
     def attach(self, trainer: Engine) -> None:
@@ -102,7 +99,7 @@ class Checkpoints:
         self.trainer = trainer
         if self.resume:
             self._restore()
-        elif self.rank == 0:
+        elif is_first():
             self._move_away()
         self._agree()
         trainer.add_event_handler(Events.STARTED, self._start)
@@ -115,7 +112,7 @@ class Checkpoints:
 
     def finish(self) -> None:
         """Write the final weights beside the folder: ``model.pt``, and ``model_ema.pt`` when they were averaged."""
-        if self.rank == 0:
+        if is_first():
             save_weights(self.parts["network"], self.folder.parent / "model.pt", self.settings)
             if "average" in self.parts:
                 save_weights(self.parts["average"], self.folder.parent / "model_ema.pt", self.settings)
@@ -124,7 +121,7 @@ class Checkpoints:
 
     def save(self, finished: bool = False) -> None:
         """Write a checkpoint of the last completed iteration, then remove those that are too old."""
-        if self.rank != 0:
+        if not is_first():
             return
         iteration = self.trainer.state.iteration
         content = {
@@ -219,7 +216,7 @@ class Checkpoints:
         spoilt = any_rank(not bool(trainer.state.output["loss"].isfinite()))
         if not spoilt:
             self.save()
-        if self.rank == 0:
+        if is_first():
             what = "its loss is not a finite number, so no checkpoint is" if spoilt else "a checkpoint is"
             print(
                 f"\nStopped after iteration {trainer.state.iteration} on request; {what} written, and the same command "
@@ -228,7 +225,7 @@ class Checkpoints:
         raise SystemExit(EXIT_STOPPED)
 
     def _start(self, _: Engine) -> None:
-        if self.rank == 0:
+        if is_first():
             for part in self.folder.glob(f".part-{_PATTERN}"):  # of a training that was killed while it wrote
                 part.unlink()
 

@@ -8,6 +8,8 @@ import threading
 from types import FrameType
 from typing import Any
 
+from ..utils.distributed import is_first
+
 __all__ = ["StopRequest"]
 
 
@@ -15,14 +17,10 @@ class StopRequest:
     """Note that the program is asked to stop within a ``with`` block, so that an iteration can be finished first.
 
     SIGTERM, with which clusters announce that they will stop a job, and Ctrl-C set ``made``; a second Ctrl-C ends the
-    program at once.
-
-    Args:
-        rank: number of this process among those that train together; only 0 says that it has heard.
+    program at once. Of processes that train together the first says that it has heard.
     """
 
-    def __init__(self, rank: int = 0) -> None:
-        self.rank = rank
+    def __init__(self) -> None:
         self.made = False
         self.interrupted = False
         self.previous_handlers: dict[signal.Signals, Any] = {}
@@ -43,7 +41,7 @@ class StopRequest:
         if number == signal.SIGINT and self.interrupted and "TORCHELASTIC_RUN_ID" not in os.environ:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGINT)
-        if number == signal.SIGINT and self.rank == 0 and not self.interrupted:
+        if number == signal.SIGINT and is_first() and not self.interrupted:
             # Not print(), which may be at work just now.
             os.write(2, b"\nStopping after this iteration, with a checkpoint; Ctrl-C again ends at once.\n")
         self.interrupted = self.interrupted or number == signal.SIGINT

@@ -18,7 +18,7 @@ from ..data.loading import Unreadable
 from ..data.record import LOCK, InferenceRecord
 from ..metrics import case_metrics
 from ..report.ranking import structure_volumes
-from ..utils.distributed import any_rank, gather_in_turn
+from ..utils.distributed import any_rank, gather_in_turn, is_first
 from ..utils.errors import UserError
 from ..utils.lock import one_at_a_time
 from ..utils.names import ALL, MEAN, case_of
@@ -37,23 +37,20 @@ class CaseTable:
     predictions.
 
     A mean says in ``cases`` over how many cases it is, and in ``cases_mm`` over how many in millimetres it is, where
-    those are fewer because some headers have no spacing.
+    those are fewer because some headers have no spacing. Of processes that evaluate together the first writes the cases
+    of all.
 
     Args:
         path: the CSV file. It is written when the evaluation is complete.
         class_names: foreground classes, in the order of their labels.
         phases: regular expression by name of a heart phase, searched in the case's name; the first that is found
             fills the column ``phase``, and each phase gets means of its own. Empty for no such column.
-        rank: number of this process among those that evaluate together; only 0 writes, the cases of all.
     """
 
-    def __init__(
-        self, path: str, class_names: Sequence[str], phases: Mapping[str, str] | None = None, rank: int = 0
-    ) -> None:
+    def __init__(self, path: str, class_names: Sequence[str], phases: Mapping[str, str] | None = None) -> None:
         self.path = Path(path)
         self.class_names = tuple(class_names)
         self.phases = dict(phases or {})
-        self.rank = rank
         self.rows: dict[str, list[Row]] = {}
 
     def attach(self, engine: Engine) -> None:
@@ -84,7 +81,7 @@ class CaseTable:
 
     def _finish(self, engine: Engine) -> None:
         by_file = dict(gather_in_turn(self.rows.items()))
-        if self.rank == 0:
+        if is_first():
             rows = [row for rows in by_file.values() for row in rows]
             rows += self._means(rows)
             write_csv(self.path, rows)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from .. import __version__
+from ..utils.distributed import is_first
 from ..utils.files import atomic_write
 
 __all__ = ["RECORD", "data_list_record", "read_run_record", "training_seconds", "write_run_record"]
@@ -27,13 +28,7 @@ _PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "i
 
 
 def write_run_record(
-    folder: str,
-    config: Mapping[str, Any],
-    seed: int,
-    datalist: str,
-    checkpoints: Any,
-    rank: int = 0,
-    num_ranks: int = 1,
+    folder: str, config: Mapping[str, Any], seed: int, datalist: str, checkpoints: Any, num_ranks: int = 1
 ) -> None:
     """Write ``run.json`` as a training starts; a training that goes on adds a session to what is there.
 
@@ -45,10 +40,9 @@ def write_run_record(
         seed: the run's.
         datalist: path of the data list, whose checksum is kept.
         checkpoints: :class:`custom.handlers.Checkpoints` after it is attached: a finished training writes nothing.
-        rank: number of this process; only 0 writes.
         num_ranks: how many processes train together.
     """
-    if rank != 0 or checkpoints.finished:
+    if checkpoints.finished or not is_first():
         return
     iteration = checkpoints.trainer.state.iteration
     path = Path(folder) / RECORD

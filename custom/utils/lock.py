@@ -13,7 +13,7 @@ from pathlib import Path
 
 from monai.utils import optional_import
 
-from .distributed import gather_in_turn
+from .distributed import gather_in_turn, is_first
 from .errors import UserError
 
 __all__ = ["LOCK", "TrainingLock", "one_at_a_time"]
@@ -49,13 +49,12 @@ class TrainingLock:
     ends, however it ends, so that a file left behind is told from one in use, on the machine where it was made.
 
     Args:
-        folders: what the training writes to, by the flag that says where.
-        rank: number of this process among those that train together; only 0 locks, the others stop when it cannot.
+        folders: what the training writes to, by the flag that says where. Of processes that train together the first
+            locks them, and the others stop when it cannot.
     """
 
-    def __init__(self, folders: Mapping[str, str], rank: int = 0) -> None:
+    def __init__(self, folders: Mapping[str, str]) -> None:
         self.folders = {flag: Path(folder) for flag, folder in folders.items()}
-        self.rank = rank
 
     def take(self) -> None:
         """Lock the folders, which are made when missing.
@@ -63,16 +62,15 @@ class TrainingLock:
         Raises:
             UserError: when another training is there, or a folder cannot be written.
         """
-        problems = gather_in_turn(self._take_all() if self.rank == 0 and _can_lock else [])
+        problems = gather_in_turn(self._take_all() if is_first() and _can_lock else [])
         if problems:
             self.release()
             raise UserError(problems[0])
 
     def release(self) -> None:
         """Let others train there."""
-        if self.rank == 0:
-            for folder in self.folders.values():
-                _release((folder / LOCK).resolve())
+        for folder in self.folders.values():
+            _release((folder / LOCK).resolve())
 
     def _take_all(self) -> list[str]:
         for flag, folder in self.folders.items():

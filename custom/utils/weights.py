@@ -11,6 +11,7 @@ import torch
 from monai.networks.utils import copy_model_state
 from torch import nn
 
+from .distributed import is_first
 from .errors import UserError
 from .files import atomic_write
 
@@ -132,7 +133,7 @@ def read_weights(
     return found
 
 
-def start_from(path: str | Path, network: nn.Module, rank: int = 0) -> None:
+def start_from(path: str | Path, network: nn.Module) -> None:
     """Give a network the weights of another one, as far as they fit by name and shape, and name the others.
 
     So a training may start from another organ's, from one on other classes or channels, or from a supervised one.
@@ -140,7 +141,6 @@ def start_from(path: str | Path, network: nn.Module, rank: int = 0) -> None:
     Args:
         path: of a flat state dictionary; nothing in the file is executed.
         network: that is to be trained.
-        rank: number of this process among those that train together; only 0 prints.
 
     Raises:
         UserError: when the file does not exist or cannot be read, and when fewer than half of the network's parameters
@@ -159,7 +159,7 @@ def start_from(path: str | Path, network: nn.Module, rank: int = 0) -> None:
         reason = f"fits {share:.0%} of the network's parameters, at least {LEAST_SHARE:.0%} are needed"
         raise UserError(f"--init_weights {path}: {reason}; give weights of the same kind of network:", others[:3])
     network.load_state_dict(state)
-    if rank == 0:
+    if is_first():
         lines = "".join(f"\n  not taken: {other}" for other in others)
         print(f"Starting from {path}, {len(taken)} of {len(own)} tensors{lines}")
 

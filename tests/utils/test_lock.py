@@ -107,8 +107,9 @@ def test_a_process_may_train_again_where_it_trained(tmp_path):
     assert not (tmp_path / LOCK).exists()
 
 
-def test_only_the_first_of_the_processes_that_train_together_locks(tmp_path):
-    TrainingLock({"ckpt_dir": str(tmp_path)}, rank=1).take()
+def test_only_the_first_of_the_processes_that_train_together_locks(tmp_path, monkeypatch):
+    monkeypatch.setattr("custom.utils.lock.is_first", lambda: False)
+    TrainingLock({"ckpt_dir": str(tmp_path)}).take()
     assert not (tmp_path / LOCK).exists()
 
 
