@@ -143,8 +143,8 @@ class LoadScand(MapTransform):
     and its ``prediction``, if it has one.
 
     Args:
-        keys: paths of images and labels, of an image also a list, one per channel; they become CH[WD].
-        label_keys: those among them that are labels, which become 1H[WD].
+        keys: paths, of an image also a list, one per channel; they become CH[WD]. ``label`` is one of a label, which
+            becomes 1H[WD].
         allow_missing_keys: whether a sample may lack some.
         in_channels: of photographs, see :class:`LoadScan`.
         num_classes: of labels, see :class:`LoadLabel`.
@@ -153,13 +153,11 @@ class LoadScand(MapTransform):
     def __init__(
         self,
         keys: KeysCollection,
-        label_keys: KeysCollection = "label",
         allow_missing_keys: bool = False,
         in_channels: int | None = None,
         num_classes: int | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.label_keys = ensure_tuple(label_keys)
         self.load_image = LoadScan(in_channels)
         self.load_label = LoadLabel(num_classes)
 
@@ -169,11 +167,9 @@ class LoadScand(MapTransform):
         name = sample.pop("case", None) or case_name(sample.get("image") or next(iter(sample.values())))
         place = {"prediction": sample.pop("prediction")} if "prediction" in sample else {}
         for key in self.key_iterator(sample):
-            array = (self.load_label if key in self.label_keys else self.load_image)(sample[key])
+            array = (self.load_label if key == "label" else self.load_image)(sample[key])
             array.meta |= {"case": name, **place}
             sample[key] = array
-        if "image" in sample:
-            for key in self.label_keys:
-                if key in sample and grid_problem(sample[key], sample["image"]) is None:
-                    sample[key].affine = sample["image"].affine
+        if {"image", "label"} <= sample.keys() and grid_problem(sample["label"], sample["image"]) is None:
+            sample["label"].affine = sample["image"].affine
         return sample

@@ -17,6 +17,9 @@ __all__ = ["CollapseWarning", "NonFiniteGuard", "SizeAdvice"]
 
 logger = logging.getLogger(__name__)
 
+#: Shares of the voxels below which hardly one is confident, and hardly one confidently of a class.
+LEAST_CONFIDENT, LEAST_OF_CLASS = 0.01, 1e-4
+
 
 class _Step(NamedTuple):
     iteration: int
@@ -87,22 +90,11 @@ class CollapseWarning:
         class_names: foreground classes, in the order of the labels 1, 2, ...
         patience: iterations over which the shares are averaged.
         every: iterations between two looks, each of which waits for the device.
-        least_confident: share of the voxels below which hardly one is confident.
-        least_of_class: share of the voxels below which hardly one is confidently of a class.
     """
 
-    def __init__(
-        self,
-        class_names: Sequence[str],
-        patience: int = 500,
-        every: int = 10,
-        least_confident: float = 0.01,
-        least_of_class: float = 1e-4,
-    ) -> None:
+    def __init__(self, class_names: Sequence[str], patience: int = 500, every: int = 10) -> None:
         self.class_names = ["background", *class_names]
         self.every = every
-        self.least_confident = least_confident
-        self.least_of_class = least_of_class
         #: What the last looks found: the share of each class.
         self.recent: deque[list[float]] = deque(maxlen=max(1, patience // every))
 
@@ -127,10 +119,10 @@ class CollapseWarning:
 
     def _trouble(self) -> str | None:
         means = [sum(shares) / len(shares) for shares in zip(*self.recent, strict=True)]
-        if sum(means) < self.least_confident:
+        if sum(means) < LEAST_CONFIDENT:
             return f"{sum(means):.2%} of the voxels were confident, so the unlabeled cases teach hardly anything"
         share, index = min((share, index) for index, share in enumerate(means))
-        if share < self.least_of_class:
+        if share < LEAST_OF_CLASS:
             found = f"{share:.4%} of the voxels were confidently {self.class_names[index]} (class {index})"
             return f"{found}, so the unlabeled cases teach that there is none"
         return None

@@ -9,6 +9,9 @@ from tqdm import tqdm
 
 __all__ = ["ProgressBar"]
 
+#: Iterations between two readings of the scalars, each of which waits for the device.
+EVERY = 10
+
 
 class ProgressBar:
     """One bar for the whole run of an engine, with scalars of its output.
@@ -20,14 +23,12 @@ class ProgressBar:
         title: what the engine does.
         names: entries of ``engine.state.output`` to show.
         total: number of iterations of the run; None takes it from the engine's epochs.
-        every: iterations between two readings of the scalars; each reading waits for the device.
     """
 
-    def __init__(self, title: str, names: Sequence[str] = (), total: int | None = None, every: int = 10) -> None:
+    def __init__(self, title: str, names: Sequence[str] = (), total: int | None = None) -> None:
         self.title = title
         self.names = tuple(names)
         self.total = total
-        self.every = every
 
     def attach(self, engine: Engine) -> None:
         """Open the bar at the start of the run, close it at its end."""
@@ -43,7 +44,7 @@ class ProgressBar:
 
     def _advance(self, engine: Engine) -> None:
         self.bar.update()
-        if self.names and (engine.state.iteration % self.every == 0 or engine.state.iteration == 1):
+        if self.names and (engine.state.iteration % EVERY == 0 or engine.state.iteration == 1):
             output = engine.state.output
             self.bar.set_postfix({name: f"{output[name].item():.3f}" for name in self.names if name in output})
 

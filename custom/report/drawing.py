@@ -42,7 +42,7 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def draw_panels(rows: Sequence[Sequence[Panel]], row_titles: Sequence[str] = ()) -> Figure:
+def draw_panels(rows: Sequence[Sequence[Panel]]) -> Figure:
     """Draw panels in rows; the first axis of an image goes to the right, the second upwards, of photographs down."""
     columns = max(map(len, rows))
     figure = new_figure(2.6 * columns, 2.8 * len(rows))
@@ -52,8 +52,6 @@ def draw_panels(rows: Sequence[Sequence[Panel]], row_titles: Sequence[str] = ())
             axis.axis("off")
         for axis, panel in zip(line, panels, strict=False):
             _draw(axis, panel)
-    for line, title in zip(axes, row_titles, strict=False):
-        line[0].text(-0.03, 0.5, title, rotation=90, ha="right", va="center", transform=line[0].transAxes, fontsize=8)
     return figure
 
 
