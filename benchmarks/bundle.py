@@ -11,8 +11,6 @@ from monai.bundle import ConfigParser
 
 from custom.utils.errors import UserError
 
-__all__ = ["available_device", "bundle_config"]
-
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 
 

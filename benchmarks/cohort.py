@@ -24,8 +24,6 @@ from tools.synthetic import write_dataset, write_hearts
 from .bundle import BUNDLES, available_device, bundle_config
 from .timing import machine, measure, print_table
 
-__all__ = ["cohort"]
-
 _SYNTHETIC = {"la": write_dataset, "pancreas": write_dataset, "acdc": write_hearts}
 
 

@@ -22,8 +22,6 @@ from .bundle import available_device, bundle_config
 from .timing import machine, seconds
 from .training_step import CPU_PATCH, start_threshold
 
-__all__ = ["data_loading"]
-
 
 def data_loading(
     dataset_dir: str,

@@ -20,8 +20,6 @@ from tools.cli import run
 from .bundle import available_device, bundle_config
 from .timing import machine, measure, print_table
 
-__all__ = ["inference"]
-
 #: One window at a time, as the original's.
 PLAIN = {"amp": False, "sw_batch_size": 1, "memory_format": torch.contiguous_format, "keep_memory": "$None"}
 

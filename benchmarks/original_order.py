@@ -20,8 +20,6 @@ from custom.losses import PAIRS, CrossMatchLoss, Pair
 from custom.perturbations import CutMix
 from custom.trainer import FIRST_PASS, SECOND_PASS
 
-__all__ = ["OriginalStep"]
-
 
 class _Teacher(NamedTuple):
     """Class indices and confidence of a prediction, BH[WD]."""

@@ -27,8 +27,6 @@ from tools.cli import run
 
 from .bundle import BUNDLES
 
-__all__ = ["first_fifth", "review"]
-
 #: What is compared with the error: the order of the list, and what the score mostly is.
 ORDERS = ("score", "boundary_uncertainty")
 

@@ -23,8 +23,6 @@ from tools.cli import run
 from tools.prepare.writer import write_json
 from tools.study import study
 
-__all__ = ["label_some", "patients_by_chance", "suggested"]
-
 STUDY = Path(__file__).resolve().parent.parent / "studies" / "next_labels.yaml"
 
 

@@ -17,8 +17,6 @@ import torch
 
 from custom.utils.errors import UserError
 
-__all__ = ["Measurement", "machine", "measure", "print_table", "resident_memory", "seconds"]
-
 Call = Callable[[], Any]
 #: How processes are started: anew, so that none has memory of another.
 CONTEXT = multiprocessing.get_context("spawn")

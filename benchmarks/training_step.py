@@ -23,8 +23,6 @@ from .bundle import available_device, bundle_config
 from .original_order import OriginalStep
 from .timing import machine, measure, print_table
 
-__all__ = ["CPU_PATCH", "start_threshold", "training_step"]
-
 #: Patches that a CPU gets through in seconds; the bundle's own elsewhere.
 CPU_PATCH = {"la": [64, 64, 48], "pancreas": [64, 64, 48]}
 

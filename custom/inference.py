@@ -21,13 +21,6 @@ from .perturbations import FeatureDropout
 from .utils.device import MixedPrecision, is_out_of_memory
 from .utils.errors import UserError, causes, plain_reason
 
-__all__ = [
-    "ScanEvaluator",
-    "SlidingWindowProbabilities",
-    "disagreement",
-]
-
-
 logger = logging.getLogger(__name__)
 
 

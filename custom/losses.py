@@ -19,19 +19,6 @@ from .perturbations import paste
 from .utils.distributed import all_reduce_mean, all_reduce_sum
 from .utils.errors import UserError
 
-__all__ = [
-    "IGNORE_INDEX",
-    "PAIRS",
-    "STUDENTS",
-    "TEACHERS",
-    "CrossMatchLoss",
-    "Pair",
-    "add_terms",
-    "dice_loss",
-    "mix_teachers",
-    "pseudo_label",
-]
-
 #: Label of the voxels that a loss leaves out.
 IGNORE_INDEX = 255
 

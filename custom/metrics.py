@@ -17,8 +17,6 @@ import numpy as np
 import torch
 from monai.metrics.utils import get_mask_edges, get_surface_distance
 
-__all__ = ["case_metrics", "overlap"]
-
 DISTANCES = ("hd95", "asd", "hd95_monai")
 
 

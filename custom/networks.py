@@ -23,8 +23,6 @@ from torch.nn.functional import conv_transpose3d, linear
 from .perturbations import FeatureDropout
 from .utils.errors import UserError
 
-__all__ = ["DoublingConvolution", "MeanEnsemble", "PerturbedNetwork", "PerturbedSegResNet", "UNet", "VNet"]
-
 
 class PerturbedNetwork(nn.Module):
     """Encoder-decoder that can also decode perturbed features. Backbones override ``encode`` and ``decode``.

@@ -19,8 +19,6 @@ from torch import nn
 
 from .utils.errors import UserError
 
-__all__ = ["CutMix", "FeatureDropout", "RandLogGamma", "StrongViewsd", "paste"]
-
 
 class FeatureDropout(nn.Module):
     """Drop whole channels of every feature map, each map and each sample with a mask of its own.

@@ -18,17 +18,6 @@ from monai.utils import TraceKeys
 from .utils.files import prediction_file
 from .utils.names import prediction_of
 
-__all__ = [
-    "Entropyd",
-    "KeepLargestComponentd",
-    "LabelMapd",
-    "MaskWriter",
-    "ResampleToScand",
-    "SavePredictiond",
-    "SplitUncertaintyd",
-    "most_probable",
-]
-
 
 def _entropy(probs: torch.Tensor) -> torch.Tensor:
     """Entropy of probabilities, NH[WD], in [0, 1], 1H[WD]; class by class, since a scan's may not fit twice."""

@@ -17,8 +17,6 @@ from .utils.device import MixedPrecision
 from .utils.distributed import no_sync
 from .utils.randomness import derived_seed
 
-__all__ = ["FIRST_PASS", "SECOND_PASS", "CrossMatchTrainer"]
-
 #: What the network predicts in the first pass and in the second: both inputs, then the last one's perturbed features.
 FIRST_PASS = ("labeled", "weak", "weak_fw", "weak_fs")
 SECOND_PASS = ("strong_1", "strong_2", "strong_2_fw", "strong_2_fs")

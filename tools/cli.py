@@ -17,8 +17,6 @@ import fire
 from custom.utils.errors import UserError, show_user_errors_plainly
 from custom.utils.settings import UnfitError, describe, is_flag, read_as, shown, typed_settings
 
-__all__ = ["run"]
-
 #: By what stands in an annotation, an example of its kind.
 _EXAMPLES: dict[Any, Any] = {bool: False, int: 1, float: 0.2, str: "TEXT", type(None): None}
 Command = Callable[..., Any]

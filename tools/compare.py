@@ -33,8 +33,6 @@ from custom.utils.tables import write_csv
 
 from . import cli
 
-__all__ = ["compare", "compare_arms"]
-
 PAGE = "comparison.html"
 METRICS = ("dice", "jaccard", "hd95", "asd", "hd95_mm", "asd_mm")
 #: Curves of all arms, by title.

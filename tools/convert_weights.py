@@ -23,8 +23,6 @@ from custom.utils.weights import weight_problems
 
 from .cli import run
 
-__all__ = ["convert", "convert_file"]
-
 State = dict[str, torch.Tensor]
 
 

@@ -29,8 +29,6 @@ from custom.utils.errors import UserError
 from .cli import run
 from .synthetic import write_hearts
 
-__all__ = ["demo"]
-
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parent.parent))
 STUDY = ROOT / "studies" / "demo.yaml"
 #: Patients. The settings were chosen on those for validation.

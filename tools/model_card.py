@@ -10,8 +10,6 @@ from typing import Any
 
 import yaml
 
-__all__ = ["model_card"]
-
 
 def model_card(metadata: Mapping[str, Any], readme: str, has_weights: bool, known: bool) -> str:
     """Write the ``README.md`` for the root of a repository on the Hub.

@@ -27,8 +27,6 @@ from custom.utils.weights import read_weights, settings_path
 from .cli import run
 from .model_card import model_card
 
-__all__ = ["check_archive", "package", "write_archive"]
-
 #: What the model zoo asks for (its CONTRIBUTING.md and ci/verify_bundle.py), and what our README promises.
 REQUIRED_FILES = (
     *("LICENSE", "configs/metadata.json", "configs/logging.conf", "docs/README.md", "docs/data_license.txt"),

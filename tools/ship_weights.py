@@ -17,8 +17,6 @@ from custom.utils.weights import read_settings, read_weights, settings_path
 
 from .cli import run
 
-__all__ = ["ship_weights"]
-
 
 def ship_weights(weights: str, bundle: str, half: bool = True) -> None:
     """Store weights and their settings in a bundle, as models/model.pt and models/model.json.

@@ -38,8 +38,6 @@ from custom.utils.settings import guess
 from . import cli
 from .compare import compare_arms
 
-__all__ = ["Run", "study"]
-
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 #: What a study has planned, in its output folder.
 PLAN = "study.json"

@@ -10,8 +10,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-__all__ = ["MARKER", "SHARED_TAILS", "SHARED_WHOLE", "sync_configs"]
-
 BUNDLES = Path(__file__).resolve().parent.parent / "bundles"
 MARKER = "# ==== the method: from here on all bundles are the same"
 SHARED_TAILS = ("train.yaml", "inference.yaml")

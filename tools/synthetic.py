@@ -16,17 +16,6 @@ import numpy as np
 from PIL import Image
 from scipy import ndimage
 
-__all__ = [
-    "HEART_SPACING",
-    "SPACING",
-    "make_case",
-    "make_heart",
-    "make_photo",
-    "write_dataset",
-    "write_hearts",
-    "write_photos",
-]
-
 #: mm per axis of the written volumes.
 SPACING = (1.25, 1.25, 1.25)
 #: mm per axis of the written short-axis volumes.

@@ -16,8 +16,6 @@ from ..utils.errors import UserError
 from .checks import Case
 from .states import fingerprint
 
-__all__ = ["cached_dataset"]
-
 
 def cached_dataset(
     data: Sequence[Case],

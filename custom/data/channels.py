@@ -11,8 +11,6 @@ from typing import NamedTuple
 from ..utils.names import CHANNEL, SEPARATORS, file_stem, same_name
 from .photos import is_photo
 
-__all__ = ["Grouping", "group_channels"]
-
 #: More numbers than this behind one name are of scans, not of channels.
 MOST_CHANNELS = 8
 

@@ -24,9 +24,6 @@ from .photos import is_photo
 from .readers import LoadScan
 from .states import state_of
 
-__all__ = ["CaseRule", "check_cases", "image_problems", "is_small", "read_image", "read_label", "reading_problem"]
-
-
 #: ``image``, a path or a list with one for each channel; ``label``, a path; and ``case``, its name.
 Case = dict[str, Any]
 

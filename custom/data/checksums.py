@@ -13,8 +13,6 @@ from nibabel.arrayproxy import ArrayProxy
 from ..utils.errors import UserError
 from .geometry import text_header
 
-__all__ = ["check_metaimage", "unzip"]
-
 _BLOCK = 1 << 20
 #: Of a MetaImage's header: that its voxels are compressed, and in which file they are.
 _COMPRESSED = re.compile(rb"^CompressedData[ \t]*=[ \t]*True", re.MULTILINE | re.IGNORECASE)

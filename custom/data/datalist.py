@@ -28,9 +28,6 @@ from ..utils.files import read_json
 from ..utils.names import case_files, case_names, groups, patient_name
 from .checks import Case, CaseRule, check_cases
 
-__all__ = ["LISTS", "default_evaluation_list", "load_datalist", "overlap_problems", "read_lists"]
-
-
 LISTS = ("training", "unlabeled", "validation", "test")
 
 logger = logging.getLogger(__name__)

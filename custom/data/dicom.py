@@ -17,8 +17,6 @@ from ..utils.errors import UserError
 from .dicom_headers import Series, read_series
 from .folders import is_written_by_inference
 
-__all__ = ["SeriesReader", "check_series", "dicom_files"]
-
 #: Elements of groups 2 and 8 with which a file without preamble may begin, and their types.
 _FIRST_ELEMENTS = {0x00, 0x01, 0x02, 0x05, 0x08, 0x10, 0x12, 0x16, 0x18}
 _FIRST_VRS = {b"UL", b"OB", b"UI", b"CS", b"DA"}

@@ -14,8 +14,6 @@ import numpy as np
 
 from ..utils.errors import UserError
 
-__all__ = ["Series", "Slice", "read_series"]
-
 #: What every slice must have besides its voxels, and how many numbers that is; None for other content.
 REQUIRED = {
     "SeriesInstanceUID": None,

@@ -23,8 +23,6 @@ from ..utils.names import prediction_of
 from .dicom import SeriesReader, check_series
 from .dicom_headers import Series
 
-__all__ = ["SaveDicomSegmentationd", "is_series", "refuse_without_highdicom", "segmentation_problem"]
-
 MANUFACTURER = "CrossMatch for MONAI"
 #: Behind the numbers that scanners give to the series of a study.
 SERIES_NUMBER = 1000

@@ -16,18 +16,6 @@ from .dicom import dicom_files
 from .folders import is_written_by_inference, walk
 from .photos import PHOTO_SUFFIXES
 
-__all__ = [
-    "IMAGE_FOLDER",
-    "LABEL_FOLDER",
-    "LABEL_NAME",
-    "VOLUME_SUFFIXES",
-    "WORDS",
-    "Listing",
-    "first_names",
-    "list_scans",
-    "tell_left_out",
-]
-
 VOLUME_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 #: Files with the voxels of headers that stand beside them.
 VOXEL_SUFFIXES = (".raw", ".zraw", ".raw.gz")

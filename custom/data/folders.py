@@ -10,8 +10,6 @@ from pathlib import Path
 from ..utils.files import read_json
 from ..utils.names import file_stem
 
-__all__ = ["RECORD", "is_written_by_inference", "walk"]
-
 #: What inference writes beside its predictions, or above them where they lie in folders.
 PREDICTION_TABLE, RECORD, PREDICTION_PICTURES = "volumes.csv", "inference.json", "review"
 

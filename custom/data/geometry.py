@@ -11,8 +11,6 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
-__all__ = ["foreign_unit", "grid_problem", "has_volume", "lacks_spacing", "size_problem", "text_header"]
-
 #: How far a voxel of a label may lie from its image's, as a share of the image's smallest step: less than what headers
 #: lose in float32 and in quaternions is not a difference, and much more would shift a contour.
 GRID_TOLERANCE = 0.1

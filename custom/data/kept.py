@@ -13,8 +13,6 @@ from ..utils.distributed import is_first
 from ..utils.files import atomic_write, read_json
 from .states import name_of
 
-__all__ = ["CHECKS_FILE", "KeptFindings"]
-
 CHECKS_FILE = "checks.json"
 #: Of the checks; raise it when they find something else in the same file. So does another version of the package.
 VERSION = f"{__version__}, checks 2"

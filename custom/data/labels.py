@@ -9,8 +9,6 @@ from monai.data import MetaTensor
 
 from ..utils.errors import UserError
 
-__all__ = ["to_label"]
-
 #: How far from a whole number a value may be, as left by a slope in the header or by a round trip through floats.
 TOLERANCE = 1e-3
 #: What pictures mark a single structure with besides 1.

@@ -18,9 +18,6 @@ from ..utils.errors import UserError
 from .checks import CaseRule, image_problems, is_small, reading_problem
 from .dicom_seg import is_series, segmentation_problem
 
-__all__ = ["CheckScand", "ScanLoader", "Unreadable"]
-
-
 logger = logging.getLogger(__name__)
 
 #: Voxels of a scan from which on resampling it leaves more memory behind than a window can use again.

@@ -12,8 +12,6 @@ from monai.data.utils import to_affine_nd
 
 from .geometry import lacks_spacing
 
-__all__ = ["NiftiWriter", "SeriesWriter"]
-
 #: What a NIfTI header says about where its voxels are.
 _GEOMETRY = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),

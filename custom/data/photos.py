@@ -14,8 +14,6 @@ from monai.utils import ensure_tuple, optional_import
 
 from ..utils.errors import UserError
 
-__all__ = ["PHOTO_SUFFIXES", "PhotoReader", "is_colored", "is_photo"]
-
 if TYPE_CHECKING:
     from PIL import Image, ImageFile, ImageOps
 else:  # volumes do without Pillow, which is not among the packages of their bundles

@@ -22,8 +22,6 @@ from .geometry import foreign_unit, grid_problem
 from .labels import to_label
 from .photos import PhotoReader
 
-__all__ = ["LoadLabel", "LoadScan", "LoadScand", "check_channels"]
-
 
 class NiftiReader(NibabelReader):
     """MONAI's ``NibabelReader``, which fails at colors, and misses damage that only a checksum tells.

@@ -21,8 +21,6 @@ from .checks import Case
 from .folders import RECORD
 from .states import case_paths, state_of
 
-__all__ = ["LOCK", "InferenceRecord"]
-
 LOCK = f".{RECORD}.lock"
 #: Of the record's form; a record of another one is not read.
 VERSION = 2

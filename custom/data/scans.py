@@ -18,8 +18,6 @@ from .dicom_seg import is_series, refuse_without_highdicom
 from .finding import VOLUME_SUFFIXES, first_names, list_scans, tell_left_out
 from .photos import PHOTO_SUFFIXES
 
-__all__ = ["Scans", "find_scans"]
-
 
 class Scans(NamedTuple):
     """Scans to segment, and why others cannot be."""

@@ -12,8 +12,6 @@ from ..utils.errors import UserError
 from .checks import Case
 from .states import files_of
 
-__all__ = ["share_out"]
-
 
 def share_out(cases: Sequence[Case], shard: str | None = None, rank: int = 0, num_ranks: int = 1) -> list[Case]:
     """Take this process's share of the scans, the same at each start.

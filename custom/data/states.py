@@ -14,8 +14,6 @@ from monai.utils import ensure_tuple
 from ..utils.files import FILE_NAMES
 from .dicom import dicom_files
 
-__all__ = ["case_paths", "files_of", "fingerprint", "name_of", "state_of"]
-
 #: Headers whose voxels are in other files, which they name.
 DETACHED = (".mhd", ".nhdr")
 

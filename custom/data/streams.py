@@ -24,16 +24,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from ..utils.names import case_name
 from ..utils.randomness import derived_seed, private_generators
 
-__all__ = [
-    "ResumableSampler",
-    "SeededDataset",
-    "SeededIndex",
-    "StreamLoader",
-    "TwoStreamLoader",
-    "default_num_workers",
-    "start_worker",
-]
-
 logger = logging.getLogger(__name__)
 
 

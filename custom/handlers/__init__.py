@@ -10,24 +10,3 @@ from .progress import ProgressBar
 from .review import ReviewPage
 from .schedule import SigmoidRampUp
 from .tables import CaseTable, VolumeTable
-
-__all__ = [
-    "EXIT_STOPPED",
-    "BatchNormRecalibration",
-    "BestWeights",
-    "CasePanels",
-    "CaseTable",
-    "Checkpoints",
-    "CollapseWarning",
-    "NonFiniteGuard",
-    "PrecisionCheck",
-    "ProgressBar",
-    "ReviewPage",
-    "SigmoidRampUp",
-    "SizeAdvice",
-    "Stateful",
-    "TensorBoardSession",
-    "ViewPanels",
-    "VolumeTable",
-    "WeightsCheckpointLoader",
-]

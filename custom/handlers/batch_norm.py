@@ -15,8 +15,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from ..data.streams import TwoStreamLoader
 from ..utils.distributed import all_reduce_mean, share_buffers
 
-__all__ = ["BatchNormRecalibration"]
-
 
 class BatchNormRecalibration:
     """Estimate batch-norm statistics anew on clean images, with dropout off, for validation and for the final weights.

@@ -16,8 +16,6 @@ from ..utils.distributed import is_first
 from ..utils.weights import read_weights, save_weights
 from .folding import fold_batch_norm
 
-__all__ = ["BestWeights", "WeightsCheckpointLoader"]
-
 
 class BestWeights:
     """Keep the weights with the best validation metric, exactly as they were validated.

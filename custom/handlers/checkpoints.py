@@ -23,8 +23,6 @@ from ..utils.files import atomic_write
 from ..utils.weights import Stateful, save_weights
 from .stopping import StopRequest
 
-__all__ = ["EXIT_STOPPED", "Checkpoints", "Stateful"]
-
 #: Exit code of a training that was asked to stop and wrote a checkpoint: "temporary failure, try again" (sysexits.h).
 EXIT_STOPPED = 75
 _PATTERN = "iteration_*.pt"

@@ -14,8 +14,6 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from ..networks import DoublingConvolution
 
-__all__ = ["fold_batch_norm"]
-
 #: Exactly these, since a subclass may do something else with its weights, such as standardize them.
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d, DoublingConvolution)

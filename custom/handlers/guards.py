@@ -13,8 +13,6 @@ from ignite.engine import Engine, Events
 from ..utils.device import is_out_of_memory
 from ..utils.errors import UserError
 
-__all__ = ["CollapseWarning", "NonFiniteGuard", "SizeAdvice"]
-
 logger = logging.getLogger(__name__)
 
 #: Shares of the voxels below which hardly one is confident, and hardly one confidently of a class.

@@ -19,8 +19,6 @@ from ..report.drawing import Panel, case_panels, draw_panels, largest_slice
 from ..utils.files import atomic_write
 from ..utils.names import case_of
 
-__all__ = ["CasePanels", "TensorBoardSession", "ViewPanels"]
-
 logger = logging.getLogger(__name__)
 
 

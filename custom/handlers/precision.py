@@ -14,8 +14,6 @@ from ..data.loading import Unreadable
 from ..utils.device import MixedPrecision
 from ..utils.distributed import any_rank
 
-__all__ = ["PrecisionCheck"]
-
 logger = logging.getLogger(__name__)
 
 

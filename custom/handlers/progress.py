@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from ignite.engine import Engine, Events
 from tqdm import tqdm
 
-__all__ = ["ProgressBar"]
-
 #: Iterations between two readings of the scalars, each of which waits for the device.
 EVERY = 10
 

@@ -18,8 +18,6 @@ from ..utils.files import atomic_write
 from ..utils.names import case_of
 from ..utils.tables import write_csv
 
-__all__ = ["ReviewPage"]
-
 logger = logging.getLogger(__name__)
 
 

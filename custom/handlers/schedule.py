@@ -9,8 +9,6 @@ from ignite.engine import Engine, Events
 
 from ..utils.errors import UserError
 
-__all__ = ["SigmoidRampUp"]
-
 
 class SigmoidRampUp:
     """Write a scheduled number into ``engine.state`` before each iteration.

@@ -10,8 +10,6 @@ from typing import Any
 
 from ..utils.distributed import is_first
 
-__all__ = ["StopRequest"]
-
 
 class StopRequest:
     """Note that the program is asked to stop within a ``with`` block, so that an iteration can be finished first.

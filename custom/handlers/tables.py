@@ -24,9 +24,6 @@ from ..utils.lock import one_at_a_time
 from ..utils.names import ALL, MEAN, case_of
 from ..utils.tables import Row, _columns, format_table, write_csv
 
-__all__ = ["CaseTable", "VolumeTable"]
-
-
 logger = logging.getLogger(__name__)
 
 

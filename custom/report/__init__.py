@@ -4,26 +4,3 @@ from .drawing import COLORS, Panel, case_panels, draw_panels, largest_slice, new
 from .page import report
 from .pages import Curve, draw_curves, embedded, overall, read_curves, read_rows, saved, write_page
 from .record import RECORD, data_list_record, read_run_record, training_seconds, write_run_record
-
-__all__ = [
-    "COLORS",
-    "RECORD",
-    "Curve",
-    "Panel",
-    "case_panels",
-    "data_list_record",
-    "draw_curves",
-    "draw_panels",
-    "embedded",
-    "largest_slice",
-    "new_figure",
-    "overall",
-    "read_curves",
-    "read_rows",
-    "read_run_record",
-    "report",
-    "saved",
-    "training_seconds",
-    "write_page",
-    "write_run_record",
-]

@@ -10,8 +10,6 @@ import numpy as np
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLORS", "Panel", "case_panels", "draw_panels", "largest_slice", "new_figure", "windowed"]
-
 #: Colors of the classes 1, 2, ...: distinguishable with any color vision (Okabe & Ito).
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#D55E00", "#0072B2", "#F0E442")
 

@@ -21,8 +21,6 @@ from .drawing import COLORS
 from .pages import Curve, draw_curves, embedded, overall, read_curves, read_rows, saved, write_page
 from .record import read_run_record, training_seconds
 
-__all__ = ["report"]
-
 #: Curves by picture: title, patterns of the names of TensorBoard's scalars.
 CURVES = {
     "Loss": ("loss", "supervised", "image_perturbation", "teacher_distillation", "decoder_distillation"),

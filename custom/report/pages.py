@@ -18,8 +18,6 @@ from .drawing import new_figure
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Curve", "draw_curves", "embedded", "overall", "read_curves", "read_rows", "saved", "write_page"]
-
 Row = dict[str, str]
 #: Iteration and value.
 Curve = list[tuple[int, float]]

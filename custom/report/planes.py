@@ -15,8 +15,6 @@ from scipy import ndimage
 
 from .drawing import COLORS, windowed
 
-__all__ = ["plane_picture"]
-
 #: Width and height of a plane, in pixels.
 SIZE = 288
 #: The longer side of a photograph is drawn as long at most, and as long as a plane at least.

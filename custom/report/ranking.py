@@ -20,8 +20,6 @@ from scipy import ndimage
 from ..utils.names import case_of
 from ..utils.tables import Row
 
-__all__ = ["ReviewMeasuresd", "review_measures", "review_order", "structure_volumes"]
-
 #: How far from the predicted boundary uncertainty counts, in voxels. With 4 the order follows the true Dice better
 #: than with 2, on left atria and on short axes (docs/inference.md).
 REACH = 4

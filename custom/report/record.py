@@ -21,8 +21,6 @@ from .. import __version__
 from ..utils.distributed import is_first
 from ..utils.files import atomic_write
 
-__all__ = ["RECORD", "data_list_record", "read_run_record", "training_seconds", "write_run_record"]
-
 RECORD = "run.json"
 _PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
 

@@ -14,8 +14,6 @@ from ..utils.files import FILE_NAMES
 from ..utils.tables import Row
 from .pages import write_page
 
-__all__ = ["review_page"]
-
 #: Of the pictures within the page, so that one of a thousand scans has about 40 MB.
 JPEG_QUALITY = 80
 

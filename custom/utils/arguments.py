@@ -16,8 +16,6 @@ from monai.utils import optional_import
 
 from .settings import is_expression
 
-__all__ = ["contains_target", "did_you_mean", "unknown_arguments"]
-
 #: How alike a name must be to a known one to be a slip, where a component passes on arguments that only others know.
 SLIP = 0.85
 

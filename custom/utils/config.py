@@ -27,8 +27,6 @@ from .ranges import range_problems
 from .settings import UnfitError, guess, is_expression, read_as, shown, typed_settings
 from .weights import read_settings
 
-__all__ = ["check_config", "client_gives_cases", "flat_config", "refuse_newer_bundle", "resolved_config"]
-
 logger = logging.getLogger(__name__)
 
 #: Top-level keys that MONAI's own clients set, whether a bundle reads them or not: federated, Label with tracking.

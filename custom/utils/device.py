@@ -17,8 +17,6 @@ from torch import nn
 
 from .errors import causes
 
-__all__ = ["MixedPrecision", "TypeCheck", "is_out_of_memory", "keep_freed_memory", "release_freed_memory"]
-
 #: Errors of logits and gradients that rounding does not reach: the networks here, trained or not, are 0.005 to 0.04 and
 #: 0.001 to 0.03 off.
 _ROUNDING, _GRADIENT_ROUNDING = 0.2, 0.5

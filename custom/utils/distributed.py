@@ -25,21 +25,6 @@ from tqdm import tqdm
 
 from .errors import UserError
 
-__all__ = [
-    "all_reduce_mean",
-    "all_reduce_sum",
-    "any_rank",
-    "gather_in_turn",
-    "is_first",
-    "local_device",
-    "no_sync",
-    "raise_in_first",
-    "share_buffers",
-    "start",
-    "stop",
-    "to_ddp",
-]
-
 Item = TypeVar("Item")
 
 

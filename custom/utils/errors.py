@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TypeGuard
 
-__all__ = ["UserError", "causes", "plain_reason", "show_user_errors_plainly"]
-
-
 #: What an error of the system says about a file or a folder that was named.
 _PLACES: dict[int | None, str] = {
     errno.EACCES: "no permission; choose another place, or have the permission changed.",

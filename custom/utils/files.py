@@ -11,8 +11,6 @@ from typing import Any
 
 from .errors import UserError
 
-__all__ = ["FILE_NAMES", "atomic_write", "prediction_file", "read_json", "refuse_unwritable"]
-
 #: How texts with names of files are encoded: in an ASCII locale Python keeps the other bytes of a name this way.
 FILE_NAMES = "surrogateescape"
 

@@ -16,8 +16,6 @@ from monai.utils import optional_import
 from .distributed import gather_in_turn, is_first
 from .errors import UserError
 
-__all__ = ["LOCK", "TrainingLock", "one_at_a_time"]
-
 fcntl, _can_lock = optional_import("fcntl")  # not on Windows, where nothing is locked
 LOCK = "training.lock"
 #: Open files of the locks that this process holds, and whether their folders were made for them; closing one gives its

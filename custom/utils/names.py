@@ -15,24 +15,6 @@ from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
 
-__all__ = [
-    "ALL",
-    "MEAN",
-    "are_channel_names",
-    "are_class_names",
-    "case_file",
-    "case_files",
-    "case_name",
-    "case_names",
-    "case_of",
-    "file_stem",
-    "groups",
-    "patient_name",
-    "prediction_of",
-    "same_name",
-    "short_stems",
-]
-
 #: In tables, the class of the rows over all classes, and the case of those over all cases; nothing else is called so.
 ALL, MEAN = "all", "mean"
 

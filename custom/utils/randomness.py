@@ -14,8 +14,6 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["derived_seed", "private_generators"]
-
 
 def derived_seed(seed: int, *place: int) -> int:
     """Mix a run's seed with the numbers of a place into a seed of 32 bits.

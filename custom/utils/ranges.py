@@ -13,8 +13,6 @@ from monai.bundle import ConfigParser
 from ..utils.names import ALL, are_channel_names, are_class_names
 from .settings import is_expression, shown
 
-__all__ = ["RANGES", "range_problems"]
-
 _POSITIVE = math.ulp(0.0)
 _BELOW_ONE = 1 - math.ulp(0.5)
 #: Smallest and largest value of settings, of each of their entries where they have several.

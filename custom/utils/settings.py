@@ -15,8 +15,6 @@ from typing import Any
 
 import yaml
 
-__all__ = ["UnfitError", "describe", "guess", "is_expression", "is_flag", "read_as", "shown", "typed_settings"]
-
 _NULL = ("", "~", "null", "none")
 _BOOLEANS = {
     **dict.fromkeys(("true", "yes", "on", "y", "1"), True),

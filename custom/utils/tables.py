@@ -9,8 +9,6 @@ from typing import Any
 
 from .files import FILE_NAMES, atomic_write
 
-__all__ = ["Row", "format_table", "write_csv"]
-
 #: Texts and numbers by column.
 Row = dict[str, Any]
 

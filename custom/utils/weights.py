@@ -15,17 +15,6 @@ from .distributed import is_first
 from .errors import UserError
 from .files import atomic_write
 
-__all__ = [
-    "Stateful",
-    "read_settings",
-    "read_weights",
-    "refuse_missing_weights",
-    "save_weights",
-    "settings_path",
-    "start_from",
-    "weight_problems",
-]
-
 #: Share of a network's parameters that must fit for its training to start from other weights.
 LEAST_SHARE = 0.5
 

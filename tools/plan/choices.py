@@ -15,8 +15,6 @@ from .facts import DataFacts
 from .sizes import Geometry, Size, geometry, is_stack, work
 from .timing import StepTimes
 
-__all__ = ["Choice", "Plan", "bundle_of", "choose", "settings_of"]
-
 #: Share of the budget that trains; the rest starts, reads and writes.
 TRAINING_SHARE = 0.95
 #: Share of the training that validates, and how often at most.

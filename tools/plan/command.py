@@ -24,8 +24,6 @@ from .facts import DataFacts, read_facts
 from .sizes import sizes
 from .timing import BUNDLES, time_steps
 
-__all__ = ["PLAN", "plan", "plan_dataset", "seconds"]
-
 PLAN = "plan.yaml"
 UNITS = {"s": 1, "sec": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 WIDTH = 120

@@ -27,8 +27,6 @@ from custom.utils.names import are_class_names
 
 from ..prepare.pool import process_pool
 
-__all__ = ["DataFacts", "ScanFacts", "read_facts"]
-
 #: Values of one scan's structures that are kept, to find the window of all.
 KEPT_VALUES = 10_000
 #: Hounsfield units begin at air, -1000, or below, where the scanner marks what it did not measure.

@@ -9,8 +9,6 @@ import numpy as np
 
 from .facts import DataFacts
 
-__all__ = ["SLICES", "VOLUMES", "Geometry", "Size", "geometry", "is_stack", "sizes"]
-
 #: Patches are multiples of this: four down-samplings by two (:mod:`custom.networks`).
 DIVISOR = 16
 #: An axis this many times as coarse as another makes a stack of slices, to be segmented one by one in 2D.

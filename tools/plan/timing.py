@@ -16,8 +16,6 @@ from monai.bundle import ConfigParser
 from custom.data.datalist import read_lists
 from custom.utils.device import keep_freed_memory
 
-__all__ = ["StepTimes", "time_steps"]
-
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 #: Steps of each kind that are timed, after one that is not.
 STEPS = 5

@@ -17,8 +17,6 @@ from custom.utils.errors import UserError
 from .layouts import Files, read_volume
 from .writer import Scan, refuse_other_data, write_dataset
 
-__all__ = ["Lists", "prepare_scans"]
-
 #: Names of scans by list, of one data list.
 Lists = Mapping[str, Sequence[str]]
 

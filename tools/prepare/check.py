@@ -27,8 +27,6 @@ from custom.utils.tables import format_table
 from .pool import process_pool
 from .writer import write_json
 
-__all__ = ["check_folder"]
-
 Row = dict[str, Any]
 #: An axis this many times as coarse as another, or a scan as many times larger than the median, is odd.
 ODD_RATIO = 3.0

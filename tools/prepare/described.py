@@ -13,8 +13,6 @@ from tqdm import tqdm
 from custom.data.checks import read_image
 from custom.utils.errors import UserError
 
-__all__ = ["Description", "structures_in"]
-
 #: Labels with more values than this mark no structures; they may be images.
 MOST_STRUCTURES = 100
 

@@ -27,19 +27,6 @@ from custom.data.labels import to_label
 from custom.data.readers import LoadLabel, LoadScan
 from custom.utils.errors import UserError
 
-__all__ = [
-    "Files",
-    "acdc_community",
-    "acdc_official",
-    "isic_official",
-    "isic_training",
-    "la_challenge",
-    "la_community",
-    "pancreas",
-    "pancreas_community",
-    "refuse_twice",
-]
-
 
 class Files(NamedTuple):
     """How to read an image and, where there is one, its label, CH[WD]; a path is a photograph that is copied.

@@ -29,8 +29,6 @@ from .layouts import Files
 from .pool import process_pool
 from .writer import write_json
 
-__all__ = ["settle_mirroring"]
-
 #: Mirrorings in plane, as axes of CHWD, and what they are called.
 MIRRORINGS = {(): "as stored", (1,): "mirrored along x", (2,): "mirrored along y", (1, 2): "mirrored along x and y"}
 RING = 2  # voxels

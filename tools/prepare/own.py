@@ -20,8 +20,6 @@ from .layouts import Files, read_volume, scan_files
 from .pairing import OwnScan, own_scans
 from .splitting import fold_lists, listed_before, split_patients, without_held_out
 
-__all__ = ["own"]
-
 
 def own(
     images: str,

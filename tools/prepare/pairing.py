@@ -24,8 +24,6 @@ from custom.data.photos import PHOTO_SUFFIXES
 from custom.utils.errors import UserError
 from custom.utils.names import case_name, file_stem, same_name
 
-__all__ = ["OwnScan", "own_scans", "pair_labels"]
-
 IMAGE_WORDS = r"(?:image|img|volume|vol|scan)"
 IMAGE_NAME = re.compile(rf"(.+)[-_. ]{IMAGE_WORDS}|{IMAGE_WORDS}[-_. ]+(.+)|{IMAGE_WORDS}(\d.*)", re.IGNORECASE)
 

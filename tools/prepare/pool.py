@@ -8,8 +8,6 @@ from concurrent.futures import ProcessPoolExecutor
 
 import torch
 
-__all__ = ["process_pool"]
-
 
 def process_pool() -> ProcessPoolExecutor:
     """Start one process per core, each computing on one thread.

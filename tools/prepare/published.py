@@ -19,8 +19,6 @@ from .assembling import Lists, prepare_scans
 from .layouts import Files
 from .mirroring import settle_mirroring
 
-__all__ = ["acdc", "check_choice", "isic", "la", "pancreas"]
-
 SPLITS = Path(__file__).parent / "splits"
 CROPS = ("benchmark", "none")
 

@@ -12,9 +12,6 @@ from custom.data.datalist import LISTS, read_lists
 from custom.utils.errors import UserError
 from custom.utils.names import case_file, file_stem
 
-__all__ = ["fold_lists", "listed_before", "split_patients", "without_held_out"]
-
-
 #: Lists of patients whose labels are kept from training.
 HELD_OUT = ("validation", "test")
 

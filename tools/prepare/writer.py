@@ -32,8 +32,6 @@ from custom.utils.files import atomic_write
 
 from .pool import process_pool
 
-__all__ = ["Scan", "refuse_other_data", "write_dataset", "write_json"]
-
 RECORD = "prepare.json"
 PACKAGES = ("monai", "torch", "nibabel", "itk", "numpy")
 SECONDS_BETWEEN_RECORDS = 2.0

@@ -1,5 +1,3 @@
 """Suggest what to label next: ``crossmatch suggest --help``."""
 
 from .command import suggest
-
-__all__ = ["suggest"]

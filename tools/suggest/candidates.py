@@ -27,8 +27,6 @@ from custom.utils.errors import UserError
 from custom.utils.names import patient_name
 from custom.utils.tables import Row
 
-__all__ = ["POOL", "Patient", "bottleneck_features", "by_patient", "farthest_first", "most_doubtful", "standardized"]
-
 #: How many of the most doubtful patients are looked at for each one that is wanted.
 POOL = 3
 

@@ -30,8 +30,6 @@ from ..prepare.writer import write_json
 from .candidates import POOL, Patient, bottleneck_features, by_patient, farthest_first, most_doubtful, standardized
 from .layout import LABELED, LABELS, REST, TO_LABEL, copy_images, write_lists
 
-__all__ = ["suggest"]
-
 BUNDLES = Path(__file__).resolve().parents[2] / "bundles"
 TABLE, PREDICTIONS = "suggestions.csv", "predictions"
 #: What a folder of suggestions was made from, in that folder.

@@ -18,8 +18,6 @@ from custom.utils.names import file_stem
 
 from ..prepare.writer import write_json
 
-__all__ = ["LABELED", "LABELS", "REST", "TO_LABEL", "copy_images", "write_lists"]
-
 TO_LABEL, LABELS = "to_label", "labels"
 #: The data lists: without the suggested scans, and with their labels.
 REST, LABELED = "unlabeled_rest.json", "labeled_next.json"
