@@ -3,8 +3,6 @@
 On request also over mirrored windows, and with a map of how much the perturbed decodings disagree with the clean one.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager

@@ -6,8 +6,6 @@ schedule; the supervised part has the same factor throughout, also while ``u`` i
 and the two original codes; each bundle's config says which it takes.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

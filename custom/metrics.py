@@ -8,8 +8,6 @@ A structure that only one of prediction and truth has gets the worst possible di
 dropping out of the mean; where both lack it, prediction and truth agree: overlap 1, distance 0.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

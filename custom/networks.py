@@ -10,8 +10,6 @@ MICCAI 2015, doi:10.1007/978-3-319-24574-4_28, in the variant that the same lite
 (github.com/HiLab-git/SSL4MIS). SegResNet, a stock network of MONAI, shows how any other backbone is brought in.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any
 

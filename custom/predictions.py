@@ -1,7 +1,5 @@
 """From probabilities on the network's grid to label maps on the scan's, and into files."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor

@@ -1,7 +1,5 @@
 """Keep what was read, in memory or on disk."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any

@@ -1,7 +1,5 @@
 """Which files are the channels of one case, such as its T1 and its FLAIR, by the ends of their names."""
 
-from __future__ import annotations
-
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What is wrong with a case: read every voxel before the first iteration."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Mapping, Sequence

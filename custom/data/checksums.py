@@ -1,7 +1,5 @@
 """Compare compressed voxels with the checksum behind them, which nibabel and ITK pass over."""
 
-from __future__ import annotations
-
 import gzip
 import re
 import zlib

@@ -11,8 +11,6 @@ each in the same order throughout, and all on one grid: ``"image": ["a_t1.nii.gz
 and checked before the first iteration, so that a broken file does not end a run hours later.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

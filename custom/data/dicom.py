@@ -1,7 +1,5 @@
 """Folders that hold a DICOM series, one file per slice, and multi-frame files that hold all slices."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from itertools import groupby

@@ -3,8 +3,6 @@
 A series that is not one volume on one grid is refused, in one line that names the file and what to do.
 """
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path

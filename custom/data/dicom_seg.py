@@ -1,7 +1,5 @@
 """Label maps of DICOM series as DICOM Segmentation objects, which archives and viewers show over the series."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -3,8 +3,6 @@
 The one place where folders are searched, for preparation and inference alike. What is left out is told, by name.
 """
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Collection, Iterable

@@ -1,7 +1,5 @@
 """Go through the folders below one: each once, links followed, hidden ones left out and told of."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Collection
 from functools import cache

@@ -1,7 +1,5 @@
 """What the header of a file says about where its voxels are."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from itertools import product

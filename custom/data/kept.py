@@ -1,7 +1,5 @@
 """Keep what the checks have found, so that the next start need not read files that are as they were."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The one gate through which every label passes, read or written."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import torch

@@ -1,7 +1,5 @@
 """Read scans while the network is at the one before; one that cannot be read does not end the others."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Hashable, Iterator, Mapping, Sequence

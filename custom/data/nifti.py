@@ -1,7 +1,5 @@
 """Write NIfTI files whose header says the same to every reader."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """One way to read scans and labels, for training, inference, checks and preparation alike."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path

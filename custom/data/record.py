@@ -1,7 +1,5 @@
 """Remember which scans are segmented, by what and from what, so that none is segmented twice."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Find the scans to segment: files of many formats, and folders with a DICOM series."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path

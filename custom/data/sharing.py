@@ -1,7 +1,5 @@
 """Share scans out over processes, on one machine or many."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """See whether the files of a case have changed."""
 
-from __future__ import annotations
-
 import hashlib
 import os
 import re

@@ -4,8 +4,6 @@ A stream is a function of the seed and the position in it. It can be entered any
 middle of an epoch, and processes that train together each take their share of the same stream.
 """
 
-from __future__ import annotations
-
 import logging
 import multiprocessing
 import os

@@ -1,7 +1,5 @@
 """Running statistics of batch norm for evaluation."""
 
-from __future__ import annotations
-
 from collections import deque
 from collections.abc import Mapping
 from itertools import islice

@@ -1,7 +1,5 @@
 """The weights with the best validation, and loading of weights."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from copy import deepcopy
 from pathlib import Path

@@ -4,8 +4,6 @@ A checkpoint holds what training has changed: weights, optimizer, schedule, aver
 drawn at random follows from the seed and the number of the iteration (:mod:`custom.utils.randomness`), and is not kept.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import zipfile

@@ -1,7 +1,5 @@
 """Batch norm folded into the convolutions before it: the same function, computed with fewer passes over memory."""
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterator
 from copy import deepcopy

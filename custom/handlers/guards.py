@@ -1,7 +1,5 @@
 """Handlers that notice when a training goes wrong, and say what to do."""
 
-from __future__ import annotations
-
 import logging
 from collections import deque
 from collections.abc import Sequence

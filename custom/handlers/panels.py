@@ -1,7 +1,5 @@
 """Pictures of a training step in TensorBoard, and of scored cases: what the network saw, was taught, and said."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

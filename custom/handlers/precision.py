@@ -1,7 +1,5 @@
 """A look at whether a CPU's bfloat16 computes the right thing, and fast, before it is relied on."""
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """One progress bar for a whole training."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from ignite.engine import Engine, Events

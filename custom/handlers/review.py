@@ -1,7 +1,5 @@
 """Handler that puts the predictions into the order in which to look at them."""
 
-from __future__ import annotations
-
 import logging
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """Numbers that change over a training."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 

@@ -1,7 +1,5 @@
 """What a training does when it is asked to stop: by a cluster, or by Ctrl-C."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

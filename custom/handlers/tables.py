@@ -1,7 +1,5 @@
 """Handlers that write a CSV about every case and print it as a table."""
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Mapping, Sequence

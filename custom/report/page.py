@@ -4,8 +4,6 @@ It is put together from what the run left in its folder: ``metrics.csv``, Tensor
 :class:`custom.handlers.CasePanels` and ``run.json``. What is missing is left out.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Mapping, Sequence

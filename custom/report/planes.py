@@ -1,7 +1,5 @@
 """A prediction on three planes as one small picture, without matplotlib, which takes half a second for it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 from typing import Any
 

@@ -3,8 +3,6 @@
 A scan is measured alone, as soon as it is segmented. Only its rank needs the others.
 """
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What is needed to repeat a run, in one file: ``run.json``."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import platform

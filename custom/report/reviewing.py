@@ -1,7 +1,5 @@
 """The page on which predictions are looked at, the worst first."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Sequence
 from io import BytesIO

@@ -4,8 +4,6 @@ MONAI stores ``--train::dataset::cache_ratee 1`` as it stores any other; the com
 an entry of a mapping that no component is, such as ``--loss_weights::distilation 0``, would be ignored.
 """
 
-from __future__ import annotations
-
 import difflib
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence

@@ -5,8 +5,6 @@ the default ``eta`` and say nothing; and what Fire makes of a value is not alway
 :mod:`custom.utils.settings`.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import re

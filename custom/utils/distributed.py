@@ -5,8 +5,6 @@ shares put together, so two ranks with a batch of B learn as one with a batch of
 scans of its own, see ``multi_gpu_inference.yaml``. With one process nothing is exchanged.
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

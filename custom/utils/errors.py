@@ -1,7 +1,5 @@
 """Errors that a user can mend, shown without a traceback."""
 
-from __future__ import annotations
-
 import errno
 import sys
 from collections.abc import Sequence

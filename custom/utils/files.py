@@ -1,7 +1,5 @@
 """Write files whole or not at all, and read JSON in whichever Unicode it is."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """One training at a time in a folder, and one process at a time at a file."""
 
-from __future__ import annotations
-
 import json
 import os
 import platform

@@ -1,7 +1,5 @@
 """What a case is called: the same in tables, pictures, reports and predictions, and which patient it is of."""
 
-from __future__ import annotations
-
 import os
 import re
 import unicodedata

@@ -5,8 +5,6 @@ position of a sample in its stream. So a run that was cut off goes on as if it h
 processes, and nothing random has to be kept in a checkpoint.
 """
 
-from __future__ import annotations
-
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Refuse numbers and sizes that a training or an inference cannot take, before it starts."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Mapping
 from pydoc import locate

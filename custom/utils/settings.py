@@ -5,8 +5,6 @@ that ``--amp false`` is a text, which is true. It reads ``20240611`` as a number
 a tuple; and it takes ``#`` for the start of a comment.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import re

@@ -1,7 +1,5 @@
 """Tables as CSV files and as text."""
 
-from __future__ import annotations
-
 import csv
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Weights as plain tensors, and beside them the settings that inference must share with their training."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
