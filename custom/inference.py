@@ -6,7 +6,7 @@ On request also over mirrored windows, and with a map of how much the perturbed 
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from itertools import chain, combinations
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -68,13 +68,15 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
         #: What the network gets, in voxels per axis.
         self.window = tuple(roi_size)
         if slice_axis is not None:
-            roi_size, stride = (_with_single_slice(values, slice_axis) for values in (roi_size, stride))
+            roi_size, stride = ([*v[:slice_axis], 1, *v[slice_axis:]] for v in (roi_size, stride))
         overlap = [max(0.0, 1 - step / size - 1e-6) for size, step in zip(roi_size, stride, strict=True)]
         super().__init__(roi_size=roi_size, sw_batch_size=sw_batch_size, overlap=overlap, **kwargs)
         self.amp = amp
         self.slice_axis = slice_axis
         self.series = series
-        self.flips = _combinations([axis + 2 for axis in test_time_flips])
+        axes, counts = [axis + 2 for axis in test_time_flips], range(len(test_time_flips) + 1)
+        #: All subsets of the axes, the empty one first.
+        self.flips = [subset for count in counts for subset in combinations(axes, count)]
         self.uncertainty = uncertainty
 
     def __call__(self, inputs: torch.Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -152,15 +154,6 @@ def _feature_dropout_on(network: Any) -> Iterator[None]:
 
 def _mirrored(windows: torch.Tensor, axes: tuple[int, ...]) -> torch.Tensor:
     return windows.flip(axes) if axes else windows  # flip copies, even along no axis
-
-
-def _combinations(axes: Sequence[int]) -> list[tuple[int, ...]]:
-    """All subsets of axes, the empty one first."""
-    return list(chain.from_iterable(combinations(axes, count) for count in range(len(axes) + 1)))
-
-
-def _with_single_slice(values: Sequence[int], axis: int) -> list[int]:
-    return [*values[:axis], 1, *values[axis:]]
 
 
 class ScanEvaluator(SupervisedEvaluator):

@@ -40,7 +40,8 @@ def case_metrics(pred: torch.Tensor, label: torch.Tensor, spacing: Sequence[floa
     units = {"": [1.0] * pred.ndim} | ({} if spacing is None else {"_mm": spacing})
     for unit, steps in units.items():
         if edges is None:
-            distances = _worst_distances(pred.shape, steps) if total else dict.fromkeys(DISTANCES, 0.0)
+            worst = math.hypot(*(count * step for count, step in zip(pred.shape, steps, strict=True)))
+            distances = dict.fromkeys(DISTANCES, worst if total else 0.0)
         else:
             distances = _surface_distances(edges[0], edges[1], steps)
         metrics |= {name + unit: value for name, value in distances.items()}
@@ -54,11 +55,6 @@ def overlap(pred: torch.Tensor, label: torch.Tensor) -> dict[str, float]:
         "dice": 2 * intersection / total if total else 1.0,
         "jaccard": intersection / (total - intersection) if total else 1.0,
     }
-
-
-def _worst_distances(size: Sequence[int], spacing: Sequence[float]) -> dict[str, float]:
-    diagonal = math.hypot(*(count * step for count, step in zip(size, spacing, strict=True)))
-    return dict.fromkeys(DISTANCES, diagonal)
 
 
 def _surface_distances(

@@ -328,19 +328,14 @@ def _double_convolution(in_channels: int, out_channels: int, dropout: float) -> 
 
 def _stage(in_channels: int, out_channels: int, depth: int) -> nn.Sequential:
     """Stack ``depth`` blocks of 3x3x3 convolution, batch norm and ReLU."""
-    layers: list[nn.Module] = []
-    for i in range(depth):
-        layers += _norm_relu(nn.Conv3d(in_channels if i == 0 else out_channels, out_channels, 3, padding=1))
-    return nn.Sequential(*layers)
+    inputs = [in_channels, *[out_channels] * (depth - 1)]
+    blocks = [_block(nn.Conv3d(channels, out_channels, 3, padding=1)) for channels in inputs]
+    return nn.Sequential(*(layer for block in blocks for layer in block))
 
 
 def _block(convolution: nn.Conv3d | nn.ConvTranspose3d) -> nn.Sequential:
     """Follow a convolution with batch norm and ReLU."""
-    return nn.Sequential(*_norm_relu(convolution))
-
-
-def _norm_relu(convolution: nn.Conv3d | nn.ConvTranspose3d) -> list[nn.Module]:
-    return [convolution, nn.BatchNorm3d(convolution.out_channels), nn.ReLU(inplace=True)]
+    return nn.Sequential(convolution, nn.BatchNorm3d(convolution.out_channels), nn.ReLU(inplace=True))
 
 
 def _check_sizes(sizes: Sequence[int], divisor: int) -> None:

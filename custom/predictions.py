@@ -103,7 +103,9 @@ class ResampleToScand(MapTransform):
     ) -> MetaTensor:
         """Resample CHWD, and apply to each slab what follows, so that the channels never exist on the whole grid."""
         image, plain = sample[self.image_key], channels.as_subclass(torch.Tensor)
-        affine, size = _original_affine(image), _original_size(image)
+        affine = torch.as_tensor(image.meta["original_affine"], dtype=torch.float64)
+        changes = image.applied_operations
+        size = [int(length) for length in (changes[0][TraceKeys.ORIG_SIZE] if changes else image.shape[1:])]
         then = (lambda slab: slab) if then is None else then
         example = then(plain[:, :1, :1, :1])
         whole = example.new_empty((len(example), *size))
@@ -123,15 +125,6 @@ class ResampleToScand(MapTransform):
         result = MetaTensor(whole, meta=dict(image.meta))
         result.affine = affine
         return result
-
-
-def _original_affine(image: MetaTensor) -> torch.Tensor:
-    return torch.as_tensor(image.meta["original_affine"], dtype=torch.float64)
-
-
-def _original_size(image: MetaTensor) -> list[int]:
-    changes = image.applied_operations
-    return [int(length) for length in (changes[0][TraceKeys.ORIG_SIZE] if changes else image.shape[1:])]
 
 
 class LabelMapd(_Framesd):

@@ -16,6 +16,5 @@ from .nifti import NiftiWriter, SeriesWriter
 from .photos import PHOTO_SUFFIXES, PhotoReader, is_colored, is_photo
 from .readers import LoadLabel, LoadScan, LoadScand
 from .record import InferenceRecord
-from .scans import find_scans
-from .sharing import share_out
+from .scans import find_scans, share_out
 from .streams import ResumableSampler, SeededDataset, SeededIndex, StreamLoader, TwoStreamLoader, default_num_workers

@@ -71,15 +71,12 @@ def _galleries(cases: Sequence[dict[str, str]], folder: Path) -> dict[str, list[
     """Pictures of the best and of the worst cases, no case in both."""
     count = min(SHOWN, len(cases) // 2) or min(1, len(cases))
     galleries = {"Best cases": cases[:count], "Worst cases": cases[count:][::-1][:count]}
-    pictures = {
-        title: [{**row, "picture": embedded(folder / f"{row['case']}.png")} for row in rows if _has(folder, row)]
-        for title, rows in galleries.items()
-    }
-    return {title: shown for title, shown in pictures.items() if shown}
-
-
-def _has(folder: Path, row: dict[str, str]) -> bool:
-    return (folder / f"{row['case']}.png").is_file()
+    pictures: dict[str, list[dict[str, str]]] = {}
+    for title, rows in galleries.items():
+        for row in rows:
+            if (path := folder / f"{row['case']}.png").is_file():
+                pictures.setdefault(title, []).append({**row, "picture": embedded(path)})
+    return pictures
 
 
 def _draw_curves(curves: Mapping[str, Curve], path: Path) -> str | None:
