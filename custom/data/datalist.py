@@ -55,8 +55,8 @@ def load_datalist(
         dimensions: spatial axes that every file must have.
         pad_to: ``size`` in voxels per axis, and ``spacing`` in mm to which volumes are resampled before, or None for
             their own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
-        patient_pattern: regular expression that finds the patient, see :func:`custom.data.patient_name`; a patient may
-            be in one list only. None when every file is a patient of its own.
+        patient_pattern: regular expression that finds the patient, see :func:`custom.utils.names.patient_name`; a
+            patient may be in one list only. None when every file is a patient of its own.
         optional: the labeled cases come from elsewhere, so that the file or its labeled cases may be missing.
         checks_dir: folder that keeps what was found in ``checks.json``, see :func:`custom.data.check_cases`.
         planned_for: SHA-256 of the data list that settings were planned for; another one is told.
