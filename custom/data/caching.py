@@ -7,12 +7,11 @@ from typing import Any
 import monai
 from monai.data import CacheDataset, PersistentDataset
 from monai.data.utils import pickle_hashing
-from monai.utils import ensure_tuple
 from torch.utils.data import Dataset
 
 from ..utils.errors import UserError
 from .checks import Case
-from .states import fingerprint
+from .states import state_of
 
 
 def cached_dataset(
@@ -40,7 +39,7 @@ def cached_dataset(
         return CacheDataset(data, transform, cache_rate=cache_rate, num_workers=None, progress=False)
     if cache == "disk":
         # By default MONAI's keys are the paths alone: it would serve what other files or other settings have made.
-        made_from = {pickle_hashing(case): fingerprint(_texts(case)) for case in data}
+        made_from = {pickle_hashing(case): state_of(case) for case in data}
         keys: dict[str, Any] = {"hash_func": partial(_cache_key, made_from), "hash_transform": pickle_hashing}
         dataset = PersistentDataset(data, transform, cache_dir=cache_dir, track_meta=False, weights_only=True, **keys)
         for path in dataset.cache_dir.glob("*-*.pt") if dataset.cache_dir else ():
@@ -51,11 +50,6 @@ def cached_dataset(
     if cache == "none":
         return monai.data.Dataset(data, transform)
     raise UserError(f"--cache must be memory, disk or none, got {cache}.")
-
-
-def _texts(case: Case) -> list[str]:
-    """List the files of a case, and its name."""
-    return [str(text) for value in case.values() for text in ensure_tuple(value)]
 
 
 def _cache_key(made_from: Mapping[bytes, str], case: Case) -> bytes:

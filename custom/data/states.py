@@ -3,7 +3,7 @@
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,8 @@ DETACHED = (".mhd", ".nhdr")
 def state_of(case: Mapping[str, Any]) -> str:
     """Hash the names, sizes and times of a case's files, wherever they are."""
     files = [file for path in case_paths(case) for file in files_of(Path(path))]
-    return _hash(_describe(file, file.name) for file in files)
+    texts = [f"{file.name} {(found := file.stat()).st_size} {found.st_mtime_ns}\n" for file in files]
+    return hashlib.sha256("".join(texts).encode(errors=FILE_NAMES)).hexdigest()
 
 
 def name_of(case: Mapping[str, Any]) -> str:
@@ -30,24 +31,6 @@ def name_of(case: Mapping[str, Any]) -> str:
 def case_paths(case: Mapping[str, Any]) -> list[str]:
     """List a case's images and label, a DICOM series by its folder; alike from wherever the program is started."""
     return [os.path.abspath(file) for key in ("image", "label") if key in case for file in ensure_tuple(case[key])]
-
-
-def fingerprint(parts: Iterable[str]) -> str:
-    """Hash names, sizes and times of files, so that another hash means that one of them may have changed.
-
-    Args:
-        parts: paths, see :func:`files_of`; or other texts, which count as they are.
-    """
-    return _hash(text for part in parts for text in (part, *(_describe(file, file) for file in files_of(Path(part)))))
-
-
-def _describe(file: Path, name: object) -> str:
-    found = file.stat()
-    return f"{name} {found.st_size} {found.st_mtime_ns}"
-
-
-def _hash(texts: Iterable[str]) -> str:
-    return hashlib.sha256("".join(f"{text}\n" for text in texts).encode(errors=FILE_NAMES)).hexdigest()
 
 
 def files_of(path: Path) -> list[Path]:

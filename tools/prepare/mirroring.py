@@ -22,12 +22,11 @@ from scipy.ndimage import binary_dilation
 from tqdm import tqdm
 
 from custom.data.readers import LoadLabel, LoadScan
-from custom.data.states import fingerprint
 from custom.utils.errors import UserError
 
 from .layouts import Files
 from .pool import process_pool
-from .writer import write_json
+from .writer import fingerprint, write_json
 
 #: Mirrorings in plane, as axes of CHWD, and what they are called.
 MIRRORINGS = {(): "as stored", (1,): "mirrored along x", (2,): "mirrored along y", (1, 2): "mirrored along x and y"}

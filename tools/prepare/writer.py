@@ -13,7 +13,7 @@ import hashlib
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -26,9 +26,9 @@ from tqdm import tqdm
 
 from custom.data.labels import to_label
 from custom.data.nifti import NiftiWriter
-from custom.data.states import fingerprint
+from custom.data.states import files_of
 from custom.utils.errors import UserError
-from custom.utils.files import atomic_write
+from custom.utils.files import FILE_NAMES, atomic_write
 
 from .pool import process_pool
 
@@ -49,7 +49,7 @@ class Scan:
         endings: of the image's files, one for each channel that has a file of its own.
         label_ending: of the label's file.
         made_from: files and folders that ``read`` reads, and what else its result hangs on, see
-            :func:`custom.data.states.fingerprint`.
+            :func:`fingerprint`.
         one_structure: whether the label has one; a PNG, which people look at, then marks it 255.
     """
 
@@ -141,6 +141,19 @@ def write_json(path: Path, content: Any) -> None:
     """Write a JSON file in one step."""
     with atomic_write(path) as part:
         part.write_text(json.dumps(content, indent=1) + "\n")
+
+
+def fingerprint(parts: Iterable[str]) -> str:
+    """Hash names, sizes and times of files, so that another hash means that one of them may have changed.
+
+    Args:
+        parts: paths, see :func:`custom.data.states.files_of`; or other texts, which count as they are.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        found = [f"{file} {file.stat().st_size} {file.stat().st_mtime_ns}" for file in files_of(Path(part))]
+        digest.update("".join(f"{text}\n" for text in (part, *found)).encode(errors=FILE_NAMES))
+    return digest.hexdigest()
 
 
 def _finished_files(output: Path, record: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
