@@ -139,20 +139,16 @@ class RandLogGamma(RandAdjustContrast):
 
 
 class StrongViewsd(Randomizable, MapTransform):
-    """Add independent strong views of an image to a sample: ``strong_1``, ``strong_2``, ...
+    """Add two independent strong views of an image to a sample, ``strong_1`` and ``strong_2``.
 
     Args:
         keys: the weak view, an image CH[WD].
-        view: array transforms that make one strong view; called once per name, so every view has draws of its own.
-        names: keys of the new entries.
+        view: array transforms that make one strong view; called once for each, so every view has draws of its own.
     """
 
-    def __init__(
-        self, keys: KeysCollection, view: Sequence[Any], names: Sequence[str] = ("strong_1", "strong_2")
-    ) -> None:
+    def __init__(self, keys: KeysCollection, view: Sequence[Any]) -> None:
         MapTransform.__init__(self, keys)
         self.view = Compose(view)
-        self.names = tuple(names)
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> StrongViewsd:
         """Seed this transform and the view's own transforms."""
@@ -164,7 +160,7 @@ class StrongViewsd(Randomizable, MapTransform):
         """Return the sample with the strong views added; the weak view is left as it is."""
         sample = dict(data)
         for key in self.keys:
-            for name in self.names:
+            for name in ("strong_1", "strong_2"):
                 sample[name] = self.view(sample[key].clone())
         return sample
 

@@ -80,14 +80,12 @@ class ResampleToScand(MapTransform):
     and one thread, since PyTorch has no more for a single volume. Slabs are the same whatever the number of threads.
 
     Args:
-        keys: CHWD, on the image's grid.
-        orig_keys: the image, as ``Orientationd`` and ``Spacingd`` left it.
+        keys: CHWD, on the grid of the sample's ``image``, which is as ``Orientationd`` and ``Spacingd`` left it.
         values: how many numbers a slab holds at most, but those of a slice at least.
     """
 
-    def __init__(self, keys: KeysCollection, orig_keys: str = "image", values: int = 2**22) -> None:
+    def __init__(self, keys: KeysCollection, values: int = 2**22) -> None:
         super().__init__(keys)
-        self.image_key = orig_keys
         self.values = values
         self.resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float32)
 
@@ -102,7 +100,7 @@ class ResampleToScand(MapTransform):
         self, channels: torch.Tensor, sample: Mapping[Hashable, Any], then: Callable[..., torch.Tensor] | None = None
     ) -> MetaTensor:
         """Resample CHWD, and apply to each slab what follows, so that the channels never exist on the whole grid."""
-        image, plain = sample[self.image_key], channels.as_subclass(torch.Tensor)
+        image, plain = sample["image"], channels.as_subclass(torch.Tensor)
         affine = torch.as_tensor(image.meta["original_affine"], dtype=torch.float64)
         changes = image.applied_operations
         size = [int(length) for length in (changes[0][TraceKeys.ORIG_SIZE] if changes else image.shape[1:])]

@@ -1,24 +1,17 @@
 """Photographs as viewers show them, and masks that are pictures as what they hold."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from monai.config import PathLike
 from monai.data import PILReader
-from monai.utils import ensure_tuple, optional_import
+from monai.utils import ensure_tuple
+from PIL import Image, ImageFile, ImageOps
 
 from ..utils.errors import UserError
-
-if TYPE_CHECKING:
-    from PIL import Image, ImageFile, ImageOps
-else:  # volumes do without Pillow, which is not among the packages of their bundles
-    Image, _ = optional_import("PIL.Image")
-    ImageOps, _ = optional_import("PIL.ImageOps")
 
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
 #: Modes of Pillow with a channel of opacity.

@@ -32,12 +32,9 @@ class Panel(NamedTuple):
 
 def new_figure(width: float, height: float) -> Figure:
     """Make a figure of so many inches."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def draw_panels(rows: Sequence[Sequence[Panel]]) -> Figure:
