@@ -100,7 +100,9 @@ def test_data_list_that_is_not_json_is_named(own_dataset):
 @pytest.mark.parametrize("content", ["[]", "{}"])
 def test_data_list_without_lists_is_refused(own_dataset, content):
     own_dataset.write_text(content)
-    with pytest.raises(UserError, match="expected a JSON object with the lists training, unlabeled, validation, test; found"):
+    with pytest.raises(
+        UserError, match="expected a JSON object with the lists training, unlabeled, validation, test; found"
+    ):
         _load(own_dataset)
 
 
