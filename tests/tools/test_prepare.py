@@ -502,22 +502,35 @@ def test_a_damaged_description_is_named(tmp_path):
     ],
 )
 def test_structures_get_names_by_the_labels_where_nobody_names_them(values, names, tmp_path):
-    image, label = _volumes(0)
-    for number, value in enumerate(values):
-        write_nifti(tmp_path / "in" / "images" / f"p{number}.nii.gz", image)
-        write_nifti(tmp_path / "in" / "labels" / f"p{number}.nii.gz", label * value)
+    _own_labels(tmp_path / "in", values)
     own(str(tmp_path / "in"), str(tmp_path / "out"))
     content = _datalist(tmp_path / "out", "datalist.json")
     assert list(content["labels"].values()) == ["background", *names]
     own(str(tmp_path / "in"), str(tmp_path / "out"))  # the same again
 
 
-@pytest.mark.parametrize("values", [(1, 3), (2,), (0.5,), (1, 2, 4)])
-def test_labels_with_gaps_are_not_given_names(values, tmp_path):
+def _own_labels(folder, values):
     image, label = _volumes(0)
     for number, value in enumerate(values):
-        write_nifti(tmp_path / "in" / "images" / f"p{number}.nii.gz", image)
-        write_nifti(tmp_path / "in" / "labels" / f"p{number}.nii.gz", label * value)
+        write_nifti(folder / "images" / f"p{number}.nii.gz", image)
+        write_nifti(folder / "labels" / f"p{number}.nii.gz", label * value)
+
+
+@pytest.mark.parametrize("values", [(1, 3), (2,), (1, 2, 4)])
+def test_labels_with_gaps_are_named_before_anything_is_written(values, tmp_path):
+    _own_labels(tmp_path / "in", values)
+    shown = ", ".join(map(str, values))
+    with pytest.raises(UserError, match=f"the labels hold {shown} and background, not every number up to {values[-1]}"):
+        own(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    names = [f"part_{number}" for number in range(1, values[-1] + 1)]
+    own(str(tmp_path / "in"), str(tmp_path / "out"), classes=",".join(names), plan=None)
+    assert list(_datalist(tmp_path / "out", "datalist.json")["labels"].values()) == ["background", *names]
+
+
+@pytest.mark.parametrize("value", [0.5, 101])
+def test_labels_of_other_values_are_not_given_names(value, tmp_path):
+    _own_labels(tmp_path / "in", [value])
     with pytest.raises(UserError, match=r"labels must be whole numbers from 0 to 1, found"):
         own(str(tmp_path / "in"), str(tmp_path / "out"))
     assert not (tmp_path / "out" / "datalist.json").exists()

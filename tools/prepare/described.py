@@ -79,16 +79,25 @@ def structures_in(labels: Sequence[Path]) -> list[str]:
         labels: their files; those that cannot be read do not count.
 
     Returns:
-        A name for each value where they are 1, 2, ... without gaps in all labels together; else ``foreground``, to
-        which labels with other values do not fit.
+        A name for each value where they are 1, 2, ...; else ``foreground``, to which labels with other values do not
+        fit.
+
+    Raises:
+        UserError: when numbers are left out, such as 3 in 1, 2 and 4.
     """
     values: set[float] = set()
     for path in tqdm(labels, desc="Reading labels", unit="label", disable=not labels):
         label, _ = read_image(str(path), as_label=True)
         values |= set() if label is None else set(torch.unique(label.as_tensor()).tolist()[: MOST_STRUCTURES + 2])
-    count = len(values - {0})
-    if not 2 <= count <= MOST_STRUCTURES or values - {0} != set(range(1, count + 1)):
+    marked = sorted(values - {0})
+    if marked in ([], [1]) or not all(value.is_integer() and 0 < value <= MOST_STRUCTURES for value in marked):
         return ["foreground"]
-    names = [f"class_{number}" for number in range(1, count + 1)]
+    names = [f"class_{number}" for number in range(1, int(marked[-1]) + 1)]
+    if len(marked) < len(names):
+        raise UserError(
+            f"the labels hold {', '.join(f'{value:g}' for value in marked)} and background, not every number up to "
+            f"{marked[-1]:g}; nothing was written. Renumber them, or name every number, also one that does not occur, "
+            f"such as --classes {','.join(names)}"
+        )
     print(f"structures: {', '.join(names)}; name them with --classes")
     return names
