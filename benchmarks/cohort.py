@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigWorkflow
 
+from custom.utils.arguments import did_you_mean
 from custom.utils.errors import UserError
 from custom.utils.settings import guess
 from custom.utils.weights import save_weights
@@ -50,10 +51,15 @@ def cohort(
         changes: other settings of the bundle, such as ``--class_names liver,tumor``.
 
     Raises:
-        UserError: for an unknown bundle or device, weights that do not fit, or when something is wrong with the scans.
+        UserError: for an unknown bundle, device or setting, for weights that do not fit, or for scans with something
+            wrong.
     """
     where = available_device(device)
     files = ["inference", overlay] if overlay else ["inference"]
+    known = bundle_config(bundle, files, {}).get()
+    unknown = [did_you_mean(name, known, "is no setting of this bundle.") for name in changes if name not in known]
+    if unknown:
+        raise UserError("unknown setting, nothing was run:", unknown)
     with tempfile.TemporaryDirectory() as folder:
         changes = {name: guess(value) if isinstance(value, str) else value for name, value in changes.items()}
         settings = {"device": device, "output_dir": f"{folder}/predictions"} | changes

@@ -98,6 +98,8 @@ def test_a_folder_of_scans_is_timed_from_reading_to_writing(bundle, tiny_dataset
         assert rate == pytest.approx(60 * scans / seconds, rel=0.01)
     with pytest.raises(UserError, match="there are no synthetic scans for isic"):
         cohort("isic", device="cpu")
+    with pytest.raises(UserError, match=r"did you mean --stride\?"):
+        cohort("la", dataset_dir=str(tiny_dataset.parent), overlay="quick", device="cpu", strid="[16,16,16]")
 
 
 @LEFT_ATRIUM
@@ -233,11 +235,9 @@ def test_wrong_use_is_refused(tmp_path):
         training_step(device="gpu")
 
 
-@pytest.mark.parametrize("name", ["training_step", "inference", "data_loading", "cohort"])
+@pytest.mark.parametrize("name", ["training_step", "inference", "data_loading"])
 def test_flags_are_read_as_those_of_the_tools(name, monkeypatch):
-    required = {"training_step": [], "inference": ["a.nii.gz", "model.pt"], "data_loading": ["data"], "cohort": []}[
-        name
-    ]
+    required = {"training_step": [], "inference": ["a.nii.gz", "model.pt"], "data_loading": ["data"]}[name]
     monkeypatch.setattr(sys, "argv", [name, *required, "--repeats", "no", "--devise", "cpu", "--one_process", "off"])
     with pytest.raises(UserError, match=r"unknown flag --devise; did you mean --device\?"):
         runpy.run_module(f"benchmarks.{name}", run_name="__main__")
