@@ -60,7 +60,8 @@ def demo(output: str = "demo", seeds: Sequence[int] = (1,)) -> None:
         _infer(arm, folder, datalist, seeds[0])
     figure = folder / "overlays.png"
     cases = [Path(case["image"]) for case in read_lists(datalist)["test"]][: 2 * SHOWN : 2]
-    draw_panels(*zip(*[_panels(folder, case) for case in cases], strict=True)).savefig(figure, dpi=110)
+    rows = {case: _panels(folder, case) for case in cases}
+    draw_panels([panels for panels, _ in rows.values()], [title for _, title in rows.values()]).savefig(figure, dpi=110)
     print(f"\nSegmentations:  {folder / 'predictions'}\nPictures:       {figure}")
     print(f"Comparison:     {folder / 'study' / 'comparison' / 'comparison.html'}")
     print(f"\nMean Dice on {COUNTS['test']} unseen patients: {', '.join(ARMS)}, difference in points")

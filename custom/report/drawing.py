@@ -37,7 +37,7 @@ def new_figure(width: float, height: float) -> Figure:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def draw_panels(rows: Sequence[Sequence[Panel]]) -> Figure:
+def draw_panels(rows: Sequence[Sequence[Panel]], row_titles: Sequence[str] = ()) -> Figure:
     """Draw panels in rows; the first axis of an image goes to the right, the second upwards, of photographs down."""
     columns = max(map(len, rows))
     figure = new_figure(2.6 * columns, 2.8 * len(rows))
@@ -47,6 +47,8 @@ def draw_panels(rows: Sequence[Sequence[Panel]]) -> Figure:
             axis.axis("off")
         for axis, panel in zip(line, panels, strict=False):
             _draw(axis, panel)
+    for line, title in zip(axes, row_titles, strict=False):
+        line[0].text(-0.03, 0.5, title, rotation=90, ha="right", va="center", transform=line[0].transAxes, fontsize=8)
     return figure
 
 

@@ -102,7 +102,9 @@ def test_case_panels_show_the_slice_with_the_largest_structure():
     assert np.array_equal(panels[1].label, label[..., 2])
     assert [panel.aspect for panel in panels] == [2.0] * 3
     assert panels[0].label is None
-    assert len(draw_panels([panels]).axes) == 3
+    figure = draw_panels([panels], ["patient 1"])
+    assert len(figure.axes) == 3
+    assert [text.get_text() for text in figure.axes[0].texts] == ["patient 1"]
 
 
 @pytest.mark.slow
