@@ -8,6 +8,8 @@ from pathlib import Path
 from ..utils.files import read_json
 from ..utils.names import file_stem
 
+#: What ``crossmatch prepare`` writes into a dataset folder, whose scans are copies.
+PREPARED = "prepare.json"
 #: What inference writes beside its predictions, or above them where they lie in folders.
 PREDICTION_TABLE, RECORD, PREDICTION_PICTURES = "volumes.csv", "inference.json", "review"
 
@@ -32,6 +34,8 @@ def walk(top: Path, skipped: Collection[str] = ()) -> tuple[list[Path], list[str
             continue
         if here != top and (here.name.startswith(".") or here.name == "__MACOSX"):
             left_out.append(f"{name}/ (hidden)")
+        elif here != top and (here / PREPARED).is_file():
+            left_out.append(f"{name}/ (a prepared dataset folder)")
         elif here.is_symlink() and os.path.join(os.path.realpath(here.parent), "").startswith(os.path.join(real, "")):
             left_out.append(f"{name}/ (link to a folder above it)")
         elif real in found:

@@ -60,6 +60,14 @@ def test_hidden_files_and_folders_are_left_out_by_name(touch):
     assert found.left_out == [f"{name} (hidden)" for name in hidden]
 
 
+def test_copies_in_a_prepared_folder_are_no_scans(touch):
+    folder = touch("a.nii.gz", "own/prepare.json", "own/images/a.nii.gz")
+    found = list_scans(folder)
+    assert [path.name for path in found.scans] == ["a.nii.gz"]
+    assert found.left_out == ["own/ (a prepared dataset folder)"]
+    assert len(list_scans(folder / "own" / "images").scans) == 1
+
+
 def test_a_folder_that_is_itself_hidden_is_searched(touch):
     assert len(list_scans(touch(".data/a.nii") / ".data").scans) == 1
 
