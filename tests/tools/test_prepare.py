@@ -536,6 +536,21 @@ def test_labels_of_other_values_are_not_given_names(value, tmp_path):
     assert not (tmp_path / "out" / "datalist.json").exists()
 
 
+def test_a_label_in_layers_is_named_and_the_other_scans_are_written(tmp_path):
+    """As Slicer stores segments that overlap; ITK's error about it cannot be sent from one process to another."""
+    _own_labels(tmp_path / "in", [1, 1])
+    image, label = _volumes(0)
+    write_nifti(tmp_path / "in" / "images" / "slicer.nii.gz", image)
+    sizes = " ".join(map(str, label.shape))
+    head = f"NRRD0004\ntype: uchar\ndimension: 4\nsizes: 2 {sizes}\nkinds: list domain domain domain\n"
+    head += "space: left-posterior-superior\nspace directions: none (1,0,0) (0,1,0) (0,0,1)\nspace origin: (0,0,0)\n"
+    layers = np.stack([label, label]).astype(np.uint8).tobytes(order="F")
+    (tmp_path / "in" / "labels" / "slicer.nrrd").write_bytes(f"{head}encoding: raw\n\n".encode() + layers)
+    with pytest.raises(UserError, match=r"1 of 3 scans could not be prepared") as raised:
+        own(str(tmp_path / "in"), str(tmp_path / "out"), plan=None)
+    assert "slicer: cannot be read" in str(raised.value)
+
+
 def test_an_image_in_the_place_of_a_label_marks_no_structures(tmp_path):
     image, _ = _volumes(0)
     values = np.arange(image.size, dtype=np.float32).reshape(image.shape) % 200
@@ -724,7 +739,7 @@ def test_a_label_without_an_image_is_refused(own_folders, tmp_path):
     [
         (_volumes(0)[1][:-1], OBLIQUE, r"a: the label's shape \(11, 10, 6\) differs from"),
         (_volumes(0)[1], np.eye(4), "a: the label's affine differs"),
-        (_volumes(0)[1] * 3, OBLIQUE, "a: .*a_seg.nii.gz: labels must be whole numbers from 0 to 1, found 3"),
+        (_volumes(0)[1] * 1.5, OBLIQUE, "a: .*a_seg.nii.gz: labels must be whole numbers from 0 to 1, found 1.5"),
     ],
 )
 def test_a_label_that_does_not_fit_is_named_and_the_others_are_kept(label, affine, message, own_folders, tmp_path):

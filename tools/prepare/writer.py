@@ -24,15 +24,15 @@ import numpy as np
 from monai.data import MetaTensor, PILWriter
 from tqdm import tqdm
 
+from custom.data.folders import PREPARED
 from custom.data.labels import to_label
 from custom.data.nifti import NiftiWriter
 from custom.data.states import files_of
-from custom.utils.errors import UserError
+from custom.utils.errors import UserError, plain_reason
 from custom.utils.files import FILE_NAMES, atomic_write
 
 from .pool import process_pool
 
-RECORD = "prepare.json"
 PACKAGES = ("monai", "torch", "nibabel", "itk", "numpy")
 SECONDS_BETWEEN_RECORDS = 2.0
 
@@ -128,7 +128,7 @@ def refuse_other_data(output: str | Path, record: Mapping[str, Any]) -> None:
     Raises:
         UserError: says what differs.
     """
-    file = Path(output) / RECORD
+    file = Path(output) / PREPARED
     earlier = json.loads(file.read_text()) if file.is_file() else {}
     record = json.loads(json.dumps(record))
     changed = [key for key in record if earlier and key != "versions" and record[key] != earlier.get(key)]
@@ -159,9 +159,9 @@ def fingerprint(parts: Iterable[str]) -> str:
 def _finished_files(output: Path, record: Mapping[str, Any]) -> tuple[dict[str, str], dict[str, str]]:
     """What an earlier run completed: checksums of files that have not changed since, and hashes of their sources."""
     refuse_other_data(output, record)
-    if not (output / RECORD).is_file():
+    if not (output / PREPARED).is_file():
         return {}, {}
-    earlier = json.loads((output / RECORD).read_text())
+    earlier = json.loads((output / PREPARED).read_text())
     there = {path: digest for path, digest in earlier["files"].items() if (output / path).is_file()}
     files = {path: digest for path, digest in there.items() if _checksum(output / path) == digest}
     return files, earlier.get("made_from", {})
@@ -187,12 +187,12 @@ def _write_scans(
                         break
                 bar.update()
                 if time.monotonic() - last > SECONDS_BETWEEN_RECORDS:
-                    write_json(output / RECORD, record)
+                    write_json(output / PREPARED, record)
                     last = time.monotonic()
         finally:
             pool.shutdown(cancel_futures=True)
             record["files"] = dict(sorted(record["files"].items()))
-            write_json(output / RECORD, record)
+            write_json(output / PREPARED, record)
     return problems
 
 
@@ -205,7 +205,12 @@ def _reason(error: BaseException) -> str:
 
 def _write_scan(output: Path, scan: Scan) -> dict[str, str]:
     """Read a scan and write its files; return their checksums."""
-    sample: Mapping[str, Any] = scan.read()
+    try:
+        sample: Mapping[str, Any] = scan.read()
+    except (UserError, OSError):
+        raise
+    except Exception as error:  # some, such as ITK's, cannot be sent to another process, and would end them all
+        raise UserError(f"cannot be read ({plain_reason(error)}).") from None
     digests = {
         path: _write(output / path, image, False) for path, image in zip(scan.images, sample["images"], strict=True)
     }
