@@ -48,7 +48,7 @@ def cohort(
         ckpt_path: weights; untrained ones by default, which take as long.
         repeats: how often each way is timed.
         device: cpu or cuda.
-        changes: other settings of the bundle, such as ``--class_names liver,tumor``.
+        changes: other settings of the bundle, such as ``--class_names "[liver,tumor]"``.
 
     Raises:
         UserError: for an unknown bundle, device or setting, for weights that do not fit, or for scans with something
