@@ -15,6 +15,8 @@ import hashlib
 import json
 import logging
 import os
+import re
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
 from ..utils.files import read_json
-from ..utils.names import case_files, case_names, groups, patient_name
+from ..utils.names import case_files, case_names, groups, patient_name, structure_names
 from .checks import Case, CaseRule, check_cases
 
 LISTS = ("training", "unlabeled", "validation", "test")
@@ -42,6 +44,7 @@ def load_datalist(
     optional: bool = False,
     checks_dir: str | None = None,
     planned_for: str | None = None,
+    class_names: Sequence[str] | None = None,
 ) -> dict[str, list[Case]]:
     """Read a data list, and every voxel of the named lists, and check them.
 
@@ -60,6 +63,8 @@ def load_datalist(
         optional: the labeled cases come from elsewhere, so that the file or its labeled cases may be missing.
         checks_dir: folder that keeps what was found in ``checks.json``, see :func:`custom.data.check_cases`.
         planned_for: SHA-256 of the data list that settings were planned for; another one is told.
+        class_names: of the structures labeled 1, 2, ...; the file may not give one of them another number, and other
+            names in it are told.
 
     Returns:
         Cases by list, see :func:`read_lists`.
@@ -72,7 +77,8 @@ def load_datalist(
     cases = read_lists(Path(path))
     if planned_for not in (None, hashlib.sha256(Path(path).read_bytes()).hexdigest()):
         logger.warning("%s has changed since the plan was made; `crossmatch plan` makes a new one.", path)
-    problems = overlap_problems(cases, patient_pattern, Path(path).parent)
+    problems = [] if class_names is None else _name_problems(Path(path), class_names)
+    problems += overlap_problems(cases, patient_pattern, Path(path).parent)
     problems += [problem for name in lists if name != "unlabeled" for problem in _without_labels(cases, name)]
     if "training" in lists and not cases["training"] and not optional:
         problems.append("the list 'training' is empty; at least one labeled case is needed.")
@@ -102,12 +108,7 @@ def read_lists(path: Path) -> dict[str, list[Case]]:
     Raises:
         UserError: lists every entry that is not as it must be.
     """
-    if not path.is_file():
-        raise UserError(f"{path}: no such data list; set --dataset_dir or --datalist.")
-    try:
-        content = read_json(path)
-    except ValueError as error:
-        raise UserError(f"{path}: not a JSON file ({error}).") from error
+    content = _read_content(path)
     if not isinstance(content, dict) or not any(name in content for name in LISTS):
         found = ", ".join(list(content)[:5]) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise UserError(
@@ -124,6 +125,34 @@ def read_lists(path: Path) -> dict[str, list[Case]]:
         name: [{**case, "case": names[files[ensure_tuple(case["image"])[0]]]} for case in cases]
         for name, cases in lists.items()
     }
+
+
+def _read_content(path: Path) -> Any:
+    if not path.is_file():
+        raise UserError(f"{path}: no such data list; set --dataset_dir or --datalist.")
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise UserError(f"{path}: not a JSON file ({error}).") from error
+
+
+def _name_problems(path: Path, class_names: Sequence[str]) -> list[str]:
+    """Refuse a data list that gives a structure another number; tell one that calls a number otherwise."""
+    listed = structure_names(_read_content(path).get("labels"))
+    ours, theirs = map(_plain_names, (class_names, listed or ()))
+    if listed is None or ours == theirs:
+        return []
+    spelled = dict(zip(theirs, listed, strict=True)) | dict(zip(ours, class_names, strict=True))
+    taken = shlex.quote(",".join(spelled[name] for name in theirs))
+    told = f"'labels' names 1, 2, ... as {', '.join(listed)}, but class_names as {', '.join(class_names)}"
+    if any(name in theirs and theirs.index(name) != index for index, name in enumerate(ours)):
+        return [f"{told}: they would be taken for one another; put one right, such as with --class_names {taken}"]
+    logger.warning("%s: %s, which tables and weights will say. The list's: --class_names %s", path, told, taken)
+    return []
+
+
+def _plain_names(names: Sequence[str]) -> list[str]:
+    return [re.sub(r"[\W_]+", "_", name).casefold() for name in names]
 
 
 def _read_list(path: Path, name: str, entries: Any, problems: list[str]) -> list[Case]:

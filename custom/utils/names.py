@@ -124,6 +124,24 @@ def are_class_names(names: Sequence[str]) -> bool:
     )
 
 
+def structure_names(labels: Any) -> list[str] | None:
+    """Read which structures a data set's ``labels`` name.
+
+    Args:
+        labels: ``{"0": "background", "1": "liver"}``, as in the Decathlon; ``{"background": 0, "liver": 1}``, as in
+            nnU-Net; or a list of names, the background first.
+
+    Returns:
+        Names of the structures labeled 1, 2, ...; None where not every number from 0 on has one name, as with
+        nnU-Net's regions.
+    """
+    pairs = labels.items() if isinstance(labels, Mapping) else enumerate(labels) if isinstance(labels, list) else ()
+    named = [(name, key) if str(key).isdecimal() else (key, name) for key, name in pairs]
+    names = {int(number): str(name) for name, number in named if str(number).isdecimal()}
+    complete = len(named) == len(names) and sorted(names) == list(range(len(names)))
+    return [names[number] for number in range(1, len(names))] if names and complete else None
+
+
 def are_channel_names(names: Sequence[str]) -> bool:
     """Say whether names of files can end so, each with another name, in upper or lower case."""
     return 0 < len(names) == len(set(map(same_name, names))) and all(

@@ -4,6 +4,7 @@ import builtins
 import gzip
 import json
 import logging
+import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -358,6 +359,50 @@ def test_patient_in_two_lists_is_refused(own_dataset):
 def test_patient_may_have_several_scans_in_one_list(own_dataset, edit):
     edit(own_dataset, lambda content: content.update(unlabeled=[], validation=[]))
     assert len(_load(own_dataset, patient_pattern=r"case_\d\d")["training"]) == 2
+
+
+HEART = ["right_ventricle", "myocardium", "left_ventricle"]
+
+
+@pytest.mark.parametrize(
+    "labels",
+    [
+        {"0": "background", "1": "left ventricle", "2": "myocardium", "3": "right ventricle"},
+        {"background": 0, "Left-Ventricle": 1, "myocardium": 2, "right_ventricle": 3},
+        {"0": "background", "1": "myocardium"},
+        ["background", "scar", "right ventricle"],
+    ],
+)
+def test_structures_that_the_list_numbers_otherwise_are_refused(own_dataset, edit, labels):
+    edit(own_dataset, lambda content: content.update(labels=labels))
+    with pytest.raises(UserError, match="taken for one another; put one right, such as with --class_names"):
+        _load(own_dataset, num_classes=4, class_names=HEART)
+
+
+def test_the_flag_that_is_advised_for_structures_is_taken(own_dataset, edit):
+    labels = {"0": "background", "1": "left ventricle", "2": "scar tissue", "3": "right ventricle"}
+    edit(own_dataset, lambda content: content.update(labels=labels))
+    with pytest.raises(UserError) as caught:
+        _load(own_dataset, num_classes=4, class_names=HEART)
+    taken = re.search("--class_names '(.*)'", str(caught.value))[1]
+    assert taken == "left_ventricle,scar tissue,right_ventricle"
+    _load(own_dataset, num_classes=4, class_names=taken.split(","))
+
+
+@pytest.mark.parametrize(
+    "labels", [{"0": "background", "1": "Left Atrium"}, {"background": 0, "whole": [1, 2], "left": 2}, {}, None]
+)
+def test_structures_of_the_same_names_or_of_none_pass(own_dataset, edit, labels, caplog):
+    edit(own_dataset, lambda content: content.update(labels=labels))
+    _load(own_dataset, class_names=["left_atrium"])
+    assert "class_names" not in caplog.text
+
+
+def test_other_names_of_structures_are_told(own_dataset, edit, caplog):
+    edit(own_dataset, lambda content: content.update(labels={"0": "background", "1": "tumor"}))
+    _load(own_dataset, class_names=["left_atrium"])
+    assert "names 1, 2, ... as tumor, but class_names as left_atrium" in caplog.text
+    assert "--class_names tumor" in caplog.text
 
 
 def test_all_problems_are_listed_together(own_dataset, files):

@@ -23,7 +23,7 @@ from custom.data.datalist import read_lists
 from custom.data.photos import is_photo
 from custom.utils.errors import UserError
 from custom.utils.files import read_json
-from custom.utils.names import are_class_names
+from custom.utils.names import are_class_names, structure_names
 
 from ..prepare.pool import process_pool
 
@@ -220,13 +220,13 @@ def _millimetres(scan: ScanFacts) -> dict[int, np.ndarray]:
 
 
 def _class_names(about: Mapping[str, Any], datalist: Path) -> list[str]:
-    """Names of the structures, which a data list gives as Decathlon does."""
+    """Names of the structures, which a data list gives as Decathlon or nnU-Net do."""
     labels = about.get("labels")
-    names = {str(key): str(name) for key, name in labels.items()} if isinstance(labels, Mapping) else {}
-    if sorted(names) != sorted(map(str, range(len(names)))) or not are_class_names(list(names.values())[1:]):
+    names = structure_names(labels)
+    if names is None or not are_class_names(names):
         hint = 'such as {"0": "background", "1": "liver"}'
         raise UserError(f"{datalist}: 'labels' must name the classes by number, {hint}; found {labels}.")
-    return [names[str(number)] for number in range(1, len(names))]
+    return names
 
 
 def _refuse_mixed(datalist: Path, scans: Sequence[ScanFacts]) -> None:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from custom.data.checks import read_image
 from custom.utils.errors import UserError
+from custom.utils.names import structure_names
 
 #: Labels with more values than this mark no structures; they may be images.
 MOST_STRUCTURES = 100
@@ -60,16 +61,14 @@ class Description:
         labels: Any = self.content.get("labels")
         if not isinstance(labels, Mapping) or not labels:
             return None
-        # {"0": "background"} in the Decathlon and in nnU-Net's first version, {"background": 0} in its second
-        pairs = [(name, key) if str(key).isdigit() else (key, name) for key, name in labels.items()]
-        names = {int(value): str(name) for name, value in pairs if str(value).isdigit()}
-        if len(names) < len(labels) or sorted(names) != list(range(len(labels))) or "ignore" in names.values():
+        names = structure_names(labels)
+        if names is None or "ignore" in names:
             raise UserError(
                 f"{self.path}: labels must be 0 to {len(labels) - 1}, one structure each, found {dict(labels)}; "
                 "regions and ignored voxels cannot be read: write label maps without, and name their structures with "
                 "--classes."
             )
-        return [names[value] for value in range(1, len(names))] or None
+        return names or None
 
 
 def structures_in(labels: Sequence[Path]) -> list[str]:
