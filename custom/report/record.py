@@ -2,21 +2,24 @@
 
 import hashlib
 import json
+import os
 import platform
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.utils import ensure_tuple
 
 from .. import __version__
 from ..utils.distributed import is_first
+from ..utils.errors import UserError
 from ..utils.files import atomic_write
 
 RECORD = "run.json"
@@ -70,6 +73,33 @@ def write_run_record(
 
     write()
     checkpoints.saved.append(write)
+
+
+def refuse_other_run(output_dir: str, weights: str | Sequence[str]) -> None:
+    """Keep the results of a training out of the folder that describes another one.
+
+    Args:
+        output_dir: where results are to be written; a ``run.json`` there names the training that it belongs to.
+        weights: file, or files, that are to be trained or scored.
+
+    Raises:
+        UserError: when that training's weights lie elsewhere. Both folders may have been moved together.
+    """
+    record = read_run_record(output_dir).get("config", {})
+    if not {"ckpt_dir", "output_dir"} <= record.keys():
+        return
+    same = {os.path.realpath(record["ckpt_dir"]), _way(record["output_dir"], record["ckpt_dir"])}
+    for path in ensure_tuple(weights):
+        folder = os.path.dirname(path)
+        if same.isdisjoint((os.path.realpath(folder), _way(output_dir, folder))):
+            raise UserError(
+                f"{Path(output_dir) / RECORD} is of the training in {record['ckpt_dir']}, and {path} is of another; "
+                "nothing was computed. Choose another --output_dir."
+            )
+
+
+def _way(start: str, end: str) -> str:
+    return os.path.relpath(os.path.realpath(end), os.path.realpath(start))
 
 
 def training_seconds(record: Mapping[str, Any]) -> float | None:

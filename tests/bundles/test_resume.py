@@ -222,6 +222,27 @@ def test_a_finished_training_says_so_and_does_nothing(run_bundle, tiny_dataset, 
 
 
 @SHORT_AXIS
+def test_results_of_two_trainings_do_not_share_a_folder(run_bundle, tiny_dataset, tmp_path):
+    first = _run_times(run_bundle, tiny_dataset)
+    record = Path(first.parser["output_dir"]) / "run.json"
+    before = record.read_bytes()
+    other, data = str(tmp_path / "other"), {"datalist": str(tiny_dataset)}
+    with refused(f"{record} is of the training in {first.parser['ckpt_dir']}, and {other}/model.pt is of another"):
+        _run_times(run_bundle, tiny_dataset, ckpt_dir=other)
+    assert record.read_bytes() == before
+    assert not Path(other).exists()
+    _run_times(run_bundle, tiny_dataset, ckpt_dir=other, output_dir=str(tmp_path / "other_eval"))
+    with refused("choose another --output_dir"):
+        run_bundle("evaluating", ["train", "evaluate"], ckpt_path=f"{other}/model.pt", **data)
+    run_bundle("evaluating", ["train", "evaluate"], ckpt_path=f"{first.parser['ckpt_dir']}/model_best.pt", **data)
+    (tmp_path / "moved").mkdir()
+    for folder in ("models", "eval"):
+        (tmp_path / folder).rename(tmp_path / "moved" / folder)
+    moved = {"ckpt_dir": str(tmp_path / "moved" / "models"), "output_dir": str(tmp_path / "moved" / "eval")}
+    run_bundle("evaluating", ["train", "evaluate"], **moved, **data)
+
+
+@SHORT_AXIS
 def test_a_finished_training_goes_on_when_more_iterations_are_asked_for(run_bundle, tiny_dataset):
     schedule = {"schedule_iterations": 10}
     _run_times(run_bundle, tiny_dataset, **schedule)
