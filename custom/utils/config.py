@@ -110,18 +110,17 @@ def check_config() -> None:
     known_paths = {key.replace("#", "::") for file in files for key in file} | _referenced_paths(config)
     rest = {key: config[key] for key in config if key not in unknown and key != ConfigParser.meta_key}
     problems += unknown_arguments(rest, defaults, EXAMPLES, known_paths)
-    if problems:
-        raise UserError("unknown setting, nothing was run:", problems)
     typed = typed_settings(sys.argv[1:]) if Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") else {}
     for name in _unused(typed, config):
         logger.warning("--%s has no effect: nothing in this run uses it.", name)
-    _settle_all(config, defaults, typed)
+    problems += _settle_all(config, defaults, typed)
     _mend_tracking(workflow.parser)
     workflow.parser.parse(reset=True)  # it had been parsed before the first expression was evaluated
-    _take_trained_settings(workflow.parser, defaults, typed)
-    problems = range_problems(workflow.parser, defaults)
+    if not problems:
+        _take_trained_settings(workflow.parser, defaults, typed)
+    problems += range_problems(workflow.parser, defaults)
     if problems:
-        raise UserError("setting out of range, nothing was run:", problems)
+        raise UserError("these settings cannot be taken, nothing was run:", problems)
 
 
 def _show_settings(folder: Path) -> None:
@@ -211,18 +210,13 @@ def _defaults(files: Sequence[Mapping[str, Any]], config: Mapping[str, Any]) -> 
     return {key: value for file in (*files, base) for key, value in file.items() if "::" not in key and "#" not in key}
 
 
-def _settle_all(config: dict[str, Any], defaults: Mapping[str, Any], typed: Mapping[str, str | bool]) -> None:
-    """Give every setting of a config the kind of its default.
-
-    Raises:
-        UserError: names those of another kind.
-    """
+def _settle_all(config: dict[str, Any], defaults: Mapping[str, Any], typed: Mapping[str, str | bool]) -> list[str]:
+    """Give every setting of a config the kind of its default; name those of another kind, which become the default."""
     settling = _Settling(defaults, typed)
     for key in config:
         if key != ConfigParser.meta_key:
             config[key] = settling.settle(config[key], defaults.get(key, _ABSENT), key)
-    if settling.problems:
-        raise UserError("setting of another kind, nothing was run:", settling.problems)
+    return settling.problems
 
 
 def _take_trained_settings(parser: ConfigParser, defaults: Mapping[str, Any], typed: Mapping[str, str | bool]) -> None:
@@ -328,7 +322,7 @@ class _Settling:
             return guessed
         got = "no value" if self.typed.get(path) is True else shown(value)
         self.problems.append(f"--{path}: {expected}; got {got}.")
-        return value
+        return value if default is _ABSENT else default
 
 
 def _is_structure(node: Any) -> TypeGuard[dict | list]:

@@ -52,7 +52,8 @@ def range_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> list[st
         One line for each.
     """
     found = {key: _value(parser, key) for key in RANGES if key in parser}
-    problems = [text for key, value in found.items() for text in _number_problems(key, value)]
+    own = [key for key in found if str(parser.get(key)).removeprefix("@") not in RANGES]  # not merely another one's
+    problems = [text for key in own for text in _number_problems(key, found[key])]
     problems += [*_device_problems(parser), *_format_problems(parser), *_name_problems(parser)]
     problems += _output_problems(parser, defaults)
     return problems or [*_size_problems(parser, found, defaults)]

@@ -55,7 +55,7 @@ def test_help_shows_the_settings_of_the_files_that_are_named_and_runs_nothing(tm
 def test_several_unknown_settings_are_listed_together(tmp_path):
     with pytest.raises(RuntimeError) as caught:
         _workflow(tmp_path, etaa=1, zzz=1).initialize()
-    (text,) = [cause for cause in _causes(caught.value) if "unknown setting" in cause]
+    (text,) = [cause for cause in _causes(caught.value) if "these settings cannot be taken" in cause]
     assert text.count("\n  - ") == 2
 
 
@@ -251,6 +251,14 @@ def test_a_setting_of_another_kind_is_refused_with_flag_kind_and_example(line, m
 
 def test_all_settings_of_another_kind_are_listed_together(typed):
     assert _problems(typed, "--amp", "maybe", "--seed", "x", "--eta", "y").count("\n  - ") == 3
+
+
+def test_unknown_settings_and_those_of_another_kind_or_out_of_range_are_told_at_once(typed):
+    line = "--etaa 1 --amp maybe --patch_size big --learning_rate -1 --batch_size 0"
+    told = _problems(typed, *line.split())
+    lines = ("--etaa: did", "--amp: expected", "--patch_size: expected", "--learning_rate: must", "--batch_size: must")
+    assert all(f"\n  - {line}" in told for line in lines)
+    assert told.count("\n  - ") == len(lines)
 
 
 @pytest.mark.parametrize(
