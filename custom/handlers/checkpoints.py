@@ -102,9 +102,15 @@ class Checkpoints:
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
 
     def train(self) -> None:
-        """Run the trainer; a request to stop is heard meanwhile."""
+        """Run the trainer; a request to stop is heard meanwhile.
+
+        Raises:
+            SystemExit: with :data:`EXIT_STOPPED`, when it was asked to stop.
+        """
         with self.stop_request:
             self.trainer.run()
+        if self.trainer.should_terminate == "skip_completed":
+            raise SystemExit(EXIT_STOPPED)
 
     def finish(self) -> None:
         """Write the final weights beside the folder: ``model.pt``, and ``model_ema.pt`` when they were averaged."""
@@ -218,7 +224,7 @@ class Checkpoints:
                 f"\nStopped after iteration {trainer.state.iteration} on request; {what} written, and the same command "
                 f"goes on from the newest. Exit code {EXIT_STOPPED}."
             )
-        raise SystemExit(EXIT_STOPPED)
+        trainer.terminate(skip_completed=True)  # an exception in a handler would be logged as an error
 
     def _start(self, _: Engine) -> None:
         if is_first():
@@ -241,7 +247,8 @@ def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any], left_out: Coll
     """Name the settings that differ between two configurations, a line each."""
     there, now = flat_config(found, left_out), flat_config(wanted, left_out)
     differing = [key for key in sorted({*there, *now}) if there.get(key) != now.get(key)]
-    return [f"{key}: there {_text(there, key)}, now {_text(now, key)}" for key in differing]
+    hints = {"schedule_iterations": "; the learning rate falls to 0 over these, so train for longer from the start"}
+    return [f"{key}: there {_text(there, key)}, now {_text(now, key)}{hints.get(key, '')}" for key in differing]
 
 
 def _text(config: Mapping[str, Any], key: str) -> str:

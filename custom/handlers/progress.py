@@ -30,7 +30,7 @@ class ProgressBar:
         """Open the bar at the start of the run, close it at its end."""
         engine.add_event_handler(Events.STARTED, self._open)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._advance)
-        engine.add_event_handler(Events.COMPLETED | Events.EXCEPTION_RAISED, self._close)
+        engine.add_event_handler(Events.COMPLETED | Events.TERMINATE | Events.EXCEPTION_RAISED, self._close)
 
     def _open(self, engine: Engine) -> None:
         planned = engine.state.max_epochs * engine.state.epoch_length
