@@ -71,13 +71,17 @@ class Entropyd(_Framesd):
 _COORDINATES = 7
 #: Slabs at once, each of which takes memory.
 _MOST_THREADS = 8
+#: By how many voxels a grid may lean against another one whose axes count as its own.
+_LEAN = 1e-3
 
 
 class ResampleToScand(MapTransform):
     """Bring what lies on the grid of a resampled image back to the scan's own, linearly, slab by slab.
 
     MONAI's ``Invertd`` does it for the whole scan at once, which takes 28 bytes a voxel more, 2.3 GB for 512x512x320,
-    and one thread, since PyTorch has no more for a single volume. Slabs are the same whatever the number of threads.
+    and one thread, since PyTorch has no more for a single volume; and it looks up eight neighbours of every voxel, also
+    where both grids have the same axes, as they do but for a gantry's tilt, and two along each axis are enough. Slabs
+    are the same whatever the number of threads.
 
     Args:
         keys: CHWD, on the grid of the sample's ``image``, which is as ``Orientationd`` and ``Spacingd`` left it.
@@ -107,14 +111,14 @@ class ResampleToScand(MapTransform):
         then = (lambda slab: slab) if then is None else then
         example = then(plain[:, :1, :1, :1])
         whole = example.new_empty((len(example), *size))
+        along = places_along_axes(torch.linalg.solve(image.affine.double(), affine), size, plain.shape[1:])
 
         def fill(place: slice) -> None:
-            shift = torch.eye(4, dtype=torch.float64)
-            shift[0, 3] = place.start
-            slab_size = [place.stop - place.start, *size[1:]]
-            source = MetaTensor(plain, affine=image.affine)
-            slab: Any = self.resample(source, dst_affine=affine @ shift, spatial_size=slab_size)
-            whole[:, place] = then(slab.as_tensor())
+            whole[:, place] = then(
+                self._leaning_slab(plain, image.affine, affine, place, size)
+                if along is None
+                else _straight_slab(plain, along, place)
+            )
 
         step = max(1, self.values // ((len(plain) + _COORDINATES) * math.prod(size[1:])))
         places = [slice(first, min(first + step, size[0])) for first in range(0, size[0], step)]
@@ -123,6 +127,64 @@ class ResampleToScand(MapTransform):
         result = MetaTensor(whole, meta=dict(image.meta))
         result.affine = affine
         return result
+
+    def _leaning_slab(
+        self, plain: torch.Tensor, source: torch.Tensor, target: torch.Tensor, place: slice, size: Sequence[int]
+    ) -> torch.Tensor:
+        shift = torch.eye(4, dtype=torch.float64)
+        shift[0, 3] = place.start
+        slab: Any = self.resample(
+            MetaTensor(plain, affine=source),
+            dst_affine=target @ shift,
+            spatial_size=[place.stop - place.start, *size[1:]],
+        )
+        return slab.as_tensor()
+
+
+def places_along_axes(
+    to_source: torch.Tensor, size: Sequence[int], source_size: Sequence[int]
+) -> list[tuple[int, torch.Tensor]] | None:
+    """Find where the voxels of a grid lie along the axes of another one.
+
+    Args:
+        to_source: 4x4, from indices of the one to indices of the other.
+        size: of the one, in voxels.
+        source_size: of the other; places outside are moved to its edge.
+
+    Returns:
+        For each axis the one of the other grid that has its direction, and the places along it, in voxels; None where
+        the axes of the two grids differ.
+    """
+    rotation, length = to_source[:3, :3].abs(), torch.as_tensor(size)
+    order = rotation.argmax(0).tolist()
+    lean = (rotation * (length - 1)).masked_fill(torch.nn.functional.one_hot(torch.tensor(order), 3).T.bool(), 0)
+    if sorted(order) != [0, 1, 2] or lean.sum(1).max() > _LEAN:
+        return None
+    steps = [(axis, to_source[axis, own], to_source[axis, 3]) for own, axis in enumerate(order)]
+    return [
+        (axis, (step * torch.arange(number) + start).clamp(0, source_size[axis] - 1))
+        for (axis, step, start), number in zip(steps, size, strict=True)
+    ]
+
+
+def _straight_slab(plain: torch.Tensor, along: Sequence[tuple[int, torch.Tensor]], place: slice) -> torch.Tensor:
+    """Interpolate CHWD at places along its axes, in a part of the first one."""
+    places = [along[0][1][place], along[1][1], along[2][1]]
+    start, stop = int(places[0].min()), int(places[0].max()) + 2
+    slab = plain.permute(0, *(1 + axis for axis, _ in along))[:, start:stop].float()
+    places[0] = places[0] - start
+    for dim in sorted((1, 2, 3), key=lambda dim: len(places[dim - 1]) / slab.shape[dim]):  # the fewest voxels first
+        slab = _interpolated(slab, dim, places[dim - 1])
+    return slab
+
+
+def _interpolated(channels: torch.Tensor, dim: int, places: torch.Tensor) -> torch.Tensor:
+    low = places.long()
+    share = (places - low).to(channels.dtype).reshape(-1, *[1] * (channels.ndim - 1 - dim))
+    below = channels.index_select(dim, low)
+    if not share.any():  # as along a thick slice, which keeps its spacing
+        return below
+    return below.lerp_(channels.index_select(dim, (low + 1).clamp(max=channels.shape[dim] - 1)), share)
 
 
 class LabelMapd(_Framesd):

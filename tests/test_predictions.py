@@ -1,4 +1,5 @@
 import errno
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import numpy as np
@@ -20,11 +21,17 @@ def test_label_map_takes_the_most_probable_class_of_every_frame():
     assert torch.equal(labels.affine, probs.affine)
 
 
-@pytest.fixture
-def resampled():
-    """A scan that is oblique and turned, on the network's grid, with probabilities of seven classes and two frames."""
+TILTED = [[0, 0.9, 0, 3], [-1.3, 0, 0, 5], [0, 0.1, 2.1, 7], [0, 0, 0, 1.0]]
+TURNED = [[0, 0.9, 0, 3], [-1.3, 0, 0, 5], [0, 0, 2.1, 7], [0, 0, 0, 1.0]]
+#: A right angle, with axes in none of the patient's directions.
+OBLIQUE = [[0.0, 0.72, 1.26, 3], [-1.3, 0, 0, 5], [0, 0.54, -1.68, 7], [0, 0, 0, 1.0]]
+
+
+@pytest.fixture(params=[TILTED, TURNED, OBLIQUE], ids=["tilted", "turned", "oblique"])
+def resampled(request):
+    """A scan on the network's grid, with probabilities of seven classes and two frames."""
     torch.manual_seed(0)
-    affine = torch.tensor([[0, 0.9, 0, 3], [-1.3, 0, 0, 5], [0, 0.1, 2.1, 7], [0, 0, 0, 1.0]])
+    affine = torch.tensor(request.param)
     preprocessing = Compose([Orientationd("image", "RAS", labels=None), Spacingd("image", [1.0] * 3, dtype=np.float32)])
     scan = MetaTensor(torch.rand(1, 14, 12, 9), affine=affine, meta={"original_affine": affine.numpy()})
     image = preprocessing({"image": scan})["image"]
@@ -32,7 +39,8 @@ def resampled():
     probs = MetaTensor(torch.rand(2 * 7, *image.shape[1:]))
     probs[1] = probs[0]  # equals, of which the first counts
     sample = {"image": image, "pred": probs}
-    return SimpleNamespace(scan=scan, sample=sample, invert=invert, expected=invert(dict(sample))["pred"])
+    leans = request.param is TILTED
+    return SimpleNamespace(leans=leans, scan=scan, sample=sample, invert=invert, expected=invert(dict(sample))["pred"])
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 8])
@@ -61,6 +69,13 @@ def test_slabs_make_up_the_scan(values, resampled):
     assert torch.equal(labels.as_tensor(), LabelMapd("pred", 7)({"pred": found})["pred"].as_tensor())
     assert torch.equal(labels.affine, found.affine)
     assert not torch.equal(resampled.sample["image"].affine, found.affine)
+
+
+def test_only_a_grid_that_leans_is_looked_up_voxel_by_voxel(resampled, monkeypatch):
+    back = ResampleToScand("pred")
+    monkeypatch.setattr(back, "resample", None)
+    with pytest.raises(TypeError) if resampled.leans else nullcontext():
+        back(dict(resampled.sample))
 
 
 def test_slabs_of_a_scan_that_was_not_changed_are_the_scan():
