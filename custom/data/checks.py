@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from ..utils.device import is_out_of_memory
 from ..utils.errors import UserError, causes, plain_reason
-from .geometry import grid_problem, has_volume, lacks_spacing, size_problem
+from .geometry import has_volume, label_problem, lacks_spacing, size_problem
 from .kept import KeptFindings
 from .labels import to_label
 from .photos import is_photo
@@ -168,12 +168,13 @@ def read_label(path: str, image: MetaTensor, num_classes: int) -> tuple[MetaTens
     label, problems = read_image(path, as_label=True)
     if label is None:
         return None, problems
-    difference = grid_problem(label, image)
-    problems = [] if difference is None else [f"{path}: {difference}."]
+    problem = label_problem(label, image, path)
+    if problem is not None:
+        return None, [problem]
     try:
-        return to_label(label, path, num_classes), problems
+        return to_label(label, path, num_classes), []
     except UserError as error:
-        return None, [*problems, str(error)]
+        return None, [str(error)]
 
 
 def _shape(image: MetaTensor) -> tuple[int, ...]:

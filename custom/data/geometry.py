@@ -99,6 +99,19 @@ def grid_problem(label: MetaTensor, image: MetaTensor, owner: str = "its image")
     return None
 
 
+def label_problem(label: MetaTensor, image: MetaTensor, file: str) -> str | None:
+    """Say that a label, CH[WD], read from a file, does not lie on its image's grid, and what to do; None where it does.
+
+    Its values tell nothing then, since it may be of another image.
+    """
+    difference = grid_problem(label, image)
+    if difference is None:
+        return None
+    of = image.meta.get("filename_or_obj", "its image")
+    hint = "if it is of another image, rename it; if not, resample it onto this one's grid, by nearest neighbor"
+    return f"{file}: {difference} ({of}); {hint}."
+
+
 def lacks_spacing(meta: Mapping[str, Any]) -> bool:
     """Say whether the header of the file that was read is silent about spacing; readers give 1 mm then.
 

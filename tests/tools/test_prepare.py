@@ -548,7 +548,37 @@ def test_a_label_in_layers_is_named_and_the_other_scans_are_written(tmp_path):
     (tmp_path / "in" / "labels" / "slicer.nrrd").write_bytes(f"{head}encoding: raw\n\n".encode() + layers)
     with pytest.raises(UserError, match=r"1 of 3 scans could not be prepared") as raised:
         own(str(tmp_path / "in"), str(tmp_path / "out"), plan=None)
-    assert "slicer: cannot be read" in str(raised.value)
+    assert f"slicer: {tmp_path / 'in' / 'labels' / 'slicer.nrrd'}: cannot be read" in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["images/p1.nii.gz", "labels/p1.nii.gz"])
+def test_a_damaged_file_is_named(name, tmp_path):
+    _own_labels(tmp_path / "in", [1, 1])
+    (tmp_path / "in" / name).write_bytes(b"damaged")
+    with pytest.raises(UserError, match=rf"p1: {tmp_path / 'in' / name}: cannot be read, probably truncated"):
+        own(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "datalist.json").exists()
+
+
+def test_a_damaged_h5_file_is_named(tmp_path):
+    path = tmp_path / "case" / "mri_norm2.h5"
+    path.parent.mkdir()
+    path.write_bytes(b"damaged")
+    with pytest.raises(UserError, match=rf"{path}: cannot be read"):
+        layouts.la_community(tmp_path)["case"].image()
+
+
+@pytest.mark.parametrize("values", [(3,), (0.37,), (13245,)])
+def test_a_label_of_another_image_is_told_by_its_grid_not_by_its_values(values, tmp_path):
+    _own_labels(tmp_path / "in", [1])
+    label = np.where(_volumes(0)[1] > 0, np.float32(values[0]), 0)
+    write_nifti(tmp_path / "in" / "labels" / "p0.nii.gz", label[:-1])
+    with pytest.raises(UserError) as raised:
+        own(str(tmp_path / "in"), str(tmp_path / "out"))
+    text = str(raised.value)
+    assert f"{tmp_path / 'in' / 'labels' / 'p0.nii.gz'}: shape (11, 10, 6) differs from its image's (12, 10, 6)" in text
+    assert f"({tmp_path / 'in' / 'images' / 'p0.nii.gz'})" in text
+    assert "found" not in text
 
 
 def test_an_image_in_the_place_of_a_label_marks_no_structures(tmp_path):
@@ -737,8 +767,12 @@ def test_a_label_without_an_image_is_refused(own_folders, tmp_path):
 @pytest.mark.parametrize(
     ("label", "affine", "message"),
     [
-        (_volumes(0)[1][:-1], OBLIQUE, r"a: the label's shape \(11, 10, 6\) differs from"),
-        (_volumes(0)[1], np.eye(4), "a: the label's affine differs"),
+        (
+            _volumes(0)[1][:-1],
+            OBLIQUE,
+            r"a: .*a_seg.nii.gz: shape \(11, 10, 6\) differs from .*10, 6\) \(.*a.nii.gz\); if it is of another",
+        ),
+        (_volumes(0)[1], np.eye(4), r"a_seg.nii.gz: affine differs .*my scans/a.nii.gz\); if it is of another image"),
         (_volumes(0)[1] * 1.5, OBLIQUE, "a: .*a_seg.nii.gz: labels must be whole numbers from 0 to 1, found 1.5"),
     ],
 )
@@ -815,7 +849,7 @@ def test_an_official_label_that_holds_no_class_is_named_with_its_value(value, ac
     label = np.where(_volumes(1)[1] > 0, np.float32(value), 0)
     write_nifti(next(acdc_folder.rglob("patient099_frame01_gt.nii.gz")), label)
     with pytest.raises(UserError, match=rf"patient099_frame01_gt.nii.gz: labels must .* 0 to 3, found {value:g}"):
-        layouts.acdc_official(acdc_folder)["patient099_ED"].label()
+        assembling._read(layouts.acdc_official(acdc_folder)["patient099_ED"], None, False)
 
 
 @pytest.mark.parametrize(("num_classes", "values"), [(2, [0, 255]), (3, [0, 1])])

@@ -10,7 +10,8 @@ from typing import Any
 from monai.data import MetaTensor
 from monai.transforms import ResampleToMatch
 
-from custom.data.geometry import grid_problem
+from custom.data.geometry import grid_problem, label_problem
+from custom.data.labels import to_label
 from custom.data.readers import check_channels
 from custom.utils.errors import UserError
 
@@ -104,9 +105,11 @@ def _read(files: Files, process: Callable[[dict], dict] | None, resample: bool) 
     sample: dict[str, Any] = {"image": image}
     if files.label is not None:
         label = files.label()
-        difference = grid_problem(label, image)
-        if difference is not None:
-            raise UserError(f"the label's {difference}; they must be on one grid.")
+        name = str(label.meta.get("filename_or_obj", files.made_from[-1]))
+        problem = label_problem(label, image, name)
+        if problem is not None:
+            raise UserError(problem)
+        label = to_label(label, name, files.num_classes)
         label.affine = image.affine
         sample["label"] = label
     sample = sample if process is None else process(sample)

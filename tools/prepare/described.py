@@ -11,8 +11,11 @@ import torch
 from tqdm import tqdm
 
 from custom.data.checks import read_image
+from custom.data.geometry import label_problem
 from custom.utils.errors import UserError
 from custom.utils.names import structure_names
+
+from .pairing import OwnScan
 
 #: Labels with more values than this mark no structures; they may be images.
 MOST_STRUCTURES = 100
@@ -71,32 +74,48 @@ class Description:
         return names or None
 
 
-def structures_in(labels: Sequence[Path]) -> list[str]:
+def structures_in(scans: Sequence[OwnScan]) -> list[str]:
     """Name the structures that labels mark: ``class_1``, ``class_2``, ...; or ``foreground`` where there is one.
 
     Args:
-        labels: their files; those that cannot be read do not count.
+        scans: with the files of their labels. Labels that cannot be read, or hold other values, do not count; what is
+            wrong with them is told when they are prepared.
 
     Returns:
-        A name for each value where they are 1, 2, ...; else ``foreground``, to which labels with other values do not
-        fit.
+        A name for each value where they are 1, 2, ...; else ``foreground``.
 
     Raises:
-        UserError: when numbers are left out, such as 3 in 1, 2 and 4.
+        UserError: when numbers are left out, such as 3 in 1, 2 and 4; or a label is not on its image's grid, where that
+            may be why.
     """
-    values: set[float] = set()
-    for path in tqdm(labels, desc="Reading labels", unit="label", disable=not labels):
-        label, _ = read_image(str(path), as_label=True)
-        values |= set() if label is None else set(torch.unique(label.as_tensor()).tolist()[: MOST_STRUCTURES + 2])
-    marked = sorted(values - {0})
-    if marked in ([], [1]) or not all(value.is_integer() and 0 < value <= MOST_STRUCTURES for value in marked):
+    labeled = [scan for scan in scans if scan.label is not None]
+    marked = set()
+    for scan in tqdm(labeled, desc="Reading labels", unit="label", disable=not labeled):
+        label, _ = read_image(str(scan.label), as_label=True)
+        values = [] if label is None else torch.unique(label.as_tensor()).tolist()
+        if all(value.is_integer() and 0 <= value <= MOST_STRUCTURES for value in values):
+            marked |= {int(value) for value in values if value}
+    if marked <= {1}:
         return ["foreground"]
-    names = [f"class_{number}" for number in range(1, int(marked[-1]) + 1)]
+    names = [f"class_{number}" for number in range(1, max(marked) + 1)]
     if len(marked) < len(names):
+        _refuse_other_grids(labeled)
         raise UserError(
-            f"the labels hold {', '.join(f'{value:g}' for value in marked)} and background, not every number up to "
-            f"{marked[-1]:g}; nothing was written. Renumber them, or name every number, also one that does not occur, "
+            f"the labels hold {', '.join(map(str, sorted(marked)))} and background, not every number up to "
+            f"{max(marked)}; nothing was written. Renumber them, or name every number, also one that does not occur, "
             f"such as --classes {','.join(names)}"
         )
     print(f"structures: {', '.join(names)}; name them with --classes")
     return names
+
+
+def _refuse_other_grids(labeled: Sequence[OwnScan]) -> None:
+    """Refuse labels of other images, whose values tell nothing of these."""
+    problems = []
+    for scan in labeled:
+        image, label = read_image(str(scan.files[0]))[0], read_image(str(scan.label), as_label=True)[0]
+        if image is not None and label is not None:
+            problems.append(label_problem(label, image, str(scan.label)))
+    found = [problem for problem in problems if problem is not None]
+    if found:
+        raise UserError(f"{len(found)} label(s) do not lie on the grid of their image, nothing was written:", found)

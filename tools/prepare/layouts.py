@@ -11,7 +11,8 @@ import configparser
 import os
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
@@ -21,10 +22,11 @@ import numpy as np
 import torch
 from monai.data import MetaTensor
 
+from custom.data.checks import reading_problem
 from custom.data.dicom import check_series, dicom_files
 from custom.data.folders import walk
 from custom.data.labels import to_label
-from custom.data.readers import LoadLabel, LoadScan
+from custom.data.readers import LoadScan
 from custom.utils.errors import UserError
 
 
@@ -32,13 +34,14 @@ class Files(NamedTuple):
     """How to read an image and, where there is one, its label, CH[WD]; a path is a photograph that is copied.
 
     ``others`` are the image's other channels, where they have files of their own. ``made_from`` are the files and
-    folders that are read, and what else the result hangs on.
+    folders that are read, and what else the result hangs on. A label's values lie in 0 .. ``num_classes`` - 1.
     """
 
     image: Callable[[], MetaTensor] | Path
     label: Callable[[], MetaTensor] | None = None
     made_from: tuple[str, ...] = ()
     others: tuple[Callable[[], MetaTensor] | Path, ...] = ()
+    num_classes: int | None = None
 
 
 def scan_files(image: Path, label: Path | None, num_classes: int) -> Files:
@@ -46,7 +49,8 @@ def scan_files(image: Path, label: Path | None, num_classes: int) -> Files:
     read_image = partial(read_volume, str(image))
     if label is None:
         return Files(read_image, None, (str(image),))
-    return Files(read_image, partial(read_label, str(label), num_classes), (str(image), str(label)))
+    read_label = partial(read_volume, str(label), as_label=True)
+    return Files(read_image, read_label, (str(image), str(label)), num_classes=num_classes)
 
 
 def la_challenge(folder: Path) -> dict[str, Files]:
@@ -145,14 +149,23 @@ def isic_training(folder: Path) -> dict[str, Files]:
     return isic_official(folder, "Training")
 
 
-def read_volume(path: str) -> MetaTensor:
-    """Read a file, or the DICOM series in a folder, with the reader that MONAI takes for it."""
-    return LoadScan()(path)
+def read_volume(path: str, as_label: bool = False) -> MetaTensor:
+    """Read a file, or the DICOM series in a folder, with the reader that MONAI takes for it.
+
+    Raises:
+        UserError: names the file that cannot be read, and says why.
+    """
+    with naming(path):
+        return LoadScan(as_label=as_label)(path)
 
 
-def read_label(path: str, num_classes: int) -> MetaTensor:
-    """Read a label of whole numbers from 0 to ``num_classes`` - 1."""
-    return LoadLabel(num_classes)(path)
+@contextmanager
+def naming(path: str) -> Iterator[None]:
+    """Name the file in whatever error its reader raises; some, such as ITK's, cannot be sent to another process."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(reading_problem(path, error)) from None
 
 
 def dicom_series(folder: Path) -> Path:
@@ -246,7 +259,7 @@ def read_h5(
     """
     import h5py
 
-    with h5py.File(path) as file:
+    with naming(path), h5py.File(path) as file:
         volume: Any = file[key][()]
     affine = torch.diag(torch.tensor([*spacing, 1.0], dtype=torch.float64))
     meta = {} if declared else {"qform_code": 0, "sform_code": 0, "pixdim": np.array([1.0, *spacing])}

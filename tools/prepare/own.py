@@ -79,7 +79,7 @@ def own(
     scans = own_scans(source, label_folder, folder, ends, len(described.channels) or None)
     named = {name: Path(file) for file, name in case_names(scans).items()}
     given = described.classes if classes is None else classes
-    names = _class_names(given or structures_in([scan.label for scan in scans.values() if scan.label is not None]))
+    names = _class_names(given or structures_in(list(scans.values())))
     found = _own_files({name: scans[file] for name, file in named.items()}, len(names) + 1)
     patients = _patients(named, source, patient_pattern)
     fractions = {"validation": float(validation), "test": float(test)}

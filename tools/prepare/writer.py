@@ -200,6 +200,8 @@ def _reason(error: BaseException) -> str:
     if getattr(error, "errno", None) == errno.ENOSPC:
         return "the disk is full."
     text = str(error).strip()
+    if isinstance(error, UserError):
+        return " ".join(line.strip() for line in text.splitlines())
     return text.splitlines()[-1] if text else type(error).__name__
 
 
@@ -210,7 +212,8 @@ def _write_scan(output: Path, scan: Scan) -> dict[str, str]:
     except (UserError, OSError):
         raise
     except Exception as error:  # some, such as ITK's, cannot be sent to another process, and would end them all
-        raise UserError(f"cannot be read ({plain_reason(error)}).") from None
+        places = ", ".join(part for part in scan.made_from if Path(part).exists())
+        raise UserError(f"{places}: cannot be read ({plain_reason(error)}).") from None
     digests = {
         path: _write(output / path, image, False) for path, image in zip(scan.images, sample["images"], strict=True)
     }
