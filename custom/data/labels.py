@@ -1,5 +1,6 @@
 """The one gate through which every label passes, read or written."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -43,8 +44,18 @@ def to_label(label: MetaTensor, name: str, num_classes: int | None = None) -> Me
         found = torch.unique(first[~good].as_tensor()).tolist()
         texts = [*dict.fromkeys(f"{value:.7g}" for value in found)]  # each NaN is a value of its own
         shown = ", ".join([*texts[:5], "..."] if len(texts) > 5 else texts)
-        hint = "every structure needs a name (--classes, class_names)"
-        hint = "a single one may be marked 255 throughout; " + hint if num_classes == 2 else hint
-        hint = "JPG changes values, save masks as PNG" if name.lower().endswith((".jpg", ".jpeg")) else hint
+        hint = _hint(name, found, num_classes)
         raise UserError(f"{name}: labels must be whole numbers from 0 to {top}, found {shown}; {hint}.")
     return whole
+
+
+def _hint(name: str, found: Sequence[float], num_classes: int | None) -> str:
+    """Say what a file with such values may be, and what to do."""
+    if name.lower().endswith((".jpg", ".jpeg")):
+        return "JPG changes values, save masks as PNG"
+    if all(0 < value <= WHITE and abs(value - round(value)) <= TOLERANCE for value in found):
+        hint = "every structure needs a name (--classes, class_names)"
+        return "a single one may be marked 255 throughout; " + hint if num_classes == 2 else hint
+    if all(0 < value < 1 for value in found):
+        return "it looks like a probability map, save it as 0 and 1 instead"
+    return "it looks like an image, or a label map that was interpolated; give the label map itself"

@@ -27,6 +27,23 @@ def test_any_other_value_is_refused_with_file_and_value(value):
         to_label(_label(0, 1, value), "a.nii.gz", 4)
 
 
+@pytest.mark.parametrize(
+    ("values", "hint"),
+    [
+        ([2], "every structure needs a name"),
+        ([7, 200], "every structure needs a name"),
+        ([0.37, 0.9], "it looks like a probability map, save it as 0 and 1 instead"),
+        ([13245], "it looks like an image, or a label map that was interpolated; give the label map itself"),
+        ([-1000, 40, 3.5], "it looks like an image"),
+        ([np.nan], "it looks like an image"),
+    ],
+)
+def test_names_are_asked_for_only_where_values_may_be_structures(values, hint):
+    with pytest.raises(UserError, match=hint) as raised:
+        to_label(_label(0, 1, *values), "a", 2)
+    assert ("--classes" in str(raised.value)) == hint.startswith("every")
+
+
 def test_what_does_not_fit_into_eight_bits_is_refused_where_the_classes_are_not_known():
     assert _values(to_label(_label(0, 7, 255), "a")) == [0, 7, 255]
     with pytest.raises(UserError, match="from 0 to 255, found 256"):
