@@ -39,15 +39,16 @@ class CaseRule(NamedTuple):
     series: bool = False
 
 
-class _Finding(NamedTuple):
-    """What is wrong with a case, and whether patches will have to be padded."""
+class Finding(NamedTuple):
+    """What is wrong with a case, whether patches will have to be padded, and whether its label marks nothing."""
 
     problems: list[str]
-    is_small: bool
+    is_small: bool = False
+    is_empty: bool = False
 
 
-def check_cases(cases: Sequence[Case], rule: CaseRule, folder: str | None = None) -> list[list[str]]:
-    """Read every file, and say what is wrong, case by case.
+def check_cases(cases: Sequence[Case], rule: CaseRule, folder: str | None = None) -> list[Finding]:
+    """Read every file, and say what was found, case by case.
 
     Args:
         cases: with ``image``, and ``label`` where there is one.
@@ -64,10 +65,10 @@ def check_cases(cases: Sequence[Case], rule: CaseRule, folder: str | None = None
     with ThreadPoolExecutor(os.cpu_count()) as pool:  # unzipping, the slow part, runs outside Python's lock
         read = pool.map(lambda case: _check_case(case, rule), unread)
         new = iter(tqdm(read, "Checking", len(unread), unit="case") if unread else ())
-        findings = [next(new) if found is None else _Finding([], found["is_small"]) for found in known]
+        findings = [next(new) if found is None else Finding([], **found) for found in known]
     for case, state, found, finding in zip(cases, states, known, findings, strict=True):
         if found is None and not finding.problems:
-            kept.put(case, state, {"is_small": finding.is_small})
+            kept.put(case, state, {"is_small": finding.is_small, "is_empty": finding.is_empty})
     if kept.is_there or not any(finding.problems for finding in findings):  # bad data leave no new file behind
         kept.write()
     small = [ensure_tuple(case["image"])[0] for case, finding in zip(cases, findings, strict=True) if finding.is_small]
@@ -76,17 +77,19 @@ def check_cases(cases: Sequence[Case], rule: CaseRule, folder: str | None = None
             "%d of %d volumes are smaller than the patch, %s voxels, and will be padded: %s",
             *(len(small), len(cases), list(rule.pad_to["size"]), ", ".join(map(os.path.basename, small))),
         )
-    return [finding.problems for finding in findings]
+    return findings
 
 
-def _check_case(case: Case, rule: CaseRule) -> _Finding:
+def _check_case(case: Case, rule: CaseRule) -> Finding:
     image, problems = read_image(case["image"], rule.in_channels)
     if image is None:
-        return _Finding(problems, False)
+        return Finding(problems)
     problems += image_problems(case["image"], image, rule)
+    label = None
     if "label" in case:
-        problems += read_label(case["label"], image, rule.num_classes)[1]
-    return _Finding(problems, not problems and is_small(image, rule))
+        label, found = read_label(case["label"], image, rule.num_classes)
+        problems += found
+    return Finding(problems, not problems and is_small(image, rule), label is not None and not bool(label.any()))
 
 
 def read_image(

@@ -85,11 +85,22 @@ def load_datalist(
     if "training" not in lists and not any(cases[name] for name in lists):
         problems.append(f"nothing to read: the list {' or '.join(map(repr, lists))} is empty.")
     rule = CaseRule(in_channels, num_classes, dimensions, pad_to)
-    for found in check_cases([case for name in lists for case in cases[name]], rule, checks_dir):
-        problems += found
+    read = [(name, case) for name in lists for case in cases[name]]
+    findings = check_cases([case for _, case in read], rule, checks_dir)
+    problems += [problem for finding in findings for problem in finding.problems]
+    empty = [finding.is_empty for (name, _), finding in zip(read, findings, strict=True) if name == "training"]
+    if empty and all(empty):
+        problems.append(nothing_labeled([case["label"] for case in cases["training"]]))
     if problems:
         raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)
     return cases
+
+
+def nothing_labeled(labels: Sequence[str]) -> str:
+    """Say that labels of the list ``training`` mark no structure, so that nothing can be learned from them."""
+    names = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
+    hint = "label at least one structure, or export the labels again"
+    return f"every voxel is 0 in all {len(labels)} label(s) of the list 'training' ({names}); {hint}."
 
 
 def default_evaluation_list(path: str) -> str:

@@ -42,7 +42,7 @@ def cases(tmp_path) -> list[dict[str, str]]:
 
 
 def _check(cases, folder, rule=RULE):
-    return check_cases(cases, rule, str(folder))
+    return [found.problems for found in check_cases(cases, rule, str(folder))]
 
 
 def test_unchanged_files_are_not_read_again_and_changed_ones_are(cases, read, tmp_path):
@@ -155,6 +155,23 @@ def test_a_data_list_keeps_its_checks_and_still_refuses(own_dataset, read, tmp_p
     Path(first["training"][0]["image"]).unlink()
     with pytest.raises(UserError, match="no such file"):
         load_datalist(str(own_dataset), **options)
+
+
+def test_labels_that_are_all_empty_are_refused_at_each_start(own_dataset, read, tmp_path):
+    options = {"lists": ["unlabeled", "training"], "in_channels": 1, "num_classes": 2, "dimensions": 3}
+    options |= {"checks_dir": str(tmp_path / "out")}
+    labels = [case["label"] for case in load_datalist(str(own_dataset), **options)["training"]]
+    volume = nib.load(labels[0])
+    for label in labels:
+        nib.save(nib.Nifti1Image(np.zeros(volume.shape, np.uint8), volume.affine), label)
+    names = ", ".join(labels)
+    for expected in (2 * len(labels), 0):  # files read: image and label of each, then none
+        read.clear()
+        with pytest.raises(UserError) as raised:
+            load_datalist(str(own_dataset), **options)
+        message = f"every voxel is 0 in all {len(labels)} label(s) of the list 'training' ({names}); label at least one"
+        assert message in str(raised.value)
+        assert len(read) == expected
 
 
 def test_a_thousand_unchanged_files_take_two_seconds_at_most(tmp_path):

@@ -88,7 +88,7 @@ def test_channels_are_given_where_that_loses_nothing(tmp_path):
     np.testing.assert_array_equal(_read(equal, in_channels=1), GREY)
     assert LoadScan(in_channels=1)(color).shape[0] == 3
     rule = CaseRule(in_channels=1, num_classes=2, dimensions=2)
-    (problems,) = check_cases([{"image": color}], rule)
+    problems = check_cases([{"image": color}], rule)[0].problems
     assert "expected 1 channel(s), found 3" in problems[0]
     assert "it has colors" in problems[0]
 

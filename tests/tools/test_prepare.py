@@ -581,6 +581,18 @@ def test_a_label_of_another_image_is_told_by_its_grid_not_by_its_values(values, 
     assert "found" not in text
 
 
+@pytest.mark.parametrize("classes", [None, "liver"])
+def test_labels_that_are_all_empty_are_refused_and_a_single_one_is_taken(classes, tmp_path):
+    _own_labels(tmp_path / "in", [0, 0])
+    labels = tmp_path / "in" / "labels"
+    names = re.escape(f"{labels / 'p0.nii.gz'}, {labels / 'p1.nii.gz'}")
+    with pytest.raises(UserError, match=rf"nothing was written: every voxel is 0 in all 2 label\(s\) .* \({names}\)"):
+        own(str(tmp_path / "in"), str(tmp_path / "out"), classes=classes)
+    assert not (tmp_path / "out").exists()
+    _own_labels(tmp_path / "in", [0, 1])
+    own(str(tmp_path / "in"), str(tmp_path / "out"), classes=classes)
+
+
 def test_an_image_in_the_place_of_a_label_marks_no_structures(tmp_path):
     image, _ = _volumes(0)
     values = np.arange(image.size, dtype=np.float32).reshape(image.shape) % 200

@@ -11,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from custom.data.checks import read_image
+from custom.data.datalist import nothing_labeled
 from custom.data.geometry import label_problem
 from custom.utils.errors import UserError
 from custom.utils.names import structure_names
@@ -107,6 +108,18 @@ def structures_in(scans: Sequence[OwnScan]) -> list[str]:
         )
     print(f"structures: {', '.join(names)}; name them with --classes")
     return names
+
+
+def refuse_nothing_labeled(labels: Sequence[Path]) -> None:
+    """Refuse labels of the list ``training`` in which every voxel is 0; reads no further than the first that is good.
+
+    Raises:
+        UserError: names them. Those that cannot be read pass, since preparing tells what is wrong with them.
+    """
+    found = (read_image(str(path), as_label=True)[0] for path in labels)
+    if labels and all(label is not None and not bool(label.any()) for label in found):
+        problem = nothing_labeled([str(path) for path in labels])
+        raise UserError(f"nothing could be learned, nothing was written: {problem}")
 
 
 def _refuse_other_grids(labeled: Sequence[OwnScan]) -> None:

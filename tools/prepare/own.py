@@ -15,7 +15,7 @@ from custom.utils.names import ALL, are_channel_names, are_class_names, case_nam
 
 from ..plan.command import PLAN, plan_dataset, seconds
 from .assembling import Lists, prepare_scans
-from .described import Description, structures_in
+from .described import Description, refuse_nothing_labeled, structures_in
 from .layouts import Files, read_volume, scan_files
 from .pairing import OwnScan, own_scans
 from .splitting import fold_lists, listed_before, split_patients, without_held_out
@@ -103,6 +103,8 @@ def own(
         options |= {"channels": ends, "resample": resample}
     record = {"command": "own", "source": str(images), "options": options}
     lists = _lists(found, patients, fractions, folds, int(seed), folder)
+    for content in lists.values():
+        refuse_nothing_labeled([label for name in content["training"] if (label := scans[named[name]].label)])
     prepare_scans(str(folder), found, lists, about, record, resample=resample)
     if plan is not None and lists["datalist.json"]["training"]:
         _plan(folder, folder / plan, budget, memory_gb)
