@@ -24,6 +24,7 @@ from tools.prepare import commands as prepare
 from tools.prepare import own as own_command
 from tools.prepare import writer as store
 from tools.prepare.check import check_folder
+from tools.prepare.copies import find_copies
 from tools.prepare.pairing import OwnScan, own_scans
 from tools.prepare.splitting import split_patients
 from tools.synthetic import make_photo
@@ -690,7 +691,7 @@ def test_patients_are_split_whole_and_always_the_same_way(tmp_path):
     images, labels = tmp_path / "images", tmp_path / "labels"
     for patient in range(5):
         for visit in range(2):
-            write_nifti(images / f"p{patient}_v{visit}.nii.gz", _volumes(0)[0])
+            write_nifti(images / f"p{patient}_v{visit}.nii.gz", _volumes(10 * patient + visit)[0])
             write_nifti(labels / f"p{patient}_v{visit}.nii.gz", _volumes(0)[1])
     contents = []
     for name in ("one", "two"):
@@ -759,7 +760,7 @@ def test_a_list_for_which_no_patient_is_left_is_refused(tmp_path):
 def test_unlabeled_scans_of_held_out_patients_are_left_out(tmp_path):
     for patient in range(4):
         for visit in range(2):
-            write_nifti(tmp_path / "images" / f"p{patient}_v{visit}.nii.gz", _volumes(0)[0])
+            write_nifti(tmp_path / "images" / f"p{patient}_v{visit}.nii.gz", _volumes(10 * patient + visit)[0])
         write_nifti(tmp_path / "labels" / f"p{patient}_v0.nii.gz", _volumes(0)[1])
     split = {"labels": str(tmp_path / "labels"), "validation": 0.25, "patient_pattern": r"p\d+"}
     own(str(tmp_path / "images"), str(tmp_path / "out"), **split)
@@ -767,6 +768,36 @@ def test_unlabeled_scans_of_held_out_patients_are_left_out(tmp_path):
     (held_out,) = {case["image"][7:9] for case in content["validation"]}
     assert len(content["unlabeled"]) == 3
     assert held_out not in {case["image"][7:9] for case in content["unlabeled"]}
+
+
+def _copied_study(folder):
+    """Four labeled patients, and an unlabeled copy of each image under another name."""
+    _own_study(folder, 4)
+    for number in range(4):
+        path = folder / "images" / f"p{number}_a.nii.gz"
+        path.with_name(f"p{number}_copy.nii.gz").write_bytes(path.read_bytes())
+
+
+def test_copies_of_an_image_are_told(tmp_path, capsys):
+    _copied_study(tmp_path / "in")
+    own(str(tmp_path / "in"), str(tmp_path / "out"))
+    first, second = (tmp_path / "in" / "images" / f"p0_{name}.nii.gz" for name in ("a", "copy"))
+    assert f"the same image under several names: {first} and {second}, " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [{"validation": 0.3}, {"test": 0.3}, {"folds": 2}])
+def test_copies_on_both_sides_of_a_split_are_refused_unless_they_are_of_one_patient(options, tmp_path):
+    _copied_study(tmp_path / "in")
+    with pytest.raises(UserError, match=r"take one of each away.*\n  - .*_a.nii.gz and .*_copy.nii.gz: in .*unlabeled"):
+        own(str(tmp_path / "in"), str(tmp_path / "out"), **options)
+    assert not (tmp_path / "out").exists()
+    own(str(tmp_path / "in"), str(tmp_path / "out"), **options, patient_pattern=r"p\d+")
+
+
+def test_a_dicom_series_that_is_there_twice_is_a_copy(tmp_path):
+    for name, seed in {"a": 0, "b": 0, "c": 1}.items():
+        write_dicom(tmp_path / name, _volumes(seed)[0])
+    assert find_copies([tmp_path / name for name in "abc"]) == [[tmp_path / "a", tmp_path / "b"]]
 
 
 def test_a_label_without_an_image_is_refused(own_folders, tmp_path):

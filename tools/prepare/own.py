@@ -15,6 +15,7 @@ from custom.utils.names import ALL, are_channel_names, are_class_names, case_nam
 
 from ..plan.command import PLAN, plan_dataset, seconds
 from .assembling import Lists, prepare_scans
+from .copies import find_copies, refuse_copies_apart
 from .described import Description, refuse_nothing_labeled, structures_in
 from .layouts import Files, read_volume, scan_files
 from .pairing import OwnScan, own_scans
@@ -103,6 +104,8 @@ def own(
         options |= {"channels": ends, "resample": resample}
     record = {"command": "own", "source": str(images), "options": options}
     lists = _lists(found, patients, fractions, folds, int(seed), folder)
+    case_of = {file: name for name, path in named.items() for file in scans[path].files}
+    refuse_copies_apart(find_copies(case_of), case_of, lists)
     for content in lists.values():
         refuse_nothing_labeled([label for name in content["training"] if (label := scans[named[name]].label)])
     prepare_scans(str(folder), found, lists, about, record, resample=resample)

@@ -163,7 +163,7 @@ def _finished_files(output: Path, record: Mapping[str, Any]) -> tuple[dict[str, 
         return {}, {}
     earlier = json.loads((output / PREPARED).read_text())
     there = {path: digest for path, digest in earlier["files"].items() if (output / path).is_file()}
-    files = {path: digest for path, digest in there.items() if _checksum(output / path) == digest}
+    files = {path: digest for path, digest in there.items() if checksum(output / path) == digest}
     return files, earlier.get("made_from", {})
 
 
@@ -229,7 +229,7 @@ def _write(path: Path, content: MetaTensor | Path, is_label: bool, white: int | 
             shutil.copyfile(content, part)
         else:
             _write_array(part, content, np.uint8 if is_label else _compact_dtype(content), white)
-        return _checksum(part)
+        return checksum(part)
 
 
 def _write_array(path: Path, array: MetaTensor, dtype: type, white: int | None) -> None:
@@ -247,7 +247,8 @@ def _compact_dtype(volume: MetaTensor) -> type:
     return np.float32
 
 
-def _checksum(path: Path) -> str:
+def checksum(path: Path) -> str:
+    """Hash what a file holds, with SHA-256."""
     digest = hashlib.sha256()
     with open(path, "rb") as file:
         while block := file.read(1 << 20):
