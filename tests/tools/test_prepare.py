@@ -561,6 +561,28 @@ def test_a_damaged_file_is_named(name, tmp_path):
     assert not (tmp_path / "out" / "datalist.json").exists()
 
 
+@pytest.mark.parametrize(
+    ("volume", "message"),
+    [
+        (np.where(_volumes(0)[1] > 0, np.float32(np.nan), 1), r"72 voxel\(s\) are NaN or infinite"),
+        (np.full((12, 10, 6), 7, np.int16), "all voxels are 7; expected an image, perhaps an empty export"),
+        (
+            np.stack([_volumes(0)[0]] * 5, -1),
+            r"expected 1 channel\(s\), found 5 .*; save the frames of a series as files",
+        ),
+        (np.stack([_volumes(0)[0]] * 2, -1)[:, :, :, None], "expected 3 dimensions, found shape|expected 1 channel"),
+    ],
+    ids=["NaN", "constant", "time series", "five axes"],
+)
+def test_an_image_that_training_would_refuse_is_refused_by_name(volume, message, tmp_path):
+    _own_labels(tmp_path / "in", [1])
+    path = tmp_path / "in" / "images" / "p1.nii.gz"
+    write_nifti(path, volume)
+    with pytest.raises(UserError, match=rf"1 of 2 scans could not be prepared.*\n  - p1: {path}: ({message})"):
+        own(str(tmp_path / "in"), str(tmp_path / "out"))
+    assert not (tmp_path / "out" / "images" / "p1.nii.gz").exists()
+
+
 def test_a_damaged_h5_file_is_named(tmp_path):
     path = tmp_path / "case" / "mri_norm2.h5"
     path.parent.mkdir()

@@ -7,9 +7,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.data import MetaTensor
 from monai.transforms import ResampleToMatch
 
+from custom.data.checks import CaseRule, image_problems
 from custom.data.geometry import grid_problem, label_problem
 from custom.data.labels import to_label
 from custom.data.readers import check_channels
@@ -33,8 +35,12 @@ def prepare_scans(
     crop: str = "none",
     settle: Callable[[Mapping[str, Files]], Mapping[str, Files]] | None = None,
     resample: bool = False,
+    rule: CaseRule | None = None,
 ) -> None:
-    """Write the scans and the data lists that name them; ``settle`` is what only all scans together can tell."""
+    """Write the scans and the data lists that name them; ``settle`` is what only all scans together can tell.
+
+    Images that training would refuse by the ``rule`` are refused here.
+    """
     listed = dict.fromkeys(name for content in lists.values() for names in content.values() for name in names)
     missing = [name for name in listed if name not in files]
     # The benchmark crop needs the label of every scan, also of those that are then listed without it.
@@ -54,7 +60,7 @@ def prepare_scans(
     refuse_other_data(output, record)
     files = files if settle is None else settle({name: files[name] for name in names})
     one_structure = len(about["labels"]) == 2
-    scans = {name: _scan(name, files[name], process, one_structure, resample) for name in names}
+    scans = {name: _scan(name, files[name], process, one_structure, resample, rule) for name in names}
     datalists = {file: {**about, **_entries(content, scans)} for file, content in usable.items()}
     folder = write_dataset(output, list(scans.values()), datalists, record)
     print(f"{len(scans)} scan(s) in {folder}; data lists: {', '.join(datalists)}")
@@ -89,19 +95,25 @@ def _scan(
     process: Callable[[dict], dict] | None,
     one_structure: bool = False,
     resample: bool = False,
+    rule: CaseRule | None = None,
 ) -> Scan:
-    read, has_label = partial(_read, files, process, resample), files.label is not None
+    read, has_label = partial(_read, files, process, resample, rule), files.label is not None
     images = (files.image, *files.others)
     endings = tuple(image.suffix.lower() if isinstance(image, Path) else ".nii.gz" for image in images)
     label_ending = ".png" if isinstance(files.image, Path) else ".nii.gz"
     return Scan(name, read, has_label, endings, label_ending, files.made_from, one_structure)
 
 
-def _read(files: Files, process: Callable[[dict], dict] | None, resample: bool) -> dict[str, Any]:
+def _read(
+    files: Files, process: Callable[[dict], dict] | None, resample: bool, rule: CaseRule | None = None
+) -> dict[str, Any]:
     """Read a scan; in another process, when scans are written in parallel."""
     found = (files.image, *files.others)
-    image, *others = [read_volume(str(part)) if isinstance(part, Path) else part() for part in found]
+    wanted = None if rule is None else rule.in_channels if len(found) == 1 else 1
+    image, *others = [read_volume(str(part), wanted) if isinstance(part, Path) else part() for part in found]
     others = _on_one_grid(image, others, files, resample) if others else others
+    if rule is not None:
+        _refuse_unfit([image, *others], files.made_from[: len(found)], rule)
     sample: dict[str, Any] = {"image": image}
     if files.label is not None:
         label = files.label()
@@ -115,6 +127,14 @@ def _read(files: Files, process: Callable[[dict], dict] | None, resample: bool) 
     sample = sample if process is None else process(sample)
     images = zip(found, (sample.pop("image"), *others), strict=True)
     return {"images": [part if isinstance(part, Path) else read for part, read in images], **sample}
+
+
+def _refuse_unfit(channels: Sequence[MetaTensor], places: Sequence[str], rule: CaseRule) -> None:
+    """Refuse an image, all its channels together, that training would refuse, whether it is a volume or a picture."""
+    joined: Any = torch.cat(list(channels))  # a MetaTensor with the metadata of the first
+    problems = image_problems(places, joined, rule._replace(dimensions=min(joined.ndim - 1, rule.dimensions)))
+    if problems:
+        raise UserError("\n".join(problems))
 
 
 def _on_one_grid(image: MetaTensor, others: Sequence[MetaTensor], files: Files, resample: bool) -> list[MetaTensor]:

@@ -149,14 +149,14 @@ def isic_training(folder: Path) -> dict[str, Files]:
     return isic_official(folder, "Training")
 
 
-def read_volume(path: str, as_label: bool = False) -> MetaTensor:
+def read_volume(path: str, in_channels: int | None = None, as_label: bool = False) -> MetaTensor:
     """Read a file, or the DICOM series in a folder, with the reader that MONAI takes for it.
 
     Raises:
         UserError: names the file that cannot be read, and says why.
     """
     with naming(path):
-        return LoadScan(as_label=as_label)(path)
+        return LoadScan(in_channels, as_label)(path)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
+from custom.data.checks import CaseRule
 from custom.data.dicom import check_series
 from custom.data.photos import is_colored, is_photo
 from custom.utils.errors import UserError
@@ -108,7 +109,8 @@ def own(
     refuse_copies_apart(find_copies(case_of), case_of, lists)
     for content in lists.values():
         refuse_nothing_labeled([label for name in content["training"] if (label := scans[named[name]].label)])
-    prepare_scans(str(folder), found, lists, about, record, resample=resample)
+    rule = CaseRule(len(about["modality"]), len(names) + 1, dimensions=3)
+    prepare_scans(str(folder), found, lists, about, record, resample=resample, rule=rule)
     if plan is not None and lists["datalist.json"]["training"]:
         _plan(folder, folder / plan, budget, memory_gb)
 
