@@ -28,6 +28,7 @@ from custom.report.pages import Curve, draw_curves, overall, read_curves, read_r
 from custom.report.record import data_list_record, read_run_record, training_seconds
 from custom.utils.config import flat_config
 from custom.utils.errors import UserError
+from custom.utils.files import refuse_unwritable
 from custom.utils.names import MEAN, groups, patient_name
 from custom.utils.tables import write_csv
 
@@ -93,6 +94,7 @@ def compare(*runs: str, output: str, baseline: str | None = None) -> None:
     folder = Path(str(output))
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} is there already; choose another --output.")
+    refuse_unwritable(output=str(folder))
     arms: dict[str, list[Path]] = {}
     for run in map(Path, map(str, runs)):
         arms.setdefault(_arm_in_study(run), []).append(run)

@@ -25,6 +25,7 @@ from custom.data import read_lists
 from custom.report.drawing import Panel, case_panels, draw_panels
 from custom.report.pages import overall, read_rows
 from custom.utils.errors import UserError
+from custom.utils.files import refuse_unwritable
 
 from .cli import run
 from .synthetic import write_hearts
@@ -51,6 +52,7 @@ def demo(output: str = "demo", seeds: Sequence[int] = (1,)) -> None:
     """
     start = time.monotonic()
     folder = Path(output)
+    refuse_unwritable(output=str(folder))
     print(f"Writing synthetic hearts to {folder / 'data'}, patients: {COUNTS}")
     datalist = write_hearts(folder / "data", COUNTS, SIZE, **VARIETY)
     jobs = min(len(ARMS), os.cpu_count() or 1)

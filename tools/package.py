@@ -21,7 +21,7 @@ from monai.bundle import ConfigParser
 import custom
 from custom.utils.config import refuse_newer_bundle
 from custom.utils.errors import UserError
-from custom.utils.files import atomic_write
+from custom.utils.files import atomic_write, refuse_unwritable
 from custom.utils.weights import read_weights, settings_path
 
 from .cli import run
@@ -77,6 +77,7 @@ def package(
     archive = Path(str(output)) / f"{name}.zip"
     if archive.exists() and not overwrite:
         raise UserError(f"{archive}: is there already; remove it, or give --overwrite true.")
+    refuse_unwritable(output=str(output))
     packed = _weight_files(path, weights, weights_url)
     files = {**_bundle_files(path), **_package_files(), **packed}
     _refuse(f"{path}: not packaged,", file_problems(files, limit_mb))

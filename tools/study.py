@@ -31,7 +31,7 @@ from monai.utils import ensure_tuple
 from custom.data.datalist import default_evaluation_list, read_lists
 from custom.handlers.checkpoints import EXIT_STOPPED
 from custom.utils.errors import UserError
-from custom.utils.files import atomic_write
+from custom.utils.files import atomic_write, refuse_unwritable
 from custom.utils.names import groups
 from custom.utils.settings import guess
 
@@ -127,6 +127,7 @@ def study(
         problems.append(f"--jobs must be at least 1, got {jobs}.")
     if problems:
         raise UserError(f"{file}: {len(problems)} problem(s), nothing was run:", problems)
+    refuse_unwritable(output=str(folder))
     _keep_plan(folder, plan, runs)
     if dry_run:
         print("\n".join(run.line for run in runs))

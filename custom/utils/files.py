@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from .errors import UserError
@@ -28,10 +29,19 @@ def refuse_unwritable(**folders: str | Sequence[str] | None) -> None:
             there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
             if not there.is_dir():
                 problems.append(f"{folder}: {there} is a file, not a folder; choose another --{flag}.")
-            elif not os.access(there, os.W_OK | os.X_OK):
+            elif not _takes_files(there):
                 problems.append(f"{folder}: {there} is not writable; choose another --{flag}.")
     if problems:
         raise UserError("there is no place for the results, nothing was computed:", problems)
+
+
+def _takes_files(folder: Path) -> bool:
+    """Try whether something can be written; permissions do not tell of /proc, or of what a server allows."""
+    try:
+        with TemporaryDirectory(dir=folder, prefix=".part-"):
+            return True
+    except OSError:
+        return False
 
 
 @contextmanager

@@ -21,6 +21,12 @@ def test_every_place_that_is_a_file_is_named(tmp_path):
     assert "choose another --output_dir" in str(caught.value)
 
 
+@pytest.mark.skipif(not os.path.isdir("/proc"), reason="needs a folder in which nothing can be made")
+def test_a_folder_that_takes_nothing_whatever_its_permissions_is_named():
+    with pytest.raises(UserError, match=r"/proc/x/y: /proc is not writable; choose another --output"):
+        refuse_unwritable(output="/proc/x/y")
+
+
 def _try_as_nobody(folder, connection):
     if os.geteuid() == 0:
         os.setuid(65534)

@@ -17,7 +17,7 @@ from monai.bundle import ConfigParser
 from custom.report import data_list_record
 from custom.utils.device import MixedPrecision
 from custom.utils.errors import UserError
-from custom.utils.files import atomic_write, read_json
+from custom.utils.files import atomic_write, read_json, refuse_unwritable
 
 from .choices import Choice, Plan, bundle_of, choose, main_memory_gb, minutes
 from .facts import DataFacts, read_facts
@@ -55,6 +55,7 @@ def plan(
 def plan_dataset(datalist: Path, path: Path, budget: str = "8h", memory_gb: float | None = None) -> None:
     """Plan for a data list; see :func:`plan`."""
     limit = seconds(budget)  # before everything is read
+    refuse_unwritable(output=str(path.parent))
     facts = read_facts(datalist)
     bundle = bundle_of(facts)
     device, bits, has_gb = _device()

@@ -16,6 +16,7 @@ from custom.data.geometry import grid_problem, label_problem
 from custom.data.labels import to_label
 from custom.data.readers import check_channels
 from custom.utils.errors import UserError
+from custom.utils.files import refuse_unwritable
 
 from .layouts import Files, read_volume
 from .writer import Scan, refuse_other_data, write_dataset
@@ -41,6 +42,7 @@ def prepare_scans(
 
     Images that training would refuse by the ``rule`` are refused here.
     """
+    refuse_unwritable(output=output)
     listed = dict.fromkeys(name for content in lists.values() for names in content.values() for name in names)
     missing = [name for name in listed if name not in files]
     # The benchmark crop needs the label of every scan, also of those that are then listed without it.

@@ -12,6 +12,7 @@ from custom.data.checks import CaseRule
 from custom.data.dicom import check_series
 from custom.data.photos import is_colored, is_photo
 from custom.utils.errors import UserError
+from custom.utils.files import refuse_unwritable
 from custom.utils.names import ALL, are_channel_names, are_class_names, case_names, patient_name
 
 from ..plan.command import PLAN, plan_dataset, seconds
@@ -74,6 +75,7 @@ def own(
     """
     seconds(budget)
     source, folder = Path(os.path.abspath(Path(images).expanduser())), Path(output).expanduser()
+    refuse_unwritable(output=str(folder))
     described = Description(source)
     modality = described.modality if modality is None else modality
     ends = None if channels is None else _channel_names(channels)
