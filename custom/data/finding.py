@@ -27,6 +27,8 @@ PREDICTION_FOLDER = re.compile(r"(?:predictions?|preds?)", re.IGNORECASE)
 #: a_seg, seg_a, seg01; the group that is not None is the name of the scan.
 LABEL_NAME = re.compile(rf"(.+)[-_. ]{WORDS}|{WORDS}[-_. ]+(.+)|{WORDS}(\d.*)|{WORDS}()", re.IGNORECASE)
 PREDICTION_NAME = re.compile(r".+_(?:probs|uncertainty)")
+#: Files that may hold scans, which are not looked into.
+ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
 #: How many of the files that were left out are named.
 NAMED = 20
 
@@ -72,6 +74,8 @@ def list_scans(
                 continue
             elif not path.exists():
                 left_out.append(f"{name} (link to nothing)")
+            elif path != here and name.lower().endswith(ARCHIVES):
+                left_out.append(f"{name} (an archive, unpack it first)")
             elif path != here and not name.lower().endswith(endings):
                 others.append(f"{name} (not an image of this kind)")
             elif PREDICTION_NAME.fullmatch(file_stem(path)) or (not all_labels and _is_prediction(path, folder)):

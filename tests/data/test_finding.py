@@ -245,13 +245,17 @@ def test_photographs_in_a_folder_of_that_name_are_scans(touch):
     [
         ("nowhere", None, "nowhere: no such folder."),
         ("in", "nowhere", "nowhere: no such folder."),
+        ("in/a.nii", None, "a.nii: a file; expected the folder in which it is"),
+        ("packed/a.ZIP", None, "a.ZIP: an archive; unpack it first, and give the folder"),
+        ("in", "packed/b.tar.gz", "b.tar.gz: an archive; unpack it first, and give the folder"),
+        ("packed", None, r"packed: no scans; .* Found a.ZIP \(an archive, unpack it first\), b.tar.gz \(an archive"),
         ("empty", None, r"empty: no scans; expected files ending in \.nii\.gz"),
         ("out/images", None, "files written to --output .* would lie among these"),
         ("out", None, "files written to --output .* would lie among these"),
     ],
 )
 def test_folders_that_cannot_be_taken_are_refused(images, labels, message, touch):
-    top = touch("in/a.nii", "empty/notes.txt", "out/images/a.nii")
+    top = touch("in/a.nii", "empty/notes.txt", "out/images/a.nii", "packed/a.ZIP", "packed/b.tar.gz")
     with pytest.raises(UserError, match=message):
         own_scans(top / images, labels and top / labels, top / "out")
 

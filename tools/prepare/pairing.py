@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from custom.data.channels import Grouping, group_channels
 from custom.data.finding import (
+    ARCHIVES,
     IMAGE_FOLDER,
     LABEL_FOLDER,
     LABEL_NAME,
@@ -102,7 +103,7 @@ def own_scans(
     """
     for folder in (images, labels):
         if folder is not None and not folder.is_dir():
-            raise UserError(f"{folder}: no such folder.")
+            raise UserError(f"{folder}: {_no_folder(folder)}")
         if folder is not None and any(os.path.realpath(folder) == os.path.realpath(o) for o in _written(output)):
             raise UserError(f"{folder}: files written to --output {output} would lie among these; choose another.")
     same = labels is not None and os.path.realpath(labels) == os.path.realpath(images)
@@ -121,7 +122,9 @@ def own_scans(
     tell_left_out([*left_out, *(f"{path.relative_to(images)} (none of the channels)" for path in grouped.left_out)])
     if not found.scans:
         endings = ", ".join((*VOLUME_SUFFIXES, *PHOTO_SUFFIXES))
-        raise UserError(f"{images}: no scans; expected files ending in {endings}, or folders of DICOM files.")
+        packed = [text for text in left_out if text.endswith("unpack it first)")]
+        hint = f" Found {first_names(packed)}." if packed else ""
+        raise UserError(f"{images}: no scans; expected files ending in {endings}, or folders of DICOM files.{hint}")
     _refuse_uneven(images, grouped, channels)
     pairs, strays = pair_labels(list(grouped.cases), candidates, images, root)
     if strays:
@@ -144,6 +147,12 @@ def _refuse_uneven(images: Path, grouped: Grouping, channels: Sequence[str] | No
     if problems:
         hint = "every case needs the same ones"
         raise UserError(f"{images}: {len(problems)} problem(s) with channels, nothing was written; {hint}:", problems)
+
+
+def _no_folder(path: Path) -> str:
+    if path.name.lower().endswith(ARCHIVES) and path.is_file():
+        return "an archive; unpack it first, and give the folder."
+    return "a file; expected the folder in which it is." if path.exists() else "no such folder."
 
 
 def _written(output: Path) -> list[Path]:
