@@ -45,9 +45,9 @@ def own(
 
     Then settings are planned for them, and the commands that train, score and segment are printed.
 
-    When scans or labels are added and the command is repeated, patients stay in their lists: who was trained with, also
-    without a label, is never validated with. Unlabeled scans of a patient who is kept for validation or test are left
-    out.
+    When scans or labels are added and the command is repeated, patients stay in their lists: a patient of whom a scan,
+    labeled or not, was used for training never moves to validation or test. Unlabeled scans of a patient who is kept
+    for validation or test are left out.
 
     Args:
         images: folder of NIfTI, NRRD, MetaImage files or photographs, or of folders with a DICOM series each, or of
