@@ -930,6 +930,19 @@ def test_a_picture_of_one_structure_is_black_and_white_and_of_several_holds_clas
     assert np.unique(np.asarray(Image.open(tmp_path / "out" / "labels" / "a.png"))).tolist() == values
 
 
+@pytest.mark.parametrize("axes", ["LPS", "RAI", "SAL", "PIR"])
+def test_a_label_stored_along_other_axes_is_brought_to_its_image_s(axes, tmp_path):
+    image, label = _volumes(0)
+    label[3, 2, 1] = 0  # no symmetry
+    write_nifti(tmp_path / "scans" / "a.nii.gz", image)
+    stored = nib.Nifti1Image(label, OBLIQUE)
+    turn = nib.orientations.ornt_transform(nib.io_orientation(OBLIQUE), nib.orientations.axcodes2ornt(axes))
+    (tmp_path / "masks").mkdir()
+    nib.save(stored.as_reoriented(turn), tmp_path / "masks" / "a.nii.gz")
+    own(str(tmp_path / "scans"), str(tmp_path / "out"), labels=str(tmp_path / "masks"))
+    _assert_holds(tmp_path / "out" / "labels" / "a.nii.gz", label)
+
+
 def test_a_label_a_hair_off_its_image_gets_its_affine(tmp_path):
     image, label = _volumes(0)
     moved = OBLIQUE.copy()

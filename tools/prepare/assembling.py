@@ -7,12 +7,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from monai.data import MetaTensor
 from monai.transforms import ResampleToMatch
+from nibabel.orientations import apply_orientation, inv_ornt_aff, io_orientation
 
 from custom.data.checks import CaseRule, image_problems
-from custom.data.geometry import grid_problem, label_problem
+from custom.data.geometry import grid_problem, has_volume, label_problem
 from custom.data.labels import to_label
 from custom.data.readers import check_channels
 from custom.utils.errors import UserError
@@ -120,6 +122,7 @@ def _read(
     if files.label is not None:
         label = files.label()
         name = str(label.meta.get("filename_or_obj", files.made_from[-1]))
+        label = along_axes_of(image, label)
         problem = label_problem(label, image, name)
         if problem is not None:
             raise UserError(problem)
@@ -129,6 +132,21 @@ def _read(
     sample = sample if process is None else process(sample)
     images = zip(found, (sample.pop("image"), *others), strict=True)
     return {"images": [part if isinstance(part, Path) else read for part, read in images], **sample}
+
+
+def along_axes_of(image: MetaTensor, label: MetaTensor) -> MetaTensor:
+    """Flip and swap the axes of a label, CHWD, as its image's lie, as where another program saved it; loses nothing.
+
+    Returns:
+        The label as it is where that does not bring it onto its image's grid.
+    """
+    if label.ndim != 4 or image.ndim != 4 or not (has_volume(image.affine) and has_volume(label.affine)):
+        return label
+    turn = io_orientation(np.linalg.inv(image.affine.numpy()) @ label.affine.numpy())
+    voxels = np.stack([apply_orientation(channel, turn) for channel in label.numpy()])
+    affine = label.affine.numpy() @ inv_ornt_aff(turn, label.shape[1:])
+    turned = MetaTensor(np.ascontiguousarray(voxels), affine=torch.as_tensor(affine), meta=label.meta)
+    return label if grid_problem(turned, image) is not None else turned
 
 
 def _refuse_unfit(channels: Sequence[MetaTensor], places: Sequence[str], rule: CaseRule) -> None:

@@ -16,6 +16,7 @@ from custom.data.geometry import label_problem
 from custom.utils.errors import UserError
 from custom.utils.names import structure_names
 
+from .assembling import along_axes_of
 from .pairing import OwnScan
 
 #: Labels with more values than this mark no structures; they may be images.
@@ -128,7 +129,7 @@ def _refuse_other_grids(labeled: Sequence[OwnScan]) -> None:
     for scan in labeled:
         image, label = read_image(str(scan.files[0]))[0], read_image(str(scan.label), as_label=True)[0]
         if image is not None and label is not None:
-            problems.append(label_problem(label, image, str(scan.label)))
+            problems.append(label_problem(along_axes_of(image, label), image, str(scan.label)))
     found = [problem for problem in problems if problem is not None]
     if found:
         raise UserError(f"{len(found)} label(s) do not lie on the grid of their image, nothing was written:", found)
