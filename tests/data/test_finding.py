@@ -211,12 +211,40 @@ def test_a_label_without_a_scan_of_its_own_is_refused_by_name(names, problem, to
         own_scans(images, None, images.parent / "out")
 
 
+@pytest.mark.parametrize("names", ["BraTS_{n}/BraTS_{n}_{c}.nii.gz", "{n}_{c}.nii", "{n}/{c}.nii"])
+def test_files_that_seem_to_be_channels_are_told_with_their_names(names, touch):
+    ends = ("t1", "t1ce", "t2", "flair", "seg")
+    images = touch(*(f"in/{names.format(n=f'{n:03d}', c=c)}" for n in (1, 2) for c in ends)) / "in"
+    with pytest.raises(UserError, match=r"give --channels t1,t1ce,t2,flair$"):
+        own_scans(images, None, images.parent / "out")
+    assert len(own_scans(images, None, images.parent / "out", ["t1", "t1ce", "t2", "flair"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("image", "labels"),
+    [
+        ("s1/ct.nii.gz", "s1/segmentations/{}.nii.gz"),
+        ("s1.nii.gz", "s1_{}_mask.nii.gz"),
+        ("images/s1.nii.gz", "labels/s1_{}.nii.gz"),
+    ],
+)
+def test_labels_of_a_structure_each_are_told_as_such(image, labels, touch):
+    found = [labels.format(name) for name in ("liver", "spleen")]
+    images = touch("in/" + image, "in/" + image.replace("s1", "s2"), *(f"in/{name}" for name in found)) / "in"
+    with pytest.raises(UserError) as raised:
+        own_scans(images, None, images.parent / "out")
+    names = ", ".join(Path(name).name for name in found)
+    expected = f"{images / image}: 2 label files, one for each structure? Found {names}; merge them into one label map"
+    assert str(raised.value).count("\n") == 1
+    assert expected in str(raised.value)
+
+
 def test_a_label_of_the_same_folder_comes_before_one_of_the_same_name(touch):
     top = touch("p/a.nii", "q/a.nii")
     labels = [top / "p" / "a_seg.nii", top / "q" / "a_seg.nii"]
     assert pair_labels([top / "p" / "a.nii", top / "q" / "a.nii"], labels, top, top) == (
         {top / "p" / "a.nii": labels[0], top / "q" / "a.nii": labels[1]},
-        [],
+        {},
     )
 
 

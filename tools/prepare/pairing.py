@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,7 @@ from custom.data.finding import (
 )
 from custom.data.photos import PHOTO_SUFFIXES
 from custom.utils.errors import UserError
-from custom.utils.names import case_name, file_stem, same_name
+from custom.utils.names import SEPARATORS, are_channel_names, case_name, file_stem, same_name
 
 IMAGE_WORDS = r"(?:image|img|volume|vol|scan)"
 IMAGE_NAME = re.compile(rf"(.+)[-_. ]{IMAGE_WORDS}|{IMAGE_WORDS}[-_. ]+(.+)|{IMAGE_WORDS}(\d.*)", re.IGNORECASE)
@@ -38,7 +38,7 @@ class OwnScan(NamedTuple):
 
 def pair_labels(
     scans: Sequence[Path], labels: Sequence[Path], scan_root: Path, label_root: Path
-) -> tuple[dict[Path, Path], list[str]]:
+) -> tuple[dict[Path, Path], dict[Path, str]]:
     """Give each label its scan: the one of its name in the folder of the same name, else the only one of its name.
 
     Args:
@@ -49,7 +49,7 @@ def pair_labels(
         label_root: folder below which the labels are.
 
     Returns:
-        Labels by scan, and a line for each label without a scan of its own.
+        Labels by scan, and a line for each label without a scan of its own, by label.
     """
     homes = {scan: _home(scan, scan_root) for scan in scans}
     alone = Counter(homes.values())
@@ -61,7 +61,7 @@ def pair_labels(
             known[name].append(scan)
 
     pairs: dict[Path, Path] = {}
-    strays = []
+    strays: dict[Path, str] = {}
     for label in labels:
         home, found = _home(label, label_root), []
         for name in _label_names(label):
@@ -71,9 +71,11 @@ def pair_labels(
                 break
         if len(found) != 1:
             of = "no image of that name" if not found else f"may be of {' or '.join(map(str, found))}"
-            strays.append(f"{label}: {of}")
+            strays[label] = f"{label}: {of}"
         elif found[0] in pairs:
-            strays.append(f"{label}: so is {pairs[found[0]].name}, of {found[0]}")
+            strays[label] = (
+                f"{label}: so is {pairs[found[0]].name}, of {found[0]}; merge them if each marks one structure"
+            )
         else:
             pairs[found[0]] = label
     return pairs, strays
@@ -128,10 +130,53 @@ def own_scans(
     _refuse_uneven(images, grouped, channels)
     pairs, strays = pair_labels(list(grouped.cases), candidates, images, root)
     if strays:
-        raise UserError(f"{root}: {len(strays)} label(s) without an image of their own, nothing was written:", strays)
+        hint = _channels_hint(found.scans, candidates, images, root) if channels is None else ""
+        lines = [*_by_structure(strays, list(grouped.cases), images, root), *([hint] if hint else [])]
+        raise UserError(f"{root}: {len(strays)} label(s) without an image of their own, nothing was written:", lines)
     if labels is None and pairs:
         print(f"labels beside their scans: {len(pairs)}, {first_names(label.name for label in pairs.values())}")
     return {case: OwnScan(files, pairs.get(case)) for case, files in grouped.cases.items()}
+
+
+def _channels_hint(scans: Sequence[Path], labels: Sequence[Path], images: Path, root: Path) -> str:
+    """Name the ends that all cases share (p1_t1, p1_t2, p2_t1, p2_t2), where they would give each label its image."""
+    ends: dict[tuple[Path, str], set[str]] = defaultdict(set)
+    for scan in scans:
+        *start, end = re.split(rf"[{re.escape(SEPARATORS)}]", file_stem(scan))
+        ends[scan.parent, "_".join(start)].add(end)
+    shared = next(iter(ends.values()))
+    names = sorted(shared, key=lambda name: (name[:1].lower() != "t", name))  # t1,t1ce,t2,flair, as is customary
+    if len(names) < 2 or any(found != shared for found in ends.values()) or not are_channel_names(names):
+        return ""
+    grouped = group_channels(scans, names)
+    if grouped.problems or grouped.left_out or pair_labels(list(grouped.cases), labels, images, root)[1]:
+        return ""
+    return f"if {', '.join(names)} are channels of one image each, give --channels {','.join(names)}"
+
+
+def _by_structure(strays: Mapping[Path, str], cases: Sequence[Path], images: Path, root: Path) -> list[str]:
+    """Write a line for each label, but one for all that mark a structure each of the same image, as it seems."""
+    homes = {case: _home(case, images) for case in cases}
+    count = Counter(homes.values())
+    alone = {home: case for case, home in homes.items() if count[home] == 1}
+    named = {name: case for case in cases for name in _scan_names(case)}
+    of: dict[Path, list[Path]] = defaultdict(list)
+    for label in strays:
+        core = _label_names(label)[-1]
+        starts = [core[: match.start()] for match in re.finditer(rf"[{re.escape(SEPARATORS)}]", core)]
+        known = [named[start] for start in starts if start in named]
+        case = known[-1] if known else alone.get(_home(label, root))
+        if case is not None:
+            of[case].append(label)
+    several = {case: labels for case, labels in of.items() if len(labels) > 1}
+    hint = "merge them into one label map with 1, 2, ..., as docs/own_data.md shows"
+    lines = [
+        f"{case}: {len(labels)} label files, one for each structure? Found "
+        f"{first_names(label.name for label in labels)}; {hint}"
+        for case, labels in several.items()
+    ]
+    told = {label for labels in several.values() for label in labels}
+    return [*lines, *(line for label, line in strays.items() if label not in told)]
 
 
 def _refuse_uneven(images: Path, grouped: Grouping, channels: Sequence[str] | None) -> None:
