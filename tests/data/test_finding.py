@@ -174,6 +174,45 @@ def test_each_label_finds_its_own_scan(scans, labels, touch):
     assert _pairs(touch(*(f"in/{name}" for name in (*scans, *labels))) / "in") == dict(zip(scans, labels, strict=True))
 
 
+@pytest.mark.parametrize(
+    "label",
+    [
+        "sub-01/anat/sub-01_desc-lesion_mask.nii.gz",
+        "sub-01/anat/sub-01_T1w_desc-lesion_mask.nii.gz",
+        "sub-01/anat/sub-01_space-orig_label-lesion_mask.nii.gz",
+        "sub-01/anat/sub-01_label-lesion_roi.nii.gz",
+        "derivatives/manual/sub-01/anat/sub-01_space-orig_dseg.nii.gz",
+        "derivatives/manual/sub-01/anat/sub-01_T1w_desc-lesion_mask.nii.gz",
+        "sub-01/anat/sub-01_T1w_manual.nii.gz",
+        "sub-01/anat/sub-01_T1w_manual_seg.nii.gz",
+    ],
+)
+def test_a_label_named_as_bids_has_it_finds_its_scan(label, touch):
+    scans = [f"sub-0{number}/anat/sub-0{number}_T1w.nii.gz" for number in (1, 2)]
+    images = touch(*(f"in/{name}" for name in (*scans, label))) / "in"
+    assert _pairs(images) == {scans[0]: label, scans[1]: None}
+
+
+def test_a_bids_label_of_one_of_two_images_is_refused(touch):
+    images = touch(*(f"in/sub-01_{end}.nii.gz" for end in ("T1w", "T2w", "desc-lesion_mask"))) / "in"
+    with pytest.raises(UserError, match=r"lesion_mask.nii.gz: may be of .*T1w.nii.gz or .*T2w.nii.gz"):
+        own_scans(images, None, images.parent / "out")
+
+
+@pytest.mark.parametrize("name", ["a_roi.nii", "a_lesion.nii", "a_manual.nii"])
+def test_more_ends_are_taken_off_in_a_folder_of_labels(name, touch):
+    top = touch("in/a.nii", "in/b.nii", f"labels/{name}")
+    assert _pairs(top / "in", top / "labels") == {"a.nii": name, "b.nii": None}
+
+
+def test_an_image_that_ends_in_roi_is_a_scan(touch):
+    assert _names(list_scans(touch("a.nii", "a_roi.nii", "b_lesion.nii")).scans, touch()) == [
+        "a.nii",
+        "a_roi.nii",
+        "b_lesion.nii",
+    ]
+
+
 @pytest.mark.parametrize("link", [False, True])
 def test_the_folder_of_scans_may_be_given_as_that_of_labels(link, touch):
     images = touch("in/a.nii", "in/a_seg.nii", "in/b.nii") / "in"

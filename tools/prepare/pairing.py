@@ -29,6 +29,11 @@ IMAGE_WORDS = r"(?:image|img|volume|vol|scan)"
 IMAGE_NAME = re.compile(rf"(.+)[-_. ]{IMAGE_WORDS}|{IMAGE_WORDS}[-_. ]+(.+)|{IMAGE_WORDS}(\d.*)", re.IGNORECASE)
 
 
+#: What BIDS says of a label besides its image, and how it ends an image's name: sub-01_desc-lesion_mask, sub-01_T1w.
+BIDS_ENTITY = re.compile(r"_(?:desc|label|space|res|den)-[^_]+", re.IGNORECASE)
+BIDS_IMAGE = re.compile(r"(sub-.+)_[a-z0-9]+", re.IGNORECASE)
+
+
 class OwnScan(NamedTuple):
     """The files of an image, one for each channel, and that of its label, if it has one."""
 
@@ -214,12 +219,14 @@ def _scan_names(scan: Path) -> set[str]:
     names = {file_stem(scan), case_name(scan)}
     matches = [IMAGE_NAME.fullmatch(name) for name in names]
     names |= {group for match in matches if match for group in match.groups() if group}
+    names |= {match[1] for name in names if (match := BIDS_IMAGE.fullmatch(BIDS_ENTITY.sub("", name)))}
     return {same_name(name) for name in names}
 
 
 def _label_names(label: Path) -> list[str]:
     """Names that a label's scan may have, the likeliest first; empty for whatever scan is alone in the folder."""
     stem = file_stem(label)
-    match = LABEL_NAME.fullmatch(stem) or re.fullmatch(rf"(.+){WORDS}", stem, re.IGNORECASE)
+    match = LABEL_NAME.fullmatch(stem) or re.fullmatch(rf"(.+)(?:{WORDS}|[-_. ](?:roi|lesion))", stem, re.IGNORECASE)
     core = [] if match is None else [group for group in match.groups() if group is not None]
+    core += [BIDS_ENTITY.sub("", name) for name in core if name.lower().startswith("sub-") and BIDS_ENTITY.search(name)]
     return [same_name(name) for name in (stem, *core)]
