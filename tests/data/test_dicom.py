@@ -369,7 +369,7 @@ def test_inference_goes_on_without_the_series_that_cannot_be_read(tmp_path):
 def test_training_and_check_list_all_series_that_cannot_be_read(tmp_path):
     _two_bad_and_a_good(tmp_path)
     cases = [{"image": name} for name in ("bad", "good", "worse")]
-    write_nifti(tmp_path / "label.nii.gz", np.zeros((7, 6, 8), np.uint8), GRID)
+    write_nifti(tmp_path / "label.nii.gz", np.ones((7, 6, 8), np.uint8), GRID)
     content = {"training": [{"image": "good", "label": "label.nii.gz"}], "unlabeled": cases[::2]}
     (tmp_path / "list.json").write_text(json.dumps(content))
     with pytest.raises(UserError) as caught:
