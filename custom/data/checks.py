@@ -162,7 +162,7 @@ def _channels_hint(files: Sequence[str], rule: CaseRule) -> str:
     if rule.in_channels == 1 and is_photo(files[0]):
         return "; it has colors: make it grey, or set in_channels: 3"
     if rule.in_channels == 1:
-        return "; save the frames of a series as files of their own"
+        return "; save the frames of a series, or the colors or channels of an image, as files of their own"
     return "; channels in files of their own are listed together, in folders see the setting channels"
 
 

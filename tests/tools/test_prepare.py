@@ -568,7 +568,7 @@ def test_a_damaged_file_is_named(name, tmp_path):
         (np.full((12, 10, 6), 7, np.int16), "all voxels are 7; expected an image, perhaps an empty export"),
         (
             np.stack([_volumes(0)[0]] * 5, -1),
-            r"expected 1 channel\(s\), found 5 .*; save the frames of a series as files",
+            r"expected 1 channel\(s\), found 5 .*; save the frames of a series, or the colors",
         ),
         (np.stack([_volumes(0)[0]] * 2, -1)[:, :, :, None], "expected 3 dimensions, found shape|expected 1 channel"),
     ],
