@@ -180,7 +180,8 @@ def test_last_validation_is_the_score_of_the_saved_weights(batches, run_bundle, 
 def test_same_seed_gives_the_same_weights(run_bundle, tiny_dataset, tmp_path):
     states = []
     for name in ("first", "second"):
-        run_bundle("training", ["train"], datalist=str(tiny_dataset), ckpt_dir=str(tmp_path / name))
+        places = {"ckpt_dir": str(tmp_path / name), "output_dir": str(tmp_path / name)}
+        run_bundle("training", ["train"], datalist=str(tiny_dataset), **places)
         states.append(torch.load(tmp_path / name / "model.pt", weights_only=True))
     assert all(torch.equal(value, states[1][key]) for key, value in states[0].items())
 
@@ -481,7 +482,8 @@ def test_patches_can_be_drawn_around_structures_in_whole_scans(bundle, run_bundl
 def test_volumes_can_be_kept_in_memory_on_disk_or_not_at_all(cache, run_bundle, tiny_dataset, tmp_path):
     settings = {"datalist": str(tiny_dataset), "cache_dir": str(tmp_path / "cache")}
     for name in ("first", "second"):  # the second run finds what the first one kept
-        run_bundle("training", ["train"], **settings, cache=cache, ckpt_dir=str(tmp_path / name))
+        places = {"ckpt_dir": str(tmp_path / name), "output_dir": str(tmp_path / name)}
+        run_bundle("training", ["train"], **settings, cache=cache, **places)
     first, second = (torch.load(tmp_path / name / "model.pt", weights_only=True) for name in ("first", "second"))
     assert all(torch.equal(value, second[key]) for key, value in first.items())
     assert (tmp_path / "cache").exists() == (cache == "disk")
