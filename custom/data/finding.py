@@ -24,8 +24,8 @@ PART = "(?:tr|ts|va|val|train|test)?"
 LABEL_FOLDER = re.compile(rf"(?:{WORDS}|.*ground[-_ ]?truths?){PART}", re.IGNORECASE)
 IMAGE_FOLDER = re.compile(rf"(?:images?|scans?|.*[-_]input){PART}", re.IGNORECASE)
 PREDICTION_FOLDER = re.compile(r"(?:predictions?|preds?)", re.IGNORECASE)
-#: What stands behind a label's name alone: a_manual, a_manual_seg, and BIDS's sub-01_label-lesion_roi.
-ENDS = rf"(?:{WORDS}|manual[-_ ]?{WORDS}|manual|label-[a-z0-9]+_roi)"
+#: What stands behind a label's name alone: a_seg, and BIDS's sub-01_label-lesion_roi.
+ENDS = rf"(?:{WORDS}|label-[a-z0-9]+_roi)"
 #: a_seg, seg_a, seg01; the group that is not None is the name of the scan.
 LABEL_NAME = re.compile(rf"(.+?)[-_. ]{ENDS}|{WORDS}[-_. ]+(.+)|{WORDS}(\d.*)|{WORDS}()", re.IGNORECASE)
 PREDICTION_NAME = re.compile(r".+_(?:probs|uncertainty)")

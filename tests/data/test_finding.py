@@ -193,6 +193,23 @@ def test_a_label_named_as_bids_has_it_finds_its_scan(label, touch):
     assert _pairs(images) == {scans[0]: label, scans[1]: None}
 
 
+@pytest.mark.parametrize("ends", [("", "_followup"), ("", "_2"), ("_T1w", "_space-MNI_T1w")])
+def test_names_that_are_longer_than_others_are_told_apart(ends, touch):
+    top = touch(*(f"in/sub-01{end}.nii" for end in ends), *(f"labels/sub-01{end}_seg.nii" for end in ends))
+    assert _pairs(top / "in", top / "labels") == {f"sub-01{end}.nii": f"sub-01{end}_seg.nii" for end in ends}
+
+
+def test_a_label_in_a_space_is_of_the_image_in_that_space(touch):
+    top = touch("in/sub-01_T1w.nii", "in/sub-01_space-MNI_T1w.nii", "in/sub-01_space-MNI_mask.nii")
+    assert _pairs(top / "in") == {"sub-01_T1w.nii": None, "sub-01_space-MNI_T1w.nii": "sub-01_space-MNI_mask.nii"}
+
+
+def test_only_beside_its_image_a_manual_file_is_a_label(touch):
+    top = touch("in/a.nii", "in/a_manual.nii", "in/b_manual.nii", "in/b_manual_seg.nii")
+    assert _pairs(top / "in") == {"a.nii": "a_manual.nii", "b_manual.nii": "b_manual_seg.nii"}
+    assert len(list_scans(top / "in").scans) == 3
+
+
 def test_a_bids_label_of_one_of_two_images_is_refused(touch):
     images = touch(*(f"in/sub-01_{end}.nii.gz" for end in ("T1w", "T2w", "desc-lesion_mask"))) / "in"
     with pytest.raises(UserError, match=r"lesion_mask.nii.gz: may be of .*T1w.nii.gz or .*T2w.nii.gz"):
@@ -273,7 +290,9 @@ def test_labels_of_a_structure_each_are_told_as_such(image, labels, touch):
     with pytest.raises(UserError) as raised:
         own_scans(images, None, images.parent / "out")
     names = ", ".join(Path(name).name for name in found)
-    expected = f"{images / image}: 2 label files, one for each structure? Found {names}; merge them into one label map"
+    expected = (
+        f"{images / image}: 2 label files, {names}; if each marks a structure of it, merge them into one label map"
+    )
     assert str(raised.value).count("\n") == 1
     assert expected in str(raised.value)
 

@@ -819,7 +819,17 @@ def test_copies_on_both_sides_of_a_split_are_refused_unless_they_are_of_one_pati
 def test_a_dicom_series_that_is_there_twice_is_a_copy(tmp_path):
     for name, seed in {"a": 0, "b": 0, "c": 1}.items():
         write_dicom(tmp_path / name, _volumes(seed)[0])
-    assert find_copies([tmp_path / name for name in "abc"]) == [[tmp_path / "a", tmp_path / "b"]]
+    assert find_copies({name: [tmp_path / name] for name in "abc"}) == [["a", "b"]]
+
+
+def test_a_shared_channel_or_header_makes_no_copy(tmp_path):
+    (tmp_path / "prior.nii").write_bytes(b"the same for all")
+    for name in "ab":
+        (tmp_path / f"{name}.nii").write_bytes(name.encode())
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "scan.mhd").write_text("ElementDataFile = s%02d.raw 1 3 1\n")
+    assert not find_copies({name: [tmp_path / f"{name}.nii", tmp_path / "prior.nii"] for name in "ab"})
+    assert not find_copies({name: [tmp_path / name / "scan.mhd"] for name in "ab"})
 
 
 def test_a_label_without_an_image_is_refused(own_folders, tmp_path):
@@ -941,6 +951,15 @@ def test_a_label_stored_along_other_axes_is_brought_to_its_image_s(axes, tmp_pat
     nib.save(stored.as_reoriented(turn), tmp_path / "masks" / "a.nii.gz")
     own(str(tmp_path / "scans"), str(tmp_path / "out"), labels=str(tmp_path / "masks"))
     _assert_holds(tmp_path / "out" / "labels" / "a.nii.gz", label)
+
+
+def test_a_label_whose_header_contradicts_its_voxels_is_refused(tmp_path):
+    image, label = _volumes(0)
+    swapped = np.eye(4)[[1, 0, 2, 3]]
+    write_nifti(tmp_path / "scans" / "a.nii.gz", image, np.eye(4))
+    write_nifti(tmp_path / "masks" / "a.nii.gz", label, swapped)
+    with pytest.raises(UserError, match=r"masks/a.nii.gz: affine differs from its image.s by up to"):
+        own(str(tmp_path / "scans"), str(tmp_path / "out"), labels=str(tmp_path / "masks"))
 
 
 def test_a_label_a_hair_off_its_image_gets_its_affine(tmp_path):

@@ -145,7 +145,8 @@ def along_axes_of(image: MetaTensor, label: MetaTensor) -> MetaTensor:
     turn = io_orientation(np.linalg.inv(image.affine.numpy()) @ label.affine.numpy())
     voxels = np.stack([apply_orientation(channel, turn) for channel in label.numpy()])
     affine = label.affine.numpy() @ inv_ornt_aff(turn, label.shape[1:])
-    turned = MetaTensor(np.ascontiguousarray(voxels), affine=torch.as_tensor(affine), meta=label.meta)
+    meta = {name: value for name, value in label.meta.items() if name != "affine"}  # else the label's own would change
+    turned = MetaTensor(voxels, affine=torch.as_tensor(affine), meta=meta)
     return label if grid_problem(turned, image) is not None else turned
 
 

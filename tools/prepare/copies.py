@@ -2,54 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from custom.data.finding import first_names
-from custom.data.states import files_of
+from custom.data.states import DETACHED, files_of
 from custom.utils.errors import UserError
 from custom.utils.names import groups
 
 from .assembling import Lists
 from .writer import checksum
 
-
-def find_copies(images: Iterable[Path]) -> list[list[Path]]:
-    """Collect files, or folders of DICOM files, that hold the same bytes; only those of one size are read."""
-    alike = groups(images, key=_sizes)
-    return [same for paths in alike for same in groups(paths, key=_content)]
+#: Bytes from the middle of a file, which tell most images of one size apart.
+BLOCK = 2**16
 
 
-def _sizes(path: Path) -> tuple[int, ...]:
-    return tuple(sorted(file.stat().st_size for file in files_of(path)))
+def find_copies(images: Mapping[str, Sequence[Path]]) -> list[list[str]]:
+    """Find images whose files hold the same bytes.
+
+    Args:
+        images: files, or folders of DICOM files, by case; one for each channel.
+
+    Returns:
+        Cases that share an image. Only images of one size, and with the same middle, are read in full.
+    """
+    files = {case: [file for path in paths for file in _with_voxels(path)] for case, paths in images.items()}
+    alike = [[case for case, found in files.items() if found]]
+    looks: tuple[Callable[[Path], Any], ...] = (lambda file: file.stat().st_size, _middle, checksum)
+    for look in looks:
+        alike = [
+            same for cases in alike for same in groups(cases, key=lambda case: tuple(sorted(map(look, files[case]))))
+        ]
+    return alike
 
 
-def _content(path: Path) -> tuple[str, ...]:
-    return tuple(sorted(checksum(file) for file in files_of(path)))
+def _with_voxels(path: Path) -> list[Path]:
+    """List the files of an image; none where a header names its voxels in a way that is not understood."""
+    files = files_of(path)
+    return [] if len(files) == 1 and path.name.lower().endswith(DETACHED) else files
+
+
+def _middle(file: Path) -> bytes:
+    with open(file, "rb") as content:
+        content.seek(file.stat().st_size // 2)
+        return content.read(BLOCK)
 
 
 def refuse_copies_apart(
-    copies: Sequence[Sequence[Path]], names: Mapping[Path, str], lists: Mapping[str, Lists]
+    copies: Sequence[Sequence[str]], images: Mapping[str, Sequence[Path]], lists: Mapping[str, Lists]
 ) -> None:
-    """Tell of copies, and refuse those with one in ``training`` or ``unlabeled`` and the other held out.
+    """Report copies, and refuse those with one in ``training`` or ``unlabeled`` and the other held out.
 
     Args:
         copies: see :func:`find_copies`.
-        names: of the case that each image is of.
+        images: files by case.
         lists: names of cases by list, of each data list.
 
     Raises:
         UserError: names them; a network would be scored on what it was trained with.
     """
-    if copies:
-        print(f"the same image under several names: {first_names(' and '.join(map(str, same)) for same in copies)}")
+    named = [(set(cases), " and ".join(str(images[case][0]) for case in cases)) for cases in copies]
+    if named:
+        print(f"the same image under several names: {first_names(text for _, text in named)}")
     problems = []
-    for same in copies:
-        cases = {names[path] for path in same}
+    for cases, text in named:
         for file, content in lists.items():
             places = [name for name, members in content.items() if cases & set(members)]
             if len({"training" if name == "unlabeled" else name for name in places}) > 1:
-                problems.append(f"{' and '.join(map(str, same))}: in {' and '.join(places)} of {file}")
+                problems.append(f"{text}: in {' and '.join(places)} of {file}")
     if problems:
         hint = "take one of each away, or give a --patient_pattern by which both are of one patient"
         raise UserError(

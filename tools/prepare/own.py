@@ -54,7 +54,8 @@ def own(
             folders with either. Labels that lie there too are taken where no other folder of labels is given; so it may
             be a data set of nnU-Net or of the Medical Segmentation Decathlon, whose ``imagesTs`` become unlabeled.
         output: dataset folder.
-        labels: folder of labels named as their images, or NAME_seg, NAME_label, NAME_mask, NAME_gt; may hold fewer.
+        labels: folder of labels named as their images, or NAME_seg, NAME_label, NAME_mask, NAME_manual, NAME_gt; may
+            hold fewer.
         validation: fraction of the labeled patients to keep for validation.
         test: fraction of the labeled patients to keep for the test list.
         classes: names of the structures labeled 1, 2, and so on, such as "liver,tumor"; those of ``dataset.json`` if
@@ -107,8 +108,8 @@ def own(
         options |= {"channels": ends, "resample": resample}
     record = {"command": "own", "source": str(images), "options": options}
     lists = _lists(found, patients, fractions, folds, int(seed), folder)
-    case_of = {file: name for name, path in named.items() for file in scans[path].files}
-    refuse_copies_apart(find_copies(case_of), case_of, lists)
+    paths = {name: scans[path].files for name, path in named.items()}
+    refuse_copies_apart(find_copies(paths), paths, lists)
     for content in lists.values():
         refuse_nothing_labeled([label for name in content["training"] if (label := scans[named[name]].label)])
     rule = CaseRule(len(about["modality"]), len(names) + 1, dimensions=3)

@@ -6,6 +6,7 @@ import os
 import re
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +30,8 @@ IMAGE_WORDS = r"(?:image|img|volume|vol|scan)"
 IMAGE_NAME = re.compile(rf"(.+)[-_. ]{IMAGE_WORDS}|{IMAGE_WORDS}[-_. ]+(.+)|{IMAGE_WORDS}(\d.*)", re.IGNORECASE)
 
 
+#: What may stand behind the name of a label, but of an image too.
+MARKED = re.compile(r"(.+)[-_. ](?:manual|roi|lesion)", re.IGNORECASE)
 #: What BIDS says of a label besides its image, and how it ends an image's name: sub-01_desc-lesion_mask, sub-01_T1w.
 BIDS_ENTITY = re.compile(r"_(?:desc|label|space|res|den)-[^_]+", re.IGNORECASE)
 BIDS_IMAGE = re.compile(r"(sub-.+)_[a-z0-9]+", re.IGNORECASE)
@@ -58,18 +61,23 @@ def pair_labels(
     """
     homes = {scan: _home(scan, scan_root) for scan in scans}
     alone = Counter(homes.values())
-    known: dict[str, list[Path]] = defaultdict(list)
+    exact: dict[str, list[Path]] = defaultdict(list)
+    bids: dict[str, list[Path]] = defaultdict(list)  # sub-01 for sub-01_T1w, where no scan is called sub-01 itself
+    bare: dict[str, list[Path]] = defaultdict(list)  # and for sub-01_space-MNI_T1w, where there is no sub-01_T1w
     for scan, home in homes.items():
         names = _scan_names(scan)
         names |= {"_".join([*home[k:], name]) for name in names for k in range(len(home))}
         for name in names | ({home[-1]} if home and alone[home] == 1 else set()):
-            known[name].append(scan)
+            exact[name].append(scan)
+        for known, name in ((bids, file_stem(scan)), (bare, BIDS_ENTITY.sub("", file_stem(scan)))):
+            if match := BIDS_IMAGE.fullmatch(name):
+                known[same_name(match[1])].append(scan)
 
     pairs: dict[Path, Path] = {}
     strays: dict[Path, str] = {}
     for label in labels:
         home, found = _home(label, label_root), []
-        for name in _label_names(label):
+        for known, name in product((exact, bids, bare), _label_names(label)):
             matching = known.get(name, []) if name else [scan for scan in scans if homes[scan] == home]
             found = [scan for scan in matching if homes[scan] == home] or matching
             if found:
@@ -118,7 +126,9 @@ def own_scans(
     found = list_scans(images, skip=[output] if root is images else [output, root])
     left_out = found.left_out
     if root is images:
-        candidates = found.labels
+        manual = _beside_their_images(found.scans)
+        found = found._replace(scans=[scan for scan in found.scans if scan not in manual])
+        candidates = [*found.labels, *manual]
     else:
         listed = list_scans(root, skip=[output, *found.scans], all_labels=True)
         candidates = listed.labels
@@ -141,6 +151,13 @@ def own_scans(
     if labels is None and pairs:
         print(f"labels beside their scans: {len(pairs)}, {first_names(label.name for label in pairs.values())}")
     return {case: OwnScan(files, pairs.get(case)) for case, files in grouped.cases.items()}
+
+
+def _beside_their_images(scans: Sequence[Path]) -> list[Path]:
+    """Find the labels a_manual among scans, beside their images a; alone it may be an image."""
+    stems = {(scan.parent, same_name(file_stem(scan))) for scan in scans}
+    matches = {scan: re.fullmatch(r"(.+)[-_. ]manual", same_name(file_stem(scan))) for scan in scans}
+    return [scan for scan, match in matches.items() if match and (scan.parent, match[1]) in stems]
 
 
 def _channels_hint(scans: Sequence[Path], labels: Sequence[Path], images: Path, root: Path) -> str:
@@ -176,8 +193,8 @@ def _by_structure(strays: Mapping[Path, str], cases: Sequence[Path], images: Pat
     several = {case: labels for case, labels in of.items() if len(labels) > 1}
     hint = "merge them into one label map with 1, 2, ..., as docs/own_data.md shows"
     lines = [
-        f"{case}: {len(labels)} label files, one for each structure? Found "
-        f"{first_names(label.name for label in labels)}; {hint}"
+        f"{case}: {len(labels)} label files, {first_names(label.name for label in labels)}; if each marks a structure "
+        f"of it, {hint}; else their images are missing"
         for case, labels in several.items()
     ]
     told = {label for labels in several.values() for label in labels}
@@ -219,14 +236,14 @@ def _scan_names(scan: Path) -> set[str]:
     names = {file_stem(scan), case_name(scan)}
     matches = [IMAGE_NAME.fullmatch(name) for name in names]
     names |= {group for match in matches if match for group in match.groups() if group}
-    names |= {match[1] for name in names if (match := BIDS_IMAGE.fullmatch(BIDS_ENTITY.sub("", name)))}
     return {same_name(name) for name in names}
 
 
 def _label_names(label: Path) -> list[str]:
     """Names that a label's scan may have, the likeliest first; empty for whatever scan is alone in the folder."""
     stem = file_stem(label)
-    match = LABEL_NAME.fullmatch(stem) or re.fullmatch(rf"(.+)(?:{WORDS}|[-_. ](?:roi|lesion))", stem, re.IGNORECASE)
-    core = [] if match is None else [group for group in match.groups() if group is not None]
-    core += [BIDS_ENTITY.sub("", name) for name in core if name.lower().startswith("sub-") and BIDS_ENTITY.search(name)]
-    return [same_name(name) for name in (stem, *core)]
+    match = LABEL_NAME.fullmatch(stem) or re.fullmatch(rf"(.+){WORDS}", stem, re.IGNORECASE)
+    names = [stem, *(group for group in (match.groups() if match else ()) if group is not None)]
+    names += [match[1] for name in names if (match := MARKED.fullmatch(name))]
+    names += [BIDS_ENTITY.sub("", name) for name in names[1:] if name.lower().startswith("sub-")]
+    return [same_name(name) for name in dict.fromkeys(names)]
