@@ -21,7 +21,7 @@ from monai.utils import version_leq
 from .. import __version__
 from .arguments import contains_target, did_you_mean, unknown_arguments
 from .errors import UserError, show_user_errors_plainly
-from .ranges import range_problems
+from .ranges import number_problems, range_problems
 from .settings import UnfitError, guess, is_expression, read_as, shown, typed_settings
 from .weights import read_settings
 
@@ -111,14 +111,16 @@ def check_config() -> None:
     rest = {key: config[key] for key in config if key not in unknown and key != ConfigParser.meta_key}
     problems += unknown_arguments(rest, defaults, EXAMPLES, known_paths)
     typed = typed_settings(sys.argv[1:]) if Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") else {}
-    for name in _unused(typed, config):
+    for name in _unused(typed, rest):
         logger.warning("--%s has no effect: nothing in this run uses it.", name)
     problems += _settle_all(config, defaults, typed)
     _mend_tracking(workflow.parser)
     workflow.parser.parse(reset=True)  # it had been parsed before the first expression was evaluated
-    if not problems:
+    if problems:  # sizes that hang together cannot be judged where one of them is not known
+        problems += number_problems(workflow.parser)
+    else:
         _take_trained_settings(workflow.parser, defaults, typed)
-    problems += range_problems(workflow.parser, defaults)
+        problems = range_problems(workflow.parser, defaults)
     if problems:
         raise UserError("these settings cannot be taken, nothing was run:", problems)
 

@@ -29,19 +29,19 @@ def refuse_unwritable(**folders: str | Sequence[str] | None) -> None:
             there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
             if not there.is_dir():
                 problems.append(f"{folder}: {there} is a file, not a folder; choose another --{flag}.")
-            elif not _takes_files(there):
-                problems.append(f"{folder}: {there} is not writable; choose another --{flag}.")
+            elif (reason := _refusal(there)) is not None:
+                problems.append(f"{folder}: {there} is not writable ({reason}); choose another --{flag}.")
     if problems:
         raise UserError("there is no place for the results, nothing was computed:", problems)
 
 
-def _takes_files(folder: Path) -> bool:
-    """Try whether something can be written; permissions do not tell of /proc, or of what a server allows."""
+def _refusal(folder: Path) -> str | None:
+    """Try to write, and give the system's reason why not; permissions do not tell of /proc, or of a server's rules."""
     try:
         with TemporaryDirectory(dir=folder, prefix=".part-"):
-            return True
-    except OSError:
-        return False
+            return None
+    except OSError as error:
+        return error.strerror
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """Refuse numbers and sizes that a training or an inference cannot take, before it starts."""
 
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pydoc import locate
 from typing import Any
@@ -51,12 +52,19 @@ def range_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> list[st
     Returns:
         One line for each.
     """
-    found = {key: _value(parser, key) for key in RANGES if key in parser}
-    own = [key for key in found if str(parser.get(key)).removeprefix("@") not in RANGES]  # not merely another one's
-    problems = [text for key in own for text in _number_problems(key, found[key])]
+    problems = number_problems(parser)
     problems += [*_device_problems(parser), *_format_problems(parser), *_name_problems(parser)]
     problems += _output_problems(parser, defaults)
+    found = {key: _value(parser, key) for key in RANGES if key in parser}
     return problems or [*_size_problems(parser, found, defaults)]
+
+
+def number_problems(parser: ConfigParser) -> list[str]:
+    """Say which numbers are out of range, but for those that follow from another one that is."""
+    found = {key: [*_number_problems(key, _value(parser, key))] for key in RANGES if key in parser}
+    bad = {key for key, problems in found.items() if problems}
+    own = [key for key in found if bad.isdisjoint(re.findall(r"@(\w+)", str(parser.get(key))))]
+    return [problem for key in own for problem in found[key]]
 
 
 def _value(parser: ConfigParser, key: str) -> Any:

@@ -262,6 +262,19 @@ def test_unknown_settings_and_those_of_another_kind_or_out_of_range_are_told_at_
 
 
 @pytest.mark.parametrize(
+    "line",
+    ["--in_channels two --channels t1,t2", '--patch_size big --stride "[128,128,96]"', "--etaa 1 --channels t1,t2"],
+)
+def test_beside_a_mistake_settings_are_not_compared_with_defaults(typed, line, caplog):
+    assert _problems(typed, *shlex.split(line)).count("\n  - ") == 1
+    assert "has no effect" not in caplog.text
+
+
+def test_a_number_that_follows_from_one_out_of_range_is_not_told(typed):
+    assert _problems(typed, "--max_iterations", "0").count("\n  - ") == 1
+
+
+@pytest.mark.parametrize(
     ("line", "message"),
     [
         ("--batch_size 0", "--batch_size: must be at least 1, got 0."),
