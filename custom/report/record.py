@@ -60,6 +60,7 @@ def write_run_record(
     earlier = read_run_record(path.parent).get("sessions", []) if iteration else []
     record = {
         "seed": seed,
+        "ckpt_dir": os.path.abspath(checkpoints.folder.parent),
         "data_list": data_list_record(datalist),
         "sessions": [*earlier, session],
         "config": dict(config),
@@ -83,23 +84,21 @@ def refuse_other_run(output_dir: str, weights: str | Sequence[str]) -> None:
         weights: file, or files, that are to be trained or scored.
 
     Raises:
-        UserError: when that training's weights lie elsewhere. Both folders may have been moved together.
+        UserError: when that training's folder of weights is still there, and is another one.
     """
-    record = read_run_record(output_dir).get("config", {})
-    if not {"ckpt_dir", "output_dir"} <= record.keys():
+    theirs = read_run_record(output_dir).get("ckpt_dir")
+    if theirs is None or not os.path.isdir(theirs):  # moved or removed
         return
-    same = {os.path.realpath(record["ckpt_dir"]), _way(record["output_dir"], record["ckpt_dir"])}
-    for path in ensure_tuple(weights):
-        folder = os.path.dirname(path)
-        if same.isdisjoint((os.path.realpath(folder), _way(output_dir, folder))):
-            raise UserError(
-                f"{Path(output_dir) / RECORD} is of the training in {record['ckpt_dir']}, and {path} is of another; "
-                "nothing was computed. Choose another --output_dir."
-            )
+    others = [path for path in ensure_tuple(weights) if not _is_in(path, theirs)]
+    if others:
+        raise UserError(
+            f"{Path(output_dir) / RECORD} is of the training in {theirs}, and {others[0]} lies elsewhere; nothing was "
+            "computed. Choose another --output_dir."
+        )
 
 
-def _way(start: str, end: str) -> str:
-    return os.path.relpath(os.path.realpath(end), os.path.realpath(start))
+def _is_in(path: str, folder: str) -> bool:
+    return os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder)
 
 
 def training_seconds(record: Mapping[str, Any]) -> float | None:
@@ -111,9 +110,10 @@ def training_seconds(record: Mapping[str, Any]) -> float | None:
 def read_run_record(folder: str | Path) -> dict[str, Any]:
     """Read the record of a run; empty where there is none, or none that can be read."""
     try:
-        return json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((Path(folder) / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
+    return record if isinstance(record, dict) else {}
 
 
 def data_list_record(datalist: str) -> dict[str, str | None]:

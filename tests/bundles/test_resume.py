@@ -227,7 +227,7 @@ def test_results_of_two_trainings_do_not_share_a_folder(run_bundle, tiny_dataset
     record = Path(first.parser["output_dir"]) / "run.json"
     before = record.read_bytes()
     other, data = str(tmp_path / "other"), {"datalist": str(tiny_dataset)}
-    with refused(f"{record} is of the training in {first.parser['ckpt_dir']}, and {other}/model.pt is of another"):
+    with refused(f"{record} is of the training in {first.parser['ckpt_dir']}, and {other}/model.pt lies elsewhere"):
         _run_times(run_bundle, tiny_dataset, ckpt_dir=other)
     assert record.read_bytes() == before
     assert not Path(other).exists()
