@@ -71,8 +71,8 @@ class Entropyd(_Framesd):
 _COORDINATES = 7
 #: Slabs at once, each of which takes memory.
 _MOST_THREADS = 8
-#: By how many voxels a grid may lean against another one whose axes count as its own.
-_LEAN = 1e-3
+#: By how many voxels the axes of a grid may lean away from those of another one, and count as parallel.
+_SHEAR = 1e-3
 
 
 class ResampleToScand(MapTransform):
@@ -112,12 +112,13 @@ class ResampleToScand(MapTransform):
         example = then(plain[:, :1, :1, :1])
         whole = example.new_empty((len(example), *size))
         along = places_along_axes(torch.linalg.solve(image.affine.double(), affine), size, plain.shape[1:])
+        along = along and [(axis, places.to(plain.device)) for axis, places in along]
 
         def fill(place: slice) -> None:
             whole[:, place] = then(
-                self._leaning_slab(plain, image.affine, affine, place, size)
+                self._sheared_slab(plain, image.affine, affine, place, size)
                 if along is None
-                else _straight_slab(plain, along, place)
+                else _separable_slab(plain, along, place)
             )
 
         step = max(1, self.values // ((len(plain) + _COORDINATES) * math.prod(size[1:])))
@@ -128,7 +129,7 @@ class ResampleToScand(MapTransform):
         result.affine = affine
         return result
 
-    def _leaning_slab(
+    def _sheared_slab(
         self, plain: torch.Tensor, source: torch.Tensor, target: torch.Tensor, place: slice, size: Sequence[int]
     ) -> torch.Tensor:
         shift = torch.eye(4, dtype=torch.float64)
@@ -157,8 +158,8 @@ def places_along_axes(
     """
     rotation, length = to_source[:3, :3].abs(), torch.as_tensor(size)
     order = rotation.argmax(0).tolist()
-    lean = (rotation * (length - 1)).masked_fill(torch.nn.functional.one_hot(torch.tensor(order), 3).T.bool(), 0)
-    if sorted(order) != [0, 1, 2] or lean.sum(1).max() > _LEAN:
+    shear = (rotation * (length - 1)).masked_fill(torch.nn.functional.one_hot(torch.tensor(order), 3).T.bool(), 0)
+    if sorted(order) != [0, 1, 2] or shear.sum(1).max() > _SHEAR:
         return None
     steps = [(axis, to_source[axis, own], to_source[axis, 3]) for own, axis in enumerate(order)]
     return [
@@ -167,7 +168,7 @@ def places_along_axes(
     ]
 
 
-def _straight_slab(plain: torch.Tensor, along: Sequence[tuple[int, torch.Tensor]], place: slice) -> torch.Tensor:
+def _separable_slab(plain: torch.Tensor, along: Sequence[tuple[int, torch.Tensor]], place: slice) -> torch.Tensor:
     """Interpolate CHWD at places along its axes, in a part of the first one."""
     places = [along[0][1][place], along[1][1], along[2][1]]
     start, stop = int(places[0].min()), int(places[0].max()) + 2

@@ -25,7 +25,7 @@ from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
 from ..utils.files import read_json
-from ..utils.names import case_files, case_names, groups, patient_name, structure_names
+from ..utils.names import are_class_names, case_files, case_names, groups, patient_name, structure_names
 from .checks import Case, CaseRule, check_cases
 
 LISTS = ("training", "unlabeled", "validation", "test")
@@ -77,7 +77,7 @@ def load_datalist(
     cases = read_lists(Path(path))
     if planned_for not in (None, hashlib.sha256(Path(path).read_bytes()).hexdigest()):
         logger.warning("%s has changed since the plan was made; `crossmatch plan` makes a new one.", path)
-    problems = [] if class_names is None else _name_problems(Path(path), class_names)
+    problems = [] if class_names is None or optional else _name_problems(Path(path), class_names)
     problems += overlap_problems(cases, patient_pattern, Path(path).parent)
     problems += [problem for name in lists if name != "unlabeled" for problem in _without_labels(cases, name)]
     if "training" in lists and not cases["training"] and not optional:
@@ -150,11 +150,13 @@ def _read_content(path: Path) -> Any:
 def _name_problems(path: Path, class_names: Sequence[str]) -> list[str]:
     """Refuse a data list that gives a structure another number; tell one that calls a number otherwise."""
     listed = structure_names(_read_content(path).get("labels"))
-    ours, theirs = map(_plain_names, (class_names, listed or ()))
-    if listed is None or ours == theirs:
+    if listed is None or not are_class_names(listed):
+        return []
+    ours, theirs = map(_plain_names, (class_names, listed))
+    if ours == theirs:
         return []
     spelled = dict(zip(theirs, listed, strict=True)) | dict(zip(ours, class_names, strict=True))
-    taken = shlex.quote(",".join(spelled[name] for name in theirs))
+    taken = shlex.quote(json.dumps([spelled[name] for name in theirs]))
     told = f"'labels' names 1, 2, ... as {', '.join(listed)}, but class_names as {', '.join(class_names)}"
     if any(name in theirs and theirs.index(name) != index for index, name in enumerate(ours)):
         return [f"{told}: they would be taken for one another; put one right, such as with --class_names {taken}"]
@@ -163,7 +165,8 @@ def _name_problems(path: Path, class_names: Sequence[str]) -> list[str]:
 
 
 def _plain_names(names: Sequence[str]) -> list[str]:
-    return [re.sub(r"[\W_]+", "_", name).casefold() for name in names]
+    """Spell names alike that differ in case, or in what stands between their words."""
+    return [re.sub(r"(?<=[^\W_])[\s_-]+(?=[^\W_])", "_", name.strip()).casefold() for name in names]
 
 
 def _read_list(path: Path, name: str, entries: Any, problems: list[str]) -> list[Case]:

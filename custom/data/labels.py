@@ -1,5 +1,6 @@
 """The one gate through which every label passes, read or written."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,9 +54,12 @@ def _hint(name: str, found: Sequence[float], num_classes: int | None) -> str:
     """Say what a file with such values may be, and what to do."""
     if name.lower().endswith((".jpg", ".jpeg")):
         return "JPG changes values, save masks as PNG"
-    if all(0 < value <= WHITE and abs(value - round(value)) <= TOLERANCE for value in found):
+    whole = all(math.isfinite(value) and abs(value - round(value)) <= TOLERANCE for value in found)
+    if whole and all(0 < value <= WHITE for value in found):
         hint = "every structure needs a name (--classes, class_names)"
         return "a single one may be marked 255 throughout; " + hint if num_classes == 2 else hint
+    if whole:
+        return "renumber structures to 1, 2, ..., and make 0 of what is to be ignored; or it is an image, not a label"
     if all(0 < value < 1 for value in found):
         return "it looks like a probability map, save it as 0 and 1 instead"
     return "it looks like an image, or a label map that was interpolated; give the label map itself"

@@ -247,7 +247,8 @@ def _changes(found: Mapping[str, Any], wanted: Mapping[str, Any], left_out: Coll
     """Name the settings that differ between two configurations, a line each."""
     there, now = flat_config(found, left_out), flat_config(wanted, left_out)
     differing = [key for key in sorted({*there, *now}) if there.get(key) != now.get(key)]
-    hints = {"schedule_iterations": "; the learning rate falls to 0 over these, so train for longer from the start"}
+    hint = "; the learning rate falls to 0 over these; give --schedule_iterations {} to go on within them"
+    hints = {"schedule_iterations": hint.format(there.get("schedule_iterations"))}
     return [f"{key}: there {_text(there, key)}, now {_text(now, key)}{hints.get(key, '')}" for key in differing]
 
 

@@ -384,9 +384,9 @@ def test_the_flag_that_is_advised_for_structures_is_taken(own_dataset, edit):
     edit(own_dataset, lambda content: content.update(labels=labels))
     with pytest.raises(UserError) as caught:
         _load(own_dataset, num_classes=4, class_names=HEART)
-    taken = re.search("--class_names '(.*)'", str(caught.value))[1]
-    assert taken == "left_ventricle,scar tissue,right_ventricle"
-    _load(own_dataset, num_classes=4, class_names=taken.split(","))
+    taken = json.loads(re.search("--class_names '(.*)'", str(caught.value))[1])
+    assert taken == ["left_ventricle", "scar tissue", "right_ventricle"]
+    _load(own_dataset, num_classes=4, class_names=taken)
 
 
 @pytest.mark.parametrize(
@@ -402,7 +402,18 @@ def test_other_names_of_structures_are_told(own_dataset, edit, caplog):
     edit(own_dataset, lambda content: content.update(labels={"0": "background", "1": "tumor"}))
     _load(own_dataset, class_names=["left_atrium"])
     assert "names 1, 2, ... as tumor, but class_names as left_atrium" in caplog.text
-    assert "--class_names tumor" in caplog.text
+    assert "--class_names '[\"tumor\"]'" in caplog.text
+
+
+def test_signs_tell_structures_apart(own_dataset, edit):
+    edit(own_dataset, lambda content: content.update(labels=["background", "ki67-", "ki67+"]))
+    with pytest.raises(UserError, match="taken for one another"):
+        _load(own_dataset, num_classes=3, class_names=["ki67+", "ki67-"])
+
+
+def test_structures_do_not_count_where_a_client_gives_the_cases(own_dataset, edit):
+    edit(own_dataset, lambda content: content.update(labels=["background", "myocardium"]))
+    _load(own_dataset, class_names=HEART, optional=True)
 
 
 def test_all_problems_are_listed_together(own_dataset, files):

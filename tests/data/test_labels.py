@@ -33,7 +33,12 @@ def test_any_other_value_is_refused_with_file_and_value(value):
         ([2], "every structure needs a name"),
         ([7, 200], "every structure needs a name"),
         ([0.37, 0.9], "it looks like a probability map, save it as 0 and 1 instead"),
-        ([13245], "it looks like an image, or a label map that was interpolated; give the label map itself"),
+        (
+            [13245],
+            "renumber structures to 1, 2, ..., and make 0 of what is to be ignored; or it is an image, not a label",
+        ),
+        ([-1], "make 0 of what is to be ignored"),
+        ([7.5], "it looks like an image, or a label map that was interpolated; give the label map itself"),
         ([-1000, 40, 3.5], "it looks like an image"),
         ([np.nan], "it looks like an image"),
     ],
