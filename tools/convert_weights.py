@@ -18,8 +18,7 @@ import torch
 
 from custom.networks import PerturbedNetwork, UNet, VNet
 from custom.utils.errors import UserError
-from custom.utils.files import atomic_write
-from custom.utils.weights import weight_problems
+from custom.utils.weights import save_tensors, weight_problems
 
 from .cli import run
 
@@ -73,9 +72,8 @@ def convert_file(source: str, output: str, overwrite: bool = False) -> None:
     _check_target(origin, target, overwrite)
     network = convert(_read(origin), str(origin))
     try:
-        with atomic_write(target) as part:
-            torch.save(network.state_dict(), part)
-    except (OSError, RuntimeError) as error:  # torch reports a folder that it cannot write to as a RuntimeError
+        save_tensors(network.state_dict(), target)
+    except OSError as error:
         hint = "give --output a file in a folder that you may write to, with enough space"
         raise UserError(f"{target}: cannot be written ({type(error).__name__}); {hint}.") from error
     print(f"{describe(network)} -> {target}")

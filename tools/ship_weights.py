@@ -8,12 +8,11 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-import torch
 from monai.bundle import ConfigParser
 
 from custom.utils.errors import UserError
 from custom.utils.files import atomic_write
-from custom.utils.weights import read_settings, read_weights, settings_path
+from custom.utils.weights import read_settings, read_weights, save_tensors, settings_path
 
 from .cli import run
 
@@ -43,8 +42,7 @@ def ship_weights(weights: str, bundle: str, half: bool = True) -> None:
     if large:
         raise UserError(f"{source}: not representable in float16:", large)
     target = folder / "models" / "model.pt"
-    with atomic_write(target) as part:
-        torch.save(state, part)
+    save_tensors(state, target)
     with atomic_write(settings_path(target)) as part:
         part.write_bytes(settings_path(source).read_bytes())
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, {settings_path(target).name} beside it")

@@ -10,7 +10,7 @@ from monai.networks.utils import copy_model_state
 from torch import nn
 
 from .distributed import is_first
-from .errors import UserError
+from .errors import UserError, causes
 from .files import atomic_write
 
 #: Share of a network's parameters that must fit for its training to start from other weights.
@@ -35,11 +35,23 @@ def save_weights(network: Stateful, path: str | Path, settings: Mapping[str, Any
         path: of the file.
         settings: that inference must share, such as ``spacing``; they are written beside it, as ``model.json``.
     """
-    with atomic_write(Path(path)) as part:
-        torch.save(network.state_dict(), part)
+    save_tensors(network.state_dict(), Path(path))
     if settings is not None:
         with atomic_write(settings_path(path)) as part:
             part.write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def save_tensors(content: Any, path: Path) -> None:
+    """Write what ``torch.save`` writes, whole or not at all.
+
+    Raises:
+        OSError: with the name of the file, such as when the disk is full, for which PyTorch raises a RuntimeError.
+    """
+    with atomic_write(path) as part, open(part, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            raise next((cause for cause in causes(error) if isinstance(cause, OSError)), error) from None
 
 
 def settings_path(weights: str | Path) -> Path:

@@ -1,10 +1,12 @@
+import resource
+
 import pytest
 import torch
 from conftest import BUNDLES, refused
 
 from custom.networks import VNet
 from custom.utils.errors import UserError
-from custom.utils.weights import start_from
+from custom.utils.weights import save_weights, start_from
 
 
 def _save(network, path):
@@ -26,6 +28,21 @@ def test_weights_of_other_classes_are_taken_but_for_the_head_which_is_named(tmp_
         "  not taken: head.weight: expected (4, 2, 1, 1, 1), found (2, 2, 1, 1, 1).",
         "  not taken: head.bias: expected (4,), found (2,).",
     ]
+
+
+def test_a_full_disk_names_the_file_and_keeps_what_was_there(tmp_path):
+    save_weights(VNet(base_filters=2), tmp_path / "model.pt")
+    before = (tmp_path / "model.pt").read_bytes()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)  # a file that may not grow fails as a disk that is full does
+    resource.setrlimit(resource.RLIMIT_FSIZE, (10_000, limits[1]))
+    try:
+        with pytest.raises(OSError, match="File too large") as raised:
+            save_weights(VNet(base_filters=4), tmp_path / "model.pt")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert raised.value.filename == str(tmp_path / "model.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.pt"]
+    assert (tmp_path / "model.pt").read_bytes() == before
 
 
 def test_weights_of_other_channels_are_taken_but_for_the_first_layer(tmp_path, capsys):
