@@ -12,9 +12,11 @@ from monai.engines.utils import IterationEvents
 
 from .data.streams import TwoStreamLoader
 from .losses import TEACHERS, CrossMatchLoss, add_terms, mix_teachers, pseudo_label
+from .networks import PerturbedNetwork
 from .perturbations import CutMix, paste
 from .utils.device import MixedPrecision
 from .utils.distributed import no_sync
+from .utils.errors import UserError
 from .utils.randomness import derived_seed
 
 #: What the network predicts in the first pass and in the second: both inputs, then the last one's perturbed features.
@@ -69,6 +71,7 @@ class CrossMatchTrainer(SupervisedTrainer):
     ) -> None:
         # Streams of different batch size cannot be decollated, and our scalars need not be.
         super().__init__(loss_function=loss_function, amp=False, decollate=False, **kwargs)
+        _refuse_plain_network(self.network)
         self.cutmix = cutmix
         self.predictor = torch.compile(self.network) if compile else self.network
         self.mixed_precision = MixedPrecision(self.state.device, amp)
@@ -165,6 +168,15 @@ class CrossMatchTrainer(SupervisedTrainer):
 
     def _to_device(self, batch: Mapping[str, torch.Tensor], *names: str) -> list[torch.Tensor]:
         return [batch[name].to(self.state.device, non_blocking=self.non_blocking, **self.to_kwargs) for name in names]
+
+
+def _refuse_plain_network(network: torch.nn.Module) -> None:
+    bare = getattr(network, "module", network)  # of several processes' DistributedDataParallel
+    if not isinstance(bare, PerturbedNetwork):
+        raise UserError(
+            f"network_def: {type(bare).__name__} cannot decode perturbed features; expected a subclass of "
+            "custom.networks.PerturbedNetwork, as docs/backbone.md makes one."
+        )
 
 
 def _shares(logits: torch.Tensor, label: torch.Tensor) -> dict[str, torch.Tensor]:

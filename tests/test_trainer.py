@@ -61,6 +61,12 @@ class _Recorder(VNet):
         return super().forward(image, num_perturbed)
 
 
+def test_a_network_that_cannot_decode_perturbed_features_is_refused_before_the_first_step():
+    network = torch.nn.Conv3d(1, 2, 1)
+    with pytest.raises(UserError, match=r"network_def: Conv3d cannot .* docs/backbone.md"):
+        _trainer([_batch()], network=network)
+
+
 def test_streams_may_have_different_batch_sizes():
     trainer = _trainer([_batch(labeled=1, unlabeled=3)])
     trainer.run()
