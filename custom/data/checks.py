@@ -40,11 +40,11 @@ class CaseRule(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """What is wrong with a case, whether patches will have to be padded, and whether its label marks nothing."""
+    """What is wrong with a case, whether patches will have to be padded, and which structures its label marks."""
 
     problems: list[str]
     is_small: bool = False
-    is_empty: bool = False
+    structures: Sequence[int] = ()
 
 
 def check_cases(cases: Sequence[Case], rule: CaseRule, folder: str | None = None) -> list[Finding]:
@@ -62,13 +62,14 @@ def check_cases(cases: Sequence[Case], rule: CaseRule, folder: str | None = None
     unread = [case for case, found in zip(cases, known, strict=True) if found is None]
     if len(unread) < len(cases):
         logger.info("%d of %d cases are as they were when they were checked", len(cases) - len(unread), len(cases))
-    with ThreadPoolExecutor(os.cpu_count()) as pool:  # unzipping, the slow part, runs outside Python's lock
-        read = pool.map(lambda case: _check_case(case, rule), unread)
-        new = iter(tqdm(read, "Checking", len(unread), unit="case") if unread else ())
-        findings = [next(new) if found is None else Finding([], **found) for found in known]
+    changed = [os.path.basename(ensure_tuple(case["image"])[0]) for case in unread if kept.has(case)]
+    if changed:
+        logger.warning("%d case(s) have changed since they were checked: %s", len(changed), ", ".join(changed))
+    new = iter(_check_all(unread, rule))
+    findings = [next(new) if found is None else Finding([], **found) for found in known]
     for case, state, found, finding in zip(cases, states, known, findings, strict=True):
         if found is None and not finding.problems:
-            kept.put(case, state, {"is_small": finding.is_small, "is_empty": finding.is_empty})
+            kept.put(case, state, {"is_small": finding.is_small, "structures": finding.structures})
     if kept.is_there or not any(finding.problems for finding in findings):  # bad data leave no new file behind
         kept.write()
     small = [ensure_tuple(case["image"])[0] for case, finding in zip(cases, findings, strict=True) if finding.is_small]
@@ -80,16 +81,27 @@ def check_cases(cases: Sequence[Case], rule: CaseRule, folder: str | None = None
     return findings
 
 
+def _check_all(cases: Sequence[Case], rule: CaseRule) -> list[Finding]:
+    """Read cases in threads: unzipping, the slow part, runs outside Python's lock."""
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        read = pool.map(lambda case: _check_case(case, rule), cases)
+        return list(tqdm(read, "Checking", len(cases), unit="case", disable=not cases))
+    finally:
+        pool.shutdown(cancel_futures=True)  # whoever stops the program need not wait for all of them
+
+
 def _check_case(case: Case, rule: CaseRule) -> Finding:
     image, problems = read_image(case["image"], rule.in_channels)
     if image is None:
         return Finding(problems)
     problems += image_problems(case["image"], image, rule)
-    label = None
+    structures: list[int] = []
     if "label" in case:
         label, found = read_label(case["label"], image, rule.num_classes)
         problems += found
-    return Finding(problems, not problems and is_small(image, rule), label is not None and not bool(label.any()))
+        structures = [] if label is None else [int(value) for value in torch.unique(label.as_tensor()) if value]
+    return Finding(problems, not problems and is_small(image, rule), structures)
 
 
 def read_image(

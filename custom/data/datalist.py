@@ -88,11 +88,19 @@ def load_datalist(
     read = [(name, case) for name in lists for case in cases[name]]
     findings = check_cases([case for _, case in read], rule, checks_dir)
     problems += [problem for finding in findings for problem in finding.problems]
-    empty = [finding.is_empty for (name, _), finding in zip(read, findings, strict=True) if name == "training"]
-    if empty and all(empty):
+    marked = [(name, case, found.structures) for (name, case), found in zip(read, findings, strict=True)]
+    taught = {number for name, _, structures in marked if name == "training" for number in structures}
+    learns = "training" in lists and bool(cases["training"])
+    if learns and not problems and not taught:
         problems.append(nothing_labeled([case["label"] for case in cases["training"]]))
     if problems:
         raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)
+    for number in sorted(set(range(1, num_classes)) - taught if learns else ()):
+        told = f"{number}, {class_names[number - 1]}" if class_names is not None else str(number)
+        logger.warning("%s: no label of the list 'training' marks class %s; it cannot be learned.", path, told)
+    for name, case, structures in marked:
+        if name in ("validation", "test") and not structures:
+            logger.warning("%s: every voxel is 0, so that scores of this case say little.", case["label"])
     return cases
 
 

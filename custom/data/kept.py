@@ -13,7 +13,7 @@ from .states import name_of
 
 CHECKS_FILE = "checks.json"
 #: Of the checks; raise it when they find something else in the same file. So does another version of the package.
-VERSION = f"{__version__}, checks 3"
+VERSION = f"{__version__}, checks 4"
 
 
 class KeptFindings:
@@ -40,6 +40,10 @@ class KeptFindings:
         """Give what was found in a case, if its files are in the same state, see :mod:`custom.data.states`."""
         found = self.findings.get(name_of(case))
         return found["found"] if isinstance(found, dict) and found.get("files") == state and "found" in found else None
+
+    def has(self, case: Mapping[str, Any]) -> bool:
+        """Say whether a case was checked, in whatever state its files were."""
+        return name_of(case) in self.findings
 
     def put(self, case: Mapping[str, Any], state: str, found: Mapping[str, Any]) -> None:
         """Remember what was found in a case; ``state`` is that of its files before they were read."""

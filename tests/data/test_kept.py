@@ -174,6 +174,33 @@ def test_labels_that_are_all_empty_are_refused_at_each_start(own_dataset, read, 
         assert len(read) == expected
 
 
+def test_structures_that_no_label_marks_are_told_at_each_start(own_dataset, tmp_path, caplog):
+    options = {"lists": ["training", "validation"], "in_channels": 1, "num_classes": 4, "dimensions": 3}
+    options |= {"checks_dir": str(tmp_path / "out"), "class_names": ["a", "b", "c"]}
+    lists = load_datalist(str(own_dataset), **options)
+    empty = lists["validation"][0]["label"]
+    volume = nib.load(empty)
+    nib.save(nib.Nifti1Image(np.zeros(volume.shape, np.uint8), volume.affine), empty)
+    for _ in range(2):
+        caplog.clear()
+        load_datalist(str(own_dataset), **options)
+        told = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        untaught = "no label of the list 'training' marks class {}; it cannot be learned."
+        assert [f"{own_dataset}: {untaught.format(text)}" for text in ("2, b", "3, c")] == [
+            text for text in told if "cannot be learned" in text
+        ]
+        assert f"{empty}: every voxel is 0, so that scores of this case say little." in told
+
+
+def test_cases_that_have_changed_since_the_last_start_are_named(own_dataset, tmp_path, caplog):
+    options = {"lists": ["training"], "in_channels": 1, "num_classes": 2, "dimensions": 3}
+    options |= {"checks_dir": str(tmp_path / "out")}
+    case = load_datalist(str(own_dataset), **options)["training"][0]
+    Path(case["label"]).touch()
+    load_datalist(str(own_dataset), **options)
+    assert f"1 case(s) have changed since they were checked: {Path(case['image']).name}" in caplog.text
+
+
 def test_a_thousand_unchanged_files_take_two_seconds_at_most(tmp_path):
     image = nib.Nifti1Image(np.arange(8, dtype=np.uint8).reshape(2, 2, 2), np.eye(4))
     cases = [{"image": str(tmp_path / f"{number}.nii.gz")} for number in range(1000)]
