@@ -13,7 +13,6 @@ import statistics
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,7 +24,7 @@ from custom.data.checks import Case
 from custom.data.datalist import read_lists
 from custom.report.drawing import new_figure
 from custom.report.pages import Curve, draw_curves, overall, read_curves, read_rows, saved, write_page
-from custom.report.record import data_list_record, read_run_record, training_seconds
+from custom.report.record import data_list_record, older_metrics, read_run_record, training_seconds
 from custom.utils.config import flat_config
 from custom.utils.errors import UserError
 from custom.utils.files import refuse_unwritable
@@ -249,10 +248,7 @@ def _unfinished(run: _Run) -> str | None:
     reached = max((curve[-1][0] for name, curve in run.curves.items() if name == "loss"), default=None)
     if reached is not None and reached < wanted // 10 * 10:  # of every tenth iteration the loss is kept
         return f"the training has not come to its end, iteration {wanted}, but to {reached}; let it go on."
-    started = datetime.fromisoformat(run.record["sessions"][-1]["started"]).timestamp()
-    if (run.folder / "metrics.csv").stat().st_mtime < started:
-        return "metrics.csv is older than the training; run `evaluating` again."
-    return None
+    return older_metrics(run.folder / "metrics.csv", run.record)
 
 
 def _named(run: _Run) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from ..utils.errors import UserError
 from ..utils.names import ALL, MEAN
 from .drawing import COLORS
 from .pages import Curve, draw_curves, embedded, overall, read_curves, read_rows, saved, write_page
-from .record import read_run_record, training_seconds
+from .record import older_metrics, read_run_record, training_seconds
 
 #: Curves by picture: title, patterns of the names of TensorBoard's scalars.
 CURVES = {
@@ -33,7 +33,7 @@ SHOWN = 4
 
 
 def report(run_dir: str, metrics: str | None = None) -> None:
-    """Write ``report.html``, which needs no other file, and ``curves.png``.
+    """Write ``report.html``, which needs no other file, and ``curves.png``; without metrics older than the training.
 
     Args:
         run_dir: a run's ``output_dir``.
@@ -44,13 +44,16 @@ def report(run_dir: str, metrics: str | None = None) -> None:
     """
     folder = Path(str(run_dir))
     record, curves = read_run_record(folder), read_curves(folder)
-    rows = read_rows(Path(str(metrics)) if metrics else folder / "metrics.csv")
+    table = Path(str(metrics)) if metrics else folder / "metrics.csv"
+    older = older_metrics(table, record)
+    rows = read_rows(table) if older is None else []
     if not (record or curves or rows):
         raise UserError(f"{folder}: neither run.json, metrics.csv nor TensorBoard events; give a run's output_dir.")
     cases = overall(rows)
     content = {
         "name": "/".join(folder.resolve().parts[-2:]),
         "iterations": max((curve[-1][0] for curve in curves.values()), default=None),
+        "older": older,
         "means": [row for row in rows if row["case"] == MEAN],
         "rows": [row for row in rows if row["case"] != MEAN],
         "cases": cases,
@@ -64,7 +67,7 @@ def report(run_dir: str, metrics: str | None = None) -> None:
         "settings": {name: text for name, value in record.get("config", {}).items() if (text := _setting(value))},
     }
     page = write_page(folder / "report.html", content)
-    print(f"Report:  {page}")
+    print(f"Report:  {page}" + (f" ({older})" if older else ""))
 
 
 def _galleries(cases: Sequence[dict[str, str]], folder: Path) -> dict[str, list[dict[str, str]]]:

@@ -60,7 +60,8 @@ def write_run_record(
     earlier = read_run_record(path.parent).get("sessions", []) if iteration else []
     record = {
         "seed": seed,
-        "ckpt_dir": os.path.abspath(checkpoints.folder.parent),
+        # Seen from here, so that it holds for both folders when they are moved or copied together.
+        "ckpt_dir": os.path.relpath(os.path.realpath(checkpoints.folder.parent), os.path.realpath(folder)),
         "data_list": data_list_record(datalist),
         "sessions": [*earlier, session],
         "config": dict(config),
@@ -86,7 +87,8 @@ def refuse_other_run(output_dir: str, weights: str | Sequence[str]) -> None:
     Raises:
         UserError: when that training's folder of weights is still there, and is another one.
     """
-    theirs = read_run_record(output_dir).get("ckpt_dir")
+    found = read_run_record(output_dir).get("ckpt_dir")
+    theirs = None if found is None else os.path.normpath(os.path.join(os.path.realpath(output_dir), found))
     if theirs is None or not os.path.isdir(theirs):  # moved or removed
         return
     others = [path for path in ensure_tuple(weights) if not _is_in(path, theirs)]
@@ -99,6 +101,16 @@ def refuse_other_run(output_dir: str, weights: str | Sequence[str]) -> None:
 
 def _is_in(path: str, folder: str) -> bool:
     return os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder)
+
+
+def older_metrics(metrics: Path, record: Mapping[str, Any]) -> str | None:
+    """Say that a table of metrics is of weights from before the last session of a run; None where it is not."""
+    sessions = record.get("sessions")
+    if not sessions or not metrics.is_file():
+        return None
+    started = datetime.fromisoformat(sessions[-1]["started"]).timestamp()
+    is_older = metrics.stat().st_mtime < started
+    return f"{metrics.name} is older than the training; run `evaluating` again." if is_older else None
 
 
 def training_seconds(record: Mapping[str, Any]) -> float | None:

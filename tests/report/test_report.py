@@ -37,6 +37,12 @@ def test_evaluating_ends_with_a_page_that_a_browser_shows(run_bundle, tiny_datas
     assert all(text in page for text in (record["data_list"]["sha256"], record["sessions"][0]["versions"]["monai"]))
     assert "<td>learning_rate</td><td><code>0.01</code>" in page
 
+    os.utime(folder / "metrics.csv", (0, 0))
+    report(str(folder))
+    later = (folder / "report.html").read_text()
+    assert "metrics.csv is older than the training; run `evaluating` again." in later
+    assert "mean Dice" not in later
+
     if CHROMIUM is None:
         pytest.skip("no Chromium on this machine to look at the page")
     shown, picture = look_at(page, tmp_path)
