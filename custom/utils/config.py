@@ -264,9 +264,10 @@ class _Settling:
     def settle(self, node: Any, default: Any, path: str, in_component: bool = False) -> Any:
         """Give a node of the config, and what lies below it, the kinds of the defaults."""
         examples = self._examples(default, path)
-        typed = self.typed.get(path)
+        typed, is_place = self.typed.get(path), path.partition("::")[0] in PLACES
         if typed is not None and not _is_structure(node) and not is_expression(typed):
-            return _keep_number_sign(self._read(typed, examples, default, path, in_component))
+            node = self._read(typed, examples, default, path, in_component)
+            return _keep_number_sign(_below_home(node) if is_place else node)
         if is_expression(node) or not isinstance(node, (str, int, float, list, tuple, dict, os.PathLike, type(None))):
             return node
         if isinstance(node, dict):
@@ -276,7 +277,7 @@ class _Settling:
             return [self.settle(*pair, f"{path}::{i}", True) for i, pair in enumerate(zip(node, known, strict=True))]
         if isinstance(node, str) or not in_component:
             node = self._read(node, examples, default, path, in_component)
-        return _keep_number_sign(_with_number_sign(node) if path.partition("::")[0] in PLACES else node)
+        return _keep_number_sign(_below_home(_with_number_sign(node)) if is_place else node)
 
     def _settle_mapping(
         self, node: dict[str, Any], examples: Sequence[Any], default: Any, path: str, in_component: bool
@@ -337,6 +338,13 @@ def _with_number_sign(node: Any) -> Any:
     if isinstance(node, list):
         return list(map(_with_number_sign, node))
     return node.replace("::", "#") if isinstance(node, str) and not is_expression(node) else node
+
+
+def _below_home(node: Any) -> Any:
+    """Write the user's folder for ``~``, which shells leave in ``--output_dir=~/out``."""
+    if isinstance(node, list):
+        return list(map(_below_home, node))
+    return os.path.expanduser(node) if isinstance(node, str) and not is_expression(node) else node
 
 
 def _keep_number_sign(node: Any) -> Any:
