@@ -74,7 +74,7 @@ class ViewPanels:
 
 
 class TensorBoardSession:
-    """Tell TensorBoard where a training goes on, so that it forgets what came after that; write all at the end.
+    """Tell TensorBoard where a training begins or goes on, so that it forgets what came after; write all at the end.
 
     Args:
         writer: ``torch.utils.tensorboard.SummaryWriter``.
@@ -91,9 +91,9 @@ class TensorBoardSession:
     def _start(self, engine: Engine) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 
-        if engine.state.iteration > 0:
-            event = Event(step=engine.state.iteration + 1, session_log=SessionLog(status=SessionLog.START))
-            self.writer.file_writer.add_event(event, engine.state.iteration + 1)
+        first = engine.state.iteration + 1
+        event = Event(step=first, session_log=SessionLog(status=SessionLog.START))
+        self.writer.file_writer.add_event(event, first)
 
 
 class CasePanels:
