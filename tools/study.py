@@ -29,7 +29,7 @@ from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import ensure_tuple
 
 from custom.data.datalist import default_evaluation_list, read_lists
-from custom.handlers.checkpoints import EXIT_STOPPED
+from custom.handlers import EXIT_STOPPED
 from custom.utils.errors import UserError
 from custom.utils.files import atomic_write, refuse_unwritable
 from custom.utils.names import groups

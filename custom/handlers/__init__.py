@@ -2,11 +2,12 @@
 
 from .batch_norm import BatchNormRecalibration
 from .best_weights import BestWeights, WeightsCheckpointLoader
-from .checkpoints import EXIT_STOPPED, Checkpoints, Stateful
+from .checkpoints import Checkpoints, Stateful
 from .guards import CollapseWarning, NonFiniteGuard, SizeAdvice
 from .panels import CasePanels, TensorBoardSession, ViewPanels
 from .precision import PrecisionCheck
 from .progress import ProgressBar
 from .review import ReviewPage
 from .schedule import SigmoidRampUp
+from .stopping import EXIT_STOPPED, stop_when_asked
 from .tables import CaseTable, VolumeTable

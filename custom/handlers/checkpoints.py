@@ -8,6 +8,7 @@ import json
 import logging
 import zipfile
 from collections.abc import Callable, Collection, Iterable, Mapping
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,9 @@ from ignite.engine import Engine, Events
 from ..utils.config import flat_config
 from ..utils.distributed import any_rank, gather_in_turn, is_first
 from ..utils.errors import UserError
-from ..utils.files import atomic_write
-from ..utils.weights import Stateful, save_weights
-from .stopping import StopRequest
+from ..utils.weights import Stateful, save_tensors, save_weights
+from .stopping import EXIT_STOPPED, StopRequest
 
-#: Exit code of a training that was asked to stop and wrote a checkpoint: "temporary failure, try again" (sysexits.h).
-EXIT_STOPPED = 75
 _PATTERN = "iteration_*.pt"
 logger = logging.getLogger(__name__)
 
@@ -45,7 +43,7 @@ class Checkpoints:
         interval: iterations between two checkpoints.
         n_saved: how many are kept; at least 2, so that a damaged one does not lose the run.
         resume: go on from the newest checkpoint, when there is one. False starts anew, and moves those that are there
-            to ``FOLDER_previous``.
+            to ``FOLDER_previous``, the next time to ``FOLDER_previous_2``, and so on.
         runtime_keys: paths in ``config`` that say where and how a training runs, not what it computes, such as
             ``train::handlers``; another value of theirs is no reason not to resume.
         settings: written beside the final weights, for inference.
@@ -89,8 +87,8 @@ class Checkpoints:
         Afterwards ``finished`` says that there is nothing left to do.
 
         Raises:
-            UserError: when the newest checkpoint is of another configuration, or past ``max_iterations``; when
-                processes that train together find different checkpoints.
+            UserError: when the newest checkpoint is of another configuration, or past ``max_iterations``; when there
+                are checkpoints and none can be read; when processes that train together find different ones.
         """
         self.trainer = trainer
         if self.resume:
@@ -115,9 +113,8 @@ class Checkpoints:
     def finish(self) -> None:
         """Write the final weights beside the folder: ``model.pt``, and ``model_ema.pt`` when they were averaged."""
         if is_first():
-            save_weights(self.parts["network"], self.folder.parent / "model.pt", self.settings)
-            if "average" in self.parts:
-                save_weights(self.parts["average"], self.folder.parent / "model_ema.pt", self.settings)
+            for name, path in self._weights().items():
+                save_weights(self.parts[name], path, self.settings)
         self.save(finished=True)
         self.finished = True
 
@@ -134,8 +131,7 @@ class Checkpoints:
             "parts": {name: part.state_dict() for name, part in self.parts.items()},
         }
         newest = self.folder / f"iteration_{iteration:08d}.pt"
-        with atomic_write(newest) as part:
-            torch.save(content, part)
+        save_tensors(content, newest)
         # Newer ones were damaged when this training went back; it writes them again.
         for path in [path for path in self._files() if path.name <= newest.name][self.n_saved :]:
             path.unlink()
@@ -146,15 +142,26 @@ class Checkpoints:
         """All checkpoints, newest first."""
         return sorted(self.folder.glob(_PATTERN), reverse=True)
 
+    def _weights(self) -> dict[str, Path]:
+        """Files of the final weights, by the part that they are of."""
+        files = {"network": self.folder.parent / "model.pt", "average": self.folder.parent / "model_ema.pt"}
+        return {name: path for name, path in files.items() if name in self.parts}
+
     def _restore(self) -> None:
-        for path in self._files():
+        paths = self._files()
+        for path in paths:
             content = _read(path)
             if content is None:
-                logger.warning("%s is damaged, as if its writing was cut off; going back to the one before.", path)
+                logger.warning("%s is damaged, as if its writing was cut off.", path)
                 continue
             self._refuse_other_config(path, json.loads(content["config"]))
             self._load(path, content)
             return
+        if paths:
+            raise UserError(
+                f"{self.folder}: none of the {len(paths)} checkpoint(s) can be read, so training cannot resume; bring "
+                "them back from a backup, or start anew with --resume false, which keeps them aside."
+            )
 
     def _refuse_other_config(self, path: Path, config: dict[str, Any]) -> None:
         lines = _changes(config, json.loads(json.dumps(self.config)), self.runtime_keys)
@@ -173,6 +180,7 @@ class Checkpoints:
                 "start anew with --resume false."
             )
         if self.finished:
+            self._write_missing_weights(content["parts"])
             print(
                 f"{path.parent.parent}: this training is finished, after {content['iteration']} iterations; "
                 "nothing to do. Start anew with --resume false, or choose another --ckpt_dir."
@@ -185,6 +193,14 @@ class Checkpoints:
         self.trainer.load_state_dict({"iteration": content["iteration"], **progress})
         logger.info("Resuming after iteration %d, from %s", content["iteration"], path)
 
+    def _write_missing_weights(self, parts: Mapping[str, dict[str, Any]]) -> None:
+        """Write the final weights of a finished training again where somebody has removed them."""
+        for name, path in self._weights().items():
+            if is_first() and not path.exists():
+                self.parts[name].load_state_dict(parts[name])
+                save_weights(self.parts[name], path, self.settings)
+                print(f"{path}: was missing; written again, from the last checkpoint.")
+
     def _agree(self) -> None:
         places = gather_in_turn([(self.trainer.state.iteration, self.finished)])
         if len(set(places)) > 1:
@@ -195,10 +211,10 @@ class Checkpoints:
 
     def _move_away(self) -> None:
         if self._files():
-            previous = self.folder.with_name(f"{self.folder.name}_previous")
-            for old in previous.glob(_PATTERN):
-                old.unlink()
-            previous.mkdir(exist_ok=True)
+            name = f"{self.folder.name}_previous"
+            names = chain([name], (f"{name}_{number}" for number in count(2)))
+            previous = next(place for place in map(self.folder.with_name, names) if not place.exists())
+            previous.mkdir()
             for path in self._files():
                 path.replace(previous / path.name)
             logger.warning("Starting anew; the checkpoints of the training before are in %s", previous)

@@ -2,11 +2,23 @@
 
 import os
 import signal
+import sys
 import threading
 from types import FrameType
 from typing import Any
 
 from ..utils.distributed import is_first
+
+#: Exit code of a training that was asked to stop, and goes on when it is started again: "temporary failure, try again"
+#: (sysexits.h).
+EXIT_STOPPED = 75
+
+
+def stop_when_asked() -> None:
+    """End with :data:`EXIT_STOPPED` on SIGTERM from here on, unless somebody else handles the signal."""
+    in_main = threading.current_thread() is threading.main_thread()  # in others, Python cannot
+    if in_main and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_STOPPED))
 
 
 class StopRequest:

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import re
+import shutil
 import signal
 import time
 import zipfile
@@ -17,7 +18,8 @@ from ignite.engine import Engine, Events
 from monai.bundle import ConfigWorkflow
 from starter import finish, start
 
-from custom.handlers.checkpoints import EXIT_STOPPED, Checkpoints
+from custom.handlers import EXIT_STOPPED, Checkpoints
+from custom.report.pages import read_curves
 from custom.report.record import training_seconds
 from custom.utils.errors import UserError
 
@@ -227,7 +229,8 @@ def test_results_of_two_trainings_do_not_share_a_folder(run_bundle, tiny_dataset
     record = Path(first.parser["output_dir"]) / "run.json"
     before = record.read_bytes()
     other, data = str(tmp_path / "other"), {"datalist": str(tiny_dataset)}
-    with refused(f"{record} is of the training in {first.parser['ckpt_dir']}, and {other}/model.pt lies elsewhere"):
+    theirs = os.path.realpath(first.parser["ckpt_dir"])
+    with refused(f"{record} is of the training in {theirs}, and {other}/model.pt lies elsewhere"):
         _run_times(run_bundle, tiny_dataset, ckpt_dir=other)
     assert record.read_bytes() == before
     assert not Path(other).exists()
@@ -235,11 +238,11 @@ def test_results_of_two_trainings_do_not_share_a_folder(run_bundle, tiny_dataset
     with refused("choose another --output_dir"):
         run_bundle("evaluating", ["train", "evaluate"], ckpt_path=f"{other}/model.pt", **data)
     run_bundle("evaluating", ["train", "evaluate"], ckpt_path=f"{first.parser['ckpt_dir']}/model_best.pt", **data)
-    (tmp_path / "moved").mkdir()
-    for folder in ("models", "eval"):
-        (tmp_path / folder).rename(tmp_path / "moved" / folder)
-    moved = {"ckpt_dir": str(tmp_path / "moved" / "models"), "output_dir": str(tmp_path / "moved" / "eval")}
-    run_bundle("evaluating", ["train", "evaluate"], **moved, **data)
+    for name, put in (("copied", shutil.copytree), ("moved", shutil.move)):
+        for folder in ("models", "eval"):
+            put(tmp_path / folder, tmp_path / name / folder)
+        there = {"ckpt_dir": str(tmp_path / name / "models"), "output_dir": str(tmp_path / name / "eval")}
+        run_bundle("evaluating", ["train", "evaluate"], **there, **data)
 
 
 @SHORT_AXIS
@@ -300,16 +303,66 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, run_bu
 
 
 @SHORT_AXIS
-def test_where_all_checkpoints_are_damaged_new_ones_are_kept(run_bundle, tiny_dataset, tmp_path, capsys):
-    folder = tmp_path / "models" / "checkpoints"
-    folder.mkdir(parents=True)
-    for iteration in (18, 20):
-        (folder / f"iteration_{iteration:08d}.pt").write_bytes(b"damaged")
-    _run_times(run_bundle, tiny_dataset, schedule_iterations=10, max_iterations=2)
-    capsys.readouterr()
-    workflow = _run_times(run_bundle, tiny_dataset, schedule_iterations=10)
-    assert "Resuming after iteration 2" in capsys.readouterr().out
+def test_where_all_checkpoints_are_damaged_nothing_is_trained_unless_asked(run_bundle, tiny_dataset, tmp_path):
+    _run_times(run_bundle, tiny_dataset)
+    folder, weights = tmp_path / "models" / "checkpoints", tmp_path / "models" / "model.pt"
+    for path in folder.iterdir():
+        path.write_bytes(b"damaged")
+    before = weights.read_bytes()
+    with refused(f"{folder}: none of the 2 checkpoint(s) can be read, so training cannot resume"):
+        _run_times(run_bundle, tiny_dataset, schedule_iterations=10)
+    assert weights.read_bytes() == before
+    workflow = _run_times(run_bundle, tiny_dataset, resume=False)
     assert _trainer(workflow).state.iteration == 3
+    assert len(list(folder.with_name("checkpoints_previous").iterdir())) == 2
+
+
+@SHORT_AXIS
+def test_a_training_that_starts_anew_keeps_all_checkpoints_of_those_before(run_bundle, tiny_dataset, tmp_path):
+    _run_times(run_bundle, tiny_dataset)
+    for seed in (2, 3):
+        _run_times(run_bundle, tiny_dataset, resume=False, seed=seed)
+    folders = sorted(path.name for path in (tmp_path / "models").glob("checkpoints*"))
+    assert folders == ["checkpoints", "checkpoints_previous", "checkpoints_previous_2"]
+    seeds = [json.loads(_newest_content(tmp_path / "models" / name)["config"])["seed"] for name in folders]
+    assert seeds == [3, 1337, 2]
+
+
+def _newest_content(folder: Path) -> dict:
+    return torch.load(max(folder.iterdir()), weights_only=True)
+
+
+@SHORT_AXIS
+def test_curves_are_of_the_training_that_started_anew_alone(run_bundle, tiny_dataset, tmp_path):
+    """Killed before the first checkpoint, or on purpose; what came from the other one is forgotten."""
+    settings = {"val_interval": 1, "schedule_iterations": 10}
+    _run_times(run_bundle, tiny_dataset, max_iterations=4, **settings)
+    time.sleep(1.1)  # TensorBoard names its files by the second
+    _run_times(run_bundle, tiny_dataset, max_iterations=2, resume=False, **settings)
+    assert [step for step, _ in read_curves(tmp_path / "eval")["val_mean_dice"]] == [1, 2]
+
+
+@SHORT_AXIS
+def test_weights_of_a_finished_training_that_were_removed_are_written_again(run_bundle, tiny_dataset, tmp_path):
+    _run_times(run_bundle, tiny_dataset, ema_decay=0.9)
+    paths = [tmp_path / "models" / name for name in ("model.pt", "model_ema.pt")]
+    expected = [torch.load(path, weights_only=True) for path in paths]
+    for path in paths:
+        path.unlink()
+    _run_times(run_bundle, tiny_dataset, ema_decay=0.9)
+    for path, state in zip(paths, expected, strict=True):
+        found = torch.load(path, weights_only=True)
+        assert found.keys() == state.keys()
+        assert all(torch.equal(value, state[name]) for name, value in found.items())
+
+
+@SHORT_AXIS
+def test_a_request_to_stop_before_the_first_iteration_has_the_same_exit_code(tiny_dataset, tmp_path):
+    process = _start(tiny_dataset, tmp_path, start_from="$[print('not yet'), __import__('time').sleep(60)]")
+    _wait_for(lambda: "not yet" in _log(tmp_path), process)
+    process.terminate()
+    assert finish(process) == EXIT_STOPPED
+    assert not list(tmp_path.rglob("training.lock"))
 
 
 @SHORT_AXIS
@@ -394,7 +447,8 @@ def test_a_checkpoint_is_not_executed(run_bundle, tiny_dataset, tmp_path, capsys
     folder.mkdir(parents=True)
     torch.save({"iteration": Hostile()}, folder / "iteration_00000002.pt")
     assert zipfile.is_zipfile(folder / "iteration_00000002.pt")
-    _run_times(run_bundle, tiny_dataset)
+    with refused("none of the 1 checkpoint(s) can be read"):
+        _run_times(run_bundle, tiny_dataset)
     assert "is damaged" in capsys.readouterr().out
     assert not (tmp_path / "executed").exists()
 

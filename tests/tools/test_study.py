@@ -29,7 +29,7 @@ from PIL import Image
 from starter import start
 from torch import nn
 
-from custom.handlers.checkpoints import EXIT_STOPPED
+from custom.handlers import EXIT_STOPPED
 from custom.handlers.schedule import SigmoidRampUp
 from custom.report.record import read_run_record
 from custom.trainer import CrossMatchTrainer
