@@ -73,28 +73,34 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
 #: Settings that name files and folders.
 PLACES = (
     *("bundle_root", "dataset_dir", "datalist", "output_dir", "ckpt_dir", "ckpt_path", "init_weights", "cache_dir"),
-    "files",
+    *("metrics_file", "files"),
 )
 _ABSENT = object()
 
 
 def check_config() -> None:
-    """Check the config that is being run, and give its settings their kinds; call it first, from ``initialize``.
+    """Check the config that is being run, and give its settings their kinds.
+
+    Call it first, from ``initialize``, and again from what is run: MONAI skips ``initialize`` where a word on the
+    command line stands in the place of its name.
 
     A top-level key is known when one of the bundle's own config files has it, or when something in the config refers to
     it (so that a user's overlay may bring helpers of its own); for what is within see :mod:`custom.utils.arguments`. A
-    setting is of the kind of its default; what was typed is taken from the command line itself. Also lets user errors
-    end the program plainly from here on.
+    setting is of the kind of its default; what was typed is taken from the command line itself. On MONAI's command line
+    it also lets user errors end the program plainly from here on.
 
     Raises:
         UserError: names every unknown key with the nearest known one; every setting of another kind, or out of range;
-            or says that the bundle is newer than the code.
+            words that belong to no setting; or says that the bundle is newer than the code.
     """
-    show_user_errors_plainly()
+    is_command = Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
+    if is_command:  # a program that runs a bundle shows its errors as it likes
+        show_user_errors_plainly()
     workflow = _running_workflow()
     if workflow is None:
         raise RuntimeError("check_config must be called from a MONAI bundle config.")
     config = workflow.parser.get()
+    _refuse_stray_words(workflow)
     if "help" in config:
         _show_settings(workflow.config_root_path)
     refuse_newer_bundle(config.get(ConfigParser.meta_key) or {})
@@ -110,7 +116,7 @@ def check_config() -> None:
     known_paths = {key.replace("#", "::") for file in files for key in file} | _referenced_paths(config)
     rest = {key: config[key] for key in config if key not in unknown and key != ConfigParser.meta_key}
     problems += unknown_arguments(rest, defaults, EXAMPLES, known_paths)
-    typed = typed_settings(sys.argv[1:]) if Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py") else {}
+    typed = typed_settings(sys.argv[1:]) if is_command else {}
     for name in _unused(typed, rest):
         logger.warning("--%s has no effect: nothing in this run uses it.", name)
     problems += _settle_all(config, defaults, typed)
@@ -123,6 +129,17 @@ def check_config() -> None:
         problems = range_problems(workflow.parser, defaults)
     if problems:
         raise UserError("these settings cannot be taken, nothing was run:", problems)
+
+
+def _refuse_stray_words(workflow: ConfigWorkflow) -> None:
+    """Refuse words that belong to no flag, as of a pattern of files; MONAI takes them for the names of its steps."""
+    steps = {workflow.init_id, workflow.final_id} - {"initialize", "finalize", "", None}
+    stray = sorted(word for word in steps if word not in workflow.parser)
+    if stray:
+        raise UserError(
+            f"the command line has words that belong to no setting: {' '.join(stray)}; nothing was run. Put a path "
+            "with spaces into quotes; give several files as --files \"['a.nii.gz','b.nii.gz']\", or their folder."
+        )
 
 
 def _show_settings(folder: Path) -> None:
@@ -218,7 +235,13 @@ def _settle_all(config: dict[str, Any], defaults: Mapping[str, Any], typed: Mapp
     for key in config:
         if key != ConfigParser.meta_key:
             config[key] = settling.settle(config[key], defaults.get(key, _ABSENT), key)
-    return settling.problems
+    places = [key for key in PLACES if _is_nowhere(config, key)]
+    return [*settling.problems, *(f"--{key}: expected a path; got {config[key] or 'nothing'}." for key in places)]
+
+
+def _is_nowhere(config: Mapping[str, Any], key: str) -> bool:
+    """Say whether a path is empty, or the word with which a user may have meant that there should be none."""
+    return config.get(key, "a path") in ("", "None", [])
 
 
 def _take_trained_settings(parser: ConfigParser, defaults: Mapping[str, Any], typed: Mapping[str, str | bool]) -> None:

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 import yaml
-from conftest import BUNDLES, TINY_3D
+from conftest import BUNDLES, TINY_3D, refused
 from fire.parser import DefaultParseValue
 from monai.bundle import ConfigWorkflow
 
@@ -57,6 +57,26 @@ def test_several_unknown_settings_are_listed_together(tmp_path):
         _workflow(tmp_path, etaa=1, zzz=1).initialize()
     (text,) = [cause for cause in _causes(caught.value) if "these settings cannot be taken" in cause]
     assert text.count("\n  - ") == 2
+
+
+@pytest.mark.parametrize("name", BUNDLES)
+@pytest.mark.parametrize(
+    ("run", "files"),
+    [("training", ["train"]), ("evaluating", ["train", "evaluate"]), ("inference", ["inference"])],
+)
+def test_a_word_that_belongs_to_no_setting_is_refused(name, run, files, tmp_path):
+    """As of ``--dataset_dir scans/*.nii.gz``, whose second file takes the place of ``initialize``."""
+    configs = [str(BUNDLES[name].configs / f"{file}.yaml") for file in files]
+    places = {"output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path / "models")}
+    with refused("the command line has words that belong to no setting: b.nii.gz; nothing was run"):
+        ConfigWorkflow(configs, run_id=run, init_id="b.nii.gz", dataset_dir="a.nii.gz", **places).run()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_program_that_runs_a_bundle_keeps_its_own_way_to_show_errors(tmp_path):
+    before = sys.excepthook
+    _workflow(tmp_path).initialize()
+    assert sys.excepthook is before
 
 
 def test_known_settings_and_referenced_helpers_pass(tmp_path):
@@ -125,7 +145,6 @@ TYPED = [
     ("--output_dir 20240611", "la", "metrics", "20240611/metrics.csv"),
     ("--output_dir 1e3", "la", "output_dir", "1e3"),
     ("--output_dir true", "la", "output_dir", "true"),
-    ("--output_dir None", "la", "output_dir", "None"),
     ("--output_dir a,b", "la", "output_dir", "a,b"),
     ("--output_dir 0.10", "la", "cache_dir", "0.10/cache"),
     ("--output_dir out#1", "la", "output_dir", "out#1"),
@@ -315,6 +334,19 @@ def test_a_number_that_follows_from_one_out_of_range_is_not_told(typed):
 )
 def test_a_setting_out_of_range_is_refused_before_anything_runs(line, message, typed):
     assert message in _problems(typed, *shlex.split(line))
+
+
+@pytest.mark.parametrize(
+    ("flag", "run"), [("output_dir", "training"), ("ckpt_dir", "training"), ("files", "inference")]
+)
+def test_paths_may_begin_with_the_users_folder_and_must_not_be_empty(flag, run, typed, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    given = {"files": "['~/a.nii.gz']"}.get(flag, "~/a.nii.gz")
+    expected = str(tmp_path / "a.nii.gz")
+    parser = typed(f"--{flag}={given}", run=run).parser
+    assert parser.get_parsed_content(flag) == ([expected] if flag == "files" else expected)
+    for nothing in ("None", ""):
+        assert f"--{flag}: expected" in _problems(typed, f"--{flag}", nothing, run=run)
 
 
 def test_files_of_channels_are_lists_in_a_list(typed):
