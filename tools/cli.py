@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import os
 import sys
 import types
 import typing
@@ -62,6 +63,7 @@ def _typed(command: Command) -> Command:
         problems = _unknown(typed, signature)
         for name, value in given.arguments.items():
             examples = _examples(signature.parameters[name].annotation)
+            value = given.arguments[name] = _below_home(value)
             if isinstance(value, (str, bool)) and examples:
                 try:
                     given.arguments[name] = read_as(value, examples)
@@ -75,6 +77,15 @@ def _typed(command: Command) -> Command:
     functools.update_wrapper(read_and_call, command)
     vars(read_and_call)["__signature__"] = signature  # with kinds instead of their names, for the help
     return read_and_call
+
+
+def _below_home(value: Any) -> Any:
+    """Write the user's folder for ``~``, which shells leave in ``--output=~/out``, in all that was given."""
+    if isinstance(value, str):
+        return os.path.expanduser(value) if value.startswith("~") else value
+    if isinstance(value, tuple):
+        return tuple(map(_below_home, value))
+    return {name: _below_home(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _unknown(typed: Mapping[str, Any], signature: inspect.Signature) -> list[str]:

@@ -54,6 +54,13 @@ def test_texts_are_taken_as_they_are(name, monkeypatch):
     assert [*DONE] == [((name,), name, False)] * 2
 
 
+def test_paths_may_begin_with_the_users_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["segment", "~/a", "--output=~/out"])
+    run(segment)
+    assert [((f"{tmp_path}/a",), f"{tmp_path}/out", False)] == DONE
+
+
 @pytest.mark.parametrize(("word", "value"), [("no", False), ("off", False), ("true", True), ("yes", True)])
 def test_booleans_are_read_as_yaml_does(word, value, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["segment", "a", f"--overwrite={word}"])

@@ -75,12 +75,12 @@ def own(
         memory_gb: of the device that trains, in GB; what it has by default.
     """
     seconds(budget)
-    source, folder = Path(os.path.abspath(Path(images).expanduser())), Path(output).expanduser()
+    source, folder = Path(os.path.abspath(images)), Path(output)
     refuse_unwritable(output=str(folder))
     described = Description(source)
     modality = described.modality if modality is None else modality
     ends = None if channels is None else _channel_names(channels)
-    label_folder = None if labels is None else Path(labels).expanduser()
+    label_folder = None if labels is None else Path(labels)
     scans = own_scans(source, label_folder, folder, ends, len(described.channels) or None)
     named = {name: Path(file) for file, name in case_names(scans).items()}
     given = described.classes if classes is None else classes

@@ -70,13 +70,13 @@ def suggest(
         UserError: says what is wrong with the data list, the weights or the folder, before anything is computed; and
             which scans cannot be segmented.
     """
-    path, folder = Path(datalist).expanduser(), Path(output).expanduser()
+    path, folder = Path(datalist), Path(output)
     configs = _configs(bundle, path)
     pattern = _patient_pattern(patient_pattern, configs, path)
     lists = _lists(path, pattern, count)
     if not isinstance(ckpt_path, str | None):
         raise UserError(f"--ckpt_path: expected one file, found {ckpt_path}; features are those of one network.")
-    weights = str(Path(ckpt_path).expanduser() if ckpt_path else configs.parent / "models" / "model.pt")
+    weights = str(Path(ckpt_path) if ckpt_path else configs.parent / "models" / "model.pt")
     refuse_missing_weights(weights)
     _refuse_own(settings)
     given = {name: guess(value) if isinstance(value, str) else value for name, value in settings.items()}
@@ -91,7 +91,7 @@ def suggest(
 def _configs(bundle: str | None, datalist: Path) -> Path:
     """Find the folder of a bundle's configs."""
     name = bundle or f"crossmatch_{_prepared(datalist).get('command')}"
-    folder = BUNDLES / name if (BUNDLES / name).is_dir() else Path(name).expanduser()
+    folder = BUNDLES / name if (BUNDLES / name).is_dir() else Path(name)
     if not (folder / "configs" / "inference.yaml").is_file():
         known = ", ".join(sorted(path.name for path in BUNDLES.glob("*/")))
         found = "none was given" if bundle is None else f"got {bundle}"
