@@ -171,7 +171,7 @@ def _plan(plan: Mapping[str, Any], flags: Mapping[str, Any], output: Path) -> tu
     common = plan.get("settings") or {}
     problems += _arm_problems({"settings": common, **{f"arm {name}": arm for name, arm in arms.items()}}, arms)
     if plan.get("baseline") is not None and plan["baseline"] not in arms:
-        problems.append(f"'baseline' must be one of {', '.join(map(str, arms))}; found {plan['baseline']}.")
+        problems.append(f"'baseline' must be one of {', '.join(map(repr, arms))}; found {plan['baseline']!r}.")
     seeds: Any = plan.get("seeds")
     datalists = plan.get("datalists", [plan.get("datalist")])
     problems += _seed_problems(seeds)
@@ -324,7 +324,7 @@ def _unknown(what: str, key: Any, known: Sequence[str] | set[str]) -> str:
 
 
 def _keep_plan(folder: Path, plan: Mapping[str, Any], runs: Sequence[Run]) -> None:
-    """Write what is planned; a plan that is there may get more runs, but not others.
+    """Write what is planned; a plan that is there may get more runs, and lose those that nothing was trained for.
 
     Raises:
         UserError: when the folder holds something else, or runs that this plan has not, or has otherwise.
@@ -341,8 +341,8 @@ def _keep_plan(folder: Path, plan: Mapping[str, Any], runs: Sequence[Run]) -> No
         raise UserError(f"{folder} is there and holds no study; choose another --output.")
     if earlier is not None:
         now = record["runs"]
-        problems = [f"{name}: {_difference(old, now.get(name))}" for name, old in earlier["runs"].items()
-                    if old != now.get(name)]  # fmt: skip
+        begun = {name: old for name, old in earlier["runs"].items() if name in now or (folder / name).exists()}
+        problems = [f"{name}: {_difference(old, now.get(name))}" for name, old in begun.items() if old != now.get(name)]
         if earlier["configs"] != record["configs"]:
             problems.append(f"the bundle's configs have changed since: {', '.join(runs[0].files)}")
         if problems:

@@ -206,6 +206,17 @@ def test_runs_go_side_by_side_and_one_that_fails_stops_no_other(tmp_path, hearts
     assert list(compared[1][0]) == ["broken", *ARMS]
 
 
+def test_runs_that_were_only_looked_at_do_not_bind_a_study(tmp_path, hearts):
+    path, output = str(_write(tmp_path, hearts)), tmp_path / "runs"
+    for seeds in ([1], [1, 2], [1]):
+        study(path, str(output), dry_run=True, seeds=seeds)
+    assert list(json.loads((output / "study.json").read_text())["runs"]) == ["supervised/seed_1", "crossmatch/seed_1"]
+    study(path, str(output), dry_run=True, seeds=[1, 2])
+    (output / "supervised" / "seed_2").mkdir(parents=True)
+    with pytest.raises(UserError, match="supervised/seed_2: not a run of this study"):
+        study(path, str(output), dry_run=True)
+
+
 def test_a_dry_run_prints_one_command_a_line_and_trains_nothing(tmp_path, hearts, capsys):
     study(str(_write(tmp_path, hearts, seeds=[1, 2])), str(tmp_path / "runs"), dry_run=True)
     lines = capsys.readouterr().out.splitlines()
@@ -245,7 +256,7 @@ def test_data_lists_of_the_command_line_take_the_place_of_the_file_s(tmp_path, h
         ({"bundle": "crossmatch_liver"}, "'bundle' must be one of"),
         ({"overlays": ["fast.yaml"]}, "the overlay fast.yaml is neither"),
         ({"datalist": "absent.json"}, "absent.json: no such data list"),
-        ({"baseline": "other"}, "'baseline' must be one of supervised, crossmatch; found other"),
+        ({"baseline": "other"}, "'baseline' must be one of 'supervised', 'crossmatch'; found 'other'"),
         ({"arm": {}}, "the key 'arm' is unknown; did you mean arms?"),
     ],
 )
