@@ -115,12 +115,12 @@ def compare_arms(
         UserError: lists the runs that cannot be compared, and why.
     """
     runs = _name([run for arm, folders in arms.items() for run in _read(arm, folders)])
-    problems = _problems(runs)
+    problems = _problems(runs) if runs else ["no run was given; give the output_dir of each."]
     names = list(dict.fromkeys(run.arm for run in runs))
     if baseline is not None and baseline not in names:
-        problems.append(f"--baseline must be one of {', '.join(names)}; found {baseline}.")
-    if problems or not runs:
-        raise UserError("these runs cannot be compared:", problems or ["no run was given"])
+        problems.append(f"--baseline must be the name of an arm, {', '.join(map(repr, names))}; found {baseline!r}.")
+    if problems:
+        raise UserError("these runs cannot be compared:", problems)
     baseline = baseline or names[0]
     by_group: dict[tuple[str, str], list[_Run]] = {}
     for run in runs:

@@ -230,5 +230,5 @@ def test_runs_that_cannot_be_paired_are_refused(tmp_path):
         compare(first, str(tmp_path / "copy"), output=str(tmp_path / "out"))
     with pytest.raises(UserError, match="is there already"):
         compare(first, output=str(tmp_path / "copy"))
-    with pytest.raises(UserError, match="--baseline must be one of all runs; found other"):
+    with pytest.raises(UserError, match="--baseline must be the name of an arm, 'all runs'; found 'other'"):
         compare(first, output=str(tmp_path / "out"), baseline="other")
