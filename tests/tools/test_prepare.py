@@ -997,8 +997,10 @@ def test_a_class_called_as_the_row_over_all_is_refused(own_folders, tmp_path):
 def test_a_folder_prepared_with_other_options_is_refused(own_folders, tmp_path):
     images, labels = own_folders
     own(str(images), str(tmp_path / "out"), labels=str(labels))
-    with pytest.raises(UserError, match=r"holds data prepared otherwise; choose another --output"):
-        own(str(images), str(tmp_path / "out"), labels=str(labels), seed=2)
+    with pytest.raises(UserError, match=r"holds data prepared otherwise; choose another --output") as raised:
+        own(str(images), str(tmp_path / "out"), labels=str(labels), seed=2, classes="cyst")
+    lines = str(raised.value).split("\n  - ")[1:]
+    assert lines == ["classes: ['foreground'] before, ['cyst'] now", "seed: 1337 before, 2 now"]
 
 
 def test_a_file_that_is_cut_short_never_counts(tmp_path, monkeypatch):

@@ -129,12 +129,19 @@ def refuse_other_data(output: str | Path, record: Mapping[str, Any]) -> None:
         UserError: says what differs.
     """
     file = Path(output) / PREPARED
-    earlier = json.loads(file.read_text()) if file.is_file() else {}
-    record = json.loads(json.dumps(record))
-    changed = [key for key in record if earlier and key != "versions" and record[key] != earlier.get(key)]
+    if not file.is_file():
+        return
+    before, now = _asked(json.loads(file.read_text())), _asked(json.loads(json.dumps(record)))
+    changed = [name for name in dict.fromkeys([*before, *now]) if before.get(name) != now.get(name)]
     if changed:
-        lines = [f"{key}: {earlier.get(key)} before, {record[key]} now" for key in changed]
+        lines = [f"{name}: {before.get(name)} before, {now.get(name)} now" for name in changed]
         raise UserError(f"{output}: holds data prepared otherwise; choose another --output, or remove it:", lines)
+
+
+def _asked(record: Mapping[str, Any]) -> dict[str, Any]:
+    """Take from a record what was asked for, each option by its name."""
+    made = ("options", "versions", "files", "made_from")
+    return {name: value for name, value in record.items() if name not in made} | record.get("options", {})
 
 
 def write_json(path: Path, content: Any) -> None:
