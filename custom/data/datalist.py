@@ -43,7 +43,7 @@ def load_datalist(
     patient_pattern: str | None = None,
     optional: bool = False,
     checks_dir: str | None = None,
-    planned_for: str | None = None,
+    planned_for: str | Sequence[str] | None = None,
     class_names: Sequence[str] | None = None,
 ) -> dict[str, list[Case]]:
     """Read a data list, and every voxel of the named lists, and check them.
@@ -62,7 +62,7 @@ def load_datalist(
             patient may be in one list only. None when every file is a patient of its own.
         optional: the labeled cases come from elsewhere, so that the file or its labeled cases may be missing.
         checks_dir: folder that keeps what was found in ``checks.json``, see :func:`custom.data.check_cases`.
-        planned_for: SHA-256 of the data list that settings were planned for; another one is told.
+        planned_for: SHA-256 of the data list, or lists, that settings were planned for; another one is told.
         class_names: of the structures labeled 1, 2, ...; the file may not give one of them another number, and other
             names in it are told.
 
@@ -75,7 +75,7 @@ def load_datalist(
     if optional and not Path(path).is_file():
         return {name: [] for name in LISTS}
     cases = read_lists(Path(path))
-    if planned_for not in (None, hashlib.sha256(Path(path).read_bytes()).hexdigest()):
+    if planned_for is not None and hashlib.sha256(Path(path).read_bytes()).hexdigest() not in ensure_tuple(planned_for):
         logger.warning("%s has changed since the plan was made; `crossmatch plan` makes a new one.", path)
     problems = [] if class_names is None or optional else _name_problems(Path(path), class_names)
     problems += overlap_problems(cases, patient_pattern, Path(path).parent)

@@ -50,7 +50,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "num_workers": (4,),
     "resume": (True,),
     "ema_decay": (0.99, None),
-    "planned_for": ("3f2a", None),
+    "planned_for": ("3f2a", ["3f2a", "9c1e"], None),
     "class_names": (["liver", "tumor"],),
     "num_classes": (3,),
     "patient_pattern": (r"patient\d+", None),

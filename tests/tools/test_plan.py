@@ -1,11 +1,12 @@
 """A plan fits the data and the machine, and its commands lead from scans to predictions."""
 
 import json
-import logging
 import re
 import shlex
+import subprocess
 from pathlib import Path
 
+import fire
 import nibabel as nib
 import numpy as np
 import pytest
@@ -16,9 +17,10 @@ from scan_files import write_nifti
 from starter import run_command
 
 from custom.data.datalist import load_datalist
+from custom.report import data_list_record
 from custom.utils.errors import UserError
 from tools.plan.choices import FEW_ITERATIONS, FEWEST_ITERATIONS, Choice, choose
-from tools.plan.command import plan
+from tools.plan.command import _command, plan
 from tools.plan.facts import DataFacts, ScanFacts, read_facts
 from tools.plan.sizes import VOLUMES, geometry, is_stack, sizes
 from tools.plan.timing import StepTimes
@@ -71,6 +73,7 @@ def test_thick_slices_of_mri_are_a_stack_unless_they_lie_along_another_axis():
     assert is_stack(HEART)
     assert not is_stack(ATRIUM)
     assert not is_stack(_facts((216, 256, 9), (1.5, 1.5, 10.0), (54, 62, 9), ct=True))
+    assert [is_stack(_facts((64, 64, slices), (1.0,) * 3, (9, 9, 1))) for slices in (1, 7, 8)] == [True, True, False]
     turned = ScanFacts(**{**vars(HEART.scans[0]), "stored_axes": (1, 2, 0)})
     assert not is_stack(DataFacts(HEART.class_names, HEART.counts, [turned]))
 
@@ -225,9 +228,41 @@ def test_a_budget_is_a_duration(tmp_path, budget):
 def test_a_plan_for_data_that_have_changed_is_told_once(tmp_path, caplog):
     datalist = _dataset(tmp_path, {"one": _scan(0)})
     lists = {"lists": ["training"], "in_channels": 1, "num_classes": 2, "dimensions": 3}
-    with caplog.at_level(logging.WARNING):
-        load_datalist(str(datalist), **lists, planned_for="3f2a")
-    assert [record.message for record in caplog.records if "has changed since the plan was made" in record.message]
+    now = data_list_record(str(datalist))["sha256"]
+    for planned_for, is_told in (("3f2a", True), (["3f2a"], True), (now, False), (["3f2a", now], False)):
+        caplog.clear()
+        load_datalist(str(datalist), **lists, planned_for=planned_for)
+        assert ("has changed since the plan was made" in caplog.text) == is_told
+
+
+def test_a_plan_holds_for_the_folds_beside_its_data_list(tmp_path, caplog):
+    datalist = _dataset(tmp_path, {"one": _scan(0)})
+    fold = datalist.with_name("fold_0.json")
+    fold.write_text(datalist.read_text() + "\n")
+    plan(str(datalist), budget="1h")
+    planned_for = yaml.safe_load(datalist.with_name("plan.yaml").read_text())["planned_for"]
+    for path in (datalist, fold):
+        load_datalist(str(path), ["training"], 1, 2, 3, planned_for=planned_for)
+    assert "has changed" not in caplog.text
+
+
+@pytest.mark.parametrize("name", ["plain", "a b", "it's", 'a$HOME`b"', "ünï"])
+def test_printed_commands_can_be_pasted(name):
+    files = [f"{name}/train.yaml", f"{name}/plan.yaml"]
+    command = _command("training", files, ["--datalist", f"{name}/datalist.json", "--keep_largest", "[1, 2]"])
+    shown = subprocess.run(["bash", "-c", f"printf '%s\\0' {command}"], capture_output=True, text=True, check=True)
+    words = shown.stdout.split("\0")[:-1]
+    assert fire.parser.DefaultParseValue(words[words.index("--config_file") + 1]) == files
+    assert words[words.index("--datalist") + 1] == f"{name}/datalist.json"
+    assert words[-1] == "[1, 2]"
+    if name == "plain":
+        assert "--config_file \"['plain/train.yaml','plain/plan.yaml']\"" in command
+
+
+@pytest.mark.parametrize("memory", [0, -1.0])
+def test_memory_must_be_more_than_nothing(tmp_path, memory):
+    with pytest.raises(UserError, match="--memory_gb must be more than 0"):
+        plan(str(_dataset(tmp_path, {"one": _scan(0)})), memory_gb=memory)
 
 
 def test_facts_are_in_the_order_of_the_training_grid(tmp_path):

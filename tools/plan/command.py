@@ -45,8 +45,8 @@ def plan(
         memory_gb: of the device, in GB; what it has by default.
         overwrite: replace a plan that is there.
     """
-    datalist = _datalist(Path(data).expanduser())
-    path = datalist.parent / PLAN if output is None else Path(output).expanduser()
+    datalist = _datalist(Path(data))
+    path = datalist.parent / PLAN if output is None else Path(output)
     if path.exists() and not overwrite:
         raise UserError(f"{path} is there, perhaps with changes of yours; --overwrite true makes it anew.")
     plan_dataset(datalist, path, budget, memory_gb)
@@ -55,6 +55,8 @@ def plan(
 def plan_dataset(datalist: Path, path: Path, budget: str = "8h", memory_gb: float | None = None) -> None:
     """Plan for a data list; see :func:`plan`."""
     limit = seconds(budget)  # before everything is read
+    if memory_gb is not None and memory_gb <= 0:
+        raise UserError(f"--memory_gb must be more than 0, got {memory_gb}.")
     refuse_unwritable(output=str(path.parent))
     facts = read_facts(datalist)
     bundle = bundle_of(facts)
@@ -134,7 +136,8 @@ def _text(found: Plan, facts: DataFacts, datalist: Path, device: str, budget: st
         f"# after {', '.join(f'{name}.yaml' for name in found.files)}. Made for {device} and --budget {budget}.",
         "# Change what you like: `crossmatch plan` makes it anew only with --overwrite true.",
     ]
-    chosen = {"planned_for": Choice(data_list_record(str(datalist))["sha256"], ""), **found.settings}
+    lists = [datalist, *_folds(datalist)]
+    chosen = {"planned_for": Choice([data_list_record(str(path))["sha256"] for path in lists], ""), **found.settings}
     ends = _record(datalist.parent).get("options", {}).get("channels")
     if ends:
         chosen["channels"] = Choice(ends, "how the files of a case end")
@@ -168,13 +171,25 @@ def _commands(found: Plan, facts: DataFacts, datalist: Path, path: Path) -> list
     source = ["--dataset_dir", str(_scans(datalist.parent))]
     places[-1] += "/predictions"
     commands.append(_command("inference", [str(configs / "inference.yaml")], [*source, *places, *largest]))
+    if _folds(datalist):
+        print("docs/own_data.md shows how to train and score the folds of a cross-validation with this plan.\n")
     return commands
 
 
+def _folds(datalist: Path) -> list[Path]:
+    """List the data lists of a cross-validation beside a data list of all; the plan holds for them too."""
+    return sorted(datalist.parent.glob("fold_*.json")) if datalist.name == "datalist.json" else []
+
+
 def _command(run_id: str, files: list[str], arguments: list[str]) -> str:
-    listed = files[0] if len(files) == 1 else str(files).replace(" ", "")
+    listed = files[0] if len(files) == 1 else f"[{','.join(map(repr, files))}]"
     words = ["python", "-m", "monai.bundle", "run", run_id, "--config_file", listed, *arguments]
-    return " ".join(f'"{word}"' if "[" in word or " " in word else shlex.quote(word) for word in words)
+    return " ".join(map(_quoted, words))
+
+
+def _quoted(word: str) -> str:
+    """Quote a word for a shell; a list in double quotes where nothing in it needs others, since it has single ones."""
+    return f'"{word}"' if word.startswith("[") and not set(word) & set('"$`!\\') else shlex.quote(word)
 
 
 def _scans(folder: Path) -> Path:

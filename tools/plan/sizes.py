@@ -13,6 +13,8 @@ from .facts import DataFacts
 DIVISOR = 16
 #: An axis this many times as coarse as another makes a stack of slices, to be segmented one by one in 2D.
 STACK_RATIO = 3.0
+#: So does an axis with no more voxels than this, less than half of the smallest patch.
+FEWEST_SLICES = 7
 #: A patch should see this many times the extent of a structure, where the scan reaches as far, and of that box at least
 #: half, as the published patches of the left atrium do.
 CONTEXT = 1.5
@@ -70,9 +72,10 @@ class Geometry(NamedTuple):
 
 
 def is_stack(facts: DataFacts) -> bool:
-    """Say whether scans are thick slices stacked along the third axis of their files."""
-    thick = facts.spacing[2:] >= STACK_RATIO * facts.spacing[:2].max() if len(facts.spacing) == 3 else [False]
-    return facts.kind != "CT" and bool(np.all(thick)) and all(scan.stored_axes[2] == 2 for scan in facts.scans)
+    """Say whether scans are thick, or very few, slices stacked along the third axis of their files."""
+    if facts.kind == "CT" or len(facts.spacing) != 3 or any(scan.stored_axes[2] != 2 for scan in facts.scans):
+        return False
+    return bool(facts.spacing[2] >= STACK_RATIO * facts.spacing[:2].max() or facts.shape[2] <= FEWEST_SLICES)
 
 
 def sizes(facts: DataFacts, memory_gb: float, bits: int) -> list[Size]:
