@@ -255,7 +255,10 @@ def test_labels_beside_scans_are_told_of_where_another_folder_of_labels_is_given
 @pytest.mark.parametrize(
     ("names", "problem"),
     [
-        (["a.nii", "c_seg.nii"], "c_seg.nii: no image of that name"),
+        (
+            ["a.nii", "labels/task-0-annotation-3-tag-Liver-0.nii"],
+            r"tag-Liver-0.nii: no image of that name\n.*called as its image is, such as a, a_seg, a_label, a_mask, ",
+        ),
         (["a.nii", "a_seg.nii", "a_mask.nii"], r"a_seg.nii: so is a_mask.nii, of .*a.nii"),
         (["p/a.nii", "p/b.nii", "p/seg.nii"], r"seg.nii: may be of .*a.nii or .*b.nii"),
         (["p/a.nii", "q/a.nii", "labels/a.nii"], r"labels/a.nii: may be of .*p/a.nii or .*q/a.nii"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -28,13 +28,12 @@ from custom.utils.names import SEPARATORS, are_channel_names, case_name, file_st
 
 IMAGE_WORDS = r"(?:image|img|volume|vol|scan)"
 IMAGE_NAME = re.compile(rf"(.+)[-_. ]{IMAGE_WORDS}|{IMAGE_WORDS}[-_. ]+(.+)|{IMAGE_WORDS}(\d.*)", re.IGNORECASE)
-
-
 #: What may stand behind the name of a label, but of an image too.
 MARKED = re.compile(r"(.+)[-_. ](?:manual|roi|lesion)", re.IGNORECASE)
 #: What BIDS says of a label besides its image, and how it ends an image's name: sub-01_desc-lesion_mask, sub-01_T1w.
 BIDS_ENTITY = re.compile(r"_(?:desc|label|space|res|den)-[^_]+", re.IGNORECASE)
 BIDS_IMAGE = re.compile(r"(sub-.+)_[a-z0-9]+", re.IGNORECASE)
+NO_IMAGE = "no image of that name"
 
 
 class OwnScan(NamedTuple):
@@ -83,7 +82,7 @@ def pair_labels(
             if found:
                 break
         if len(found) != 1:
-            of = "no image of that name" if not found else f"may be of {' or '.join(map(str, found))}"
+            of = NO_IMAGE if not found else f"may be of {' or '.join(map(str, found))}"
             strays[label] = f"{label}: {of}"
         elif found[0] in pairs:
             strays[label] = (
@@ -146,7 +145,10 @@ def own_scans(
     pairs, strays = pair_labels(list(grouped.cases), candidates, images, root)
     if strays:
         hint = _channels_hint(found.scans, candidates, images, root) if channels is None else ""
-        lines = [*_by_structure(strays, list(grouped.cases), images, root), *([hint] if hint else [])]
+        lines = _by_structure(strays, list(grouped.cases), images, root)
+        if not hint and any(line.endswith(NO_IMAGE) for line in lines):
+            hint = f"a label is called as its image is, {_example(grouped.cases)}; rename it, or its image"
+        lines += [hint] if hint else []
         raise UserError(f"{root}: {len(strays)} label(s) without an image of their own, nothing was written:", lines)
     if labels is None and pairs:
         print(f"labels beside their scans: {len(pairs)}, {first_names(label.name for label in pairs.values())}")
@@ -199,6 +201,12 @@ def _by_structure(strays: Mapping[Path, str], cases: Sequence[Path], images: Pat
     ]
     told = {label for labels in several.values() for label in labels}
     return [*lines, *(line for label, line in strays.items() if label not in told)]
+
+
+def _example(cases: Iterable[Path]) -> str:
+    """Name labels that the first scan could have."""
+    name = case_name(next(iter(cases)))
+    return f"such as {name}, {name}_seg, {name}_label, {name}_mask, {name}_manual or {name}_gt"
 
 
 def _refuse_uneven(images: Path, grouped: Grouping, channels: Sequence[str] | None) -> None:
