@@ -28,6 +28,7 @@ from custom.utils.errors import UserError
 from custom.utils.files import refuse_unwritable
 
 from .cli import run
+from .study import seed_problems
 from .synthetic import write_hearts
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parent.parent))
@@ -50,6 +51,8 @@ def demo(output: str = "demo", seeds: Sequence[int] = (1,)) -> None:
         output: folder for the data, the two trainings and their comparison, the predictions and the figure.
         seeds: of the trainings; each takes as long as the first.
     """
+    if problems := seed_problems(list(seeds)):
+        raise UserError("nothing was done:", problems)
     start = time.monotonic()
     folder = Path(output)
     refuse_unwritable(output=str(folder))

@@ -26,6 +26,7 @@ from custom.utils.weights import read_weights, settings_path
 
 from .cli import run
 from .model_card import model_card
+from .numbers import refuse_not_positive
 
 #: What the model zoo asks for (its CONTRIBUTING.md and ci/verify_bundle.py), and what our README promises.
 REQUIRED_FILES = (
@@ -66,6 +67,7 @@ def package(
     Raises:
         UserError: when something that others need is missing or wrong; nothing is written then.
     """
+    refuse_not_positive(limit_mb=limit_mb)
     path = Path(str(bundle))
     if path.is_file():
         check_archive(path, limit_mb)

@@ -33,6 +33,7 @@ from custom.handlers import EXIT_STOPPED
 from custom.utils.errors import UserError
 from custom.utils.files import atomic_write, refuse_unwritable
 from custom.utils.names import groups
+from custom.utils.ranges import RANGES
 from custom.utils.settings import guess
 
 from . import cli
@@ -174,7 +175,7 @@ def _plan(plan: Mapping[str, Any], flags: Mapping[str, Any], output: Path) -> tu
         problems.append(f"'baseline' must be one of {', '.join(map(repr, arms))}; found {plan['baseline']!r}.")
     seeds: Any = plan.get("seeds")
     datalists = plan.get("datalists", [plan.get("datalist")])
-    problems += _seed_problems(seeds)
+    problems += seed_problems(seeds)
     if problems:
         return [], problems
     problems += _datalist_problems(datalists, {**common, **flags}.get("evaluation_list"))
@@ -280,10 +281,11 @@ def _missing(config: Mapping[str, Any], key: str) -> list[str]:
     return []
 
 
-def _seed_problems(seeds: Any) -> list[str]:
-    whole = isinstance(seeds, list) and seeds and all(type(seed) is int and seed >= 0 for seed in seeds)
-    if not whole:
-        return [f"'seeds' must be a list of whole numbers, such as [1, 2, 3]; found {seeds}."]
+def seed_problems(seeds: Any) -> list[str]:
+    """Say what is wrong with the seeds of trainings."""
+    least, most = RANGES["seed"]
+    if not isinstance(seeds, list) or not seeds or not all(type(s) is int and least <= s <= most for s in seeds):
+        return [f"'seeds' must be a list of whole numbers from {least} to {most}, such as [1, 2, 3]; found {seeds}."]
     return [f"the seed {same[0]} is given twice." for same in groups(seeds, key=lambda seed: seed)]
 
 

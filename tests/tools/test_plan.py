@@ -259,12 +259,6 @@ def test_printed_commands_can_be_pasted(name):
         assert "--config_file \"['plain/train.yaml','plain/plan.yaml']\"" in command
 
 
-@pytest.mark.parametrize("memory", [0, -1.0])
-def test_memory_must_be_more_than_nothing(tmp_path, memory):
-    with pytest.raises(UserError, match="--memory_gb must be more than 0"):
-        plan(str(_dataset(tmp_path, {"one": _scan(0)})), memory_gb=memory)
-
-
 def test_facts_are_in_the_order_of_the_training_grid(tmp_path):
     datalist = _dataset(tmp_path, {"one": _scan(0)})
     affine = np.eye(4)[[2, 0, 1, 3]] @ np.diag([1.0, 2.0, 3.0, 1.0])

@@ -252,6 +252,7 @@ def test_data_lists_of_the_command_line_take_the_place_of_the_file_s(tmp_path, h
         ({"arms": {"../a": {}}}, "an arm's name is that of its folder"),
         ({"arms": ...}, "'arms' must give settings by name"),
         ({"seeds": [1, 2, 1]}, "the seed 1 is given twice"),
+        ({"seeds": [1, 2**32]}, "whole numbers from 0 to 4294967295, such as [1, 2, 3]; found [1, 4294967296]"),
         ({"seeds": "1"}, "'seeds' must be a list of whole numbers"),
         ({"bundle": "crossmatch_liver"}, "'bundle' must be one of"),
         ({"overlays": ["fast.yaml"]}, "the overlay fast.yaml is neither"),

@@ -19,6 +19,7 @@ from custom.utils.device import MixedPrecision
 from custom.utils.errors import UserError
 from custom.utils.files import atomic_write, read_json, refuse_unwritable
 
+from ..numbers import refuse_not_positive
 from .choices import Choice, Plan, bundle_of, choose, main_memory_gb, minutes
 from .facts import DataFacts, read_facts
 from .sizes import sizes
@@ -45,6 +46,7 @@ def plan(
         memory_gb: of the device, in GB; what it has by default.
         overwrite: replace a plan that is there.
     """
+    refuse_not_positive(memory_gb=memory_gb)
     datalist = _datalist(Path(data))
     path = datalist.parent / PLAN if output is None else Path(output)
     if path.exists() and not overwrite:
@@ -55,8 +57,6 @@ def plan(
 def plan_dataset(datalist: Path, path: Path, budget: str = "8h", memory_gb: float | None = None) -> None:
     """Plan for a data list; see :func:`plan`."""
     limit = seconds(budget)  # before everything is read
-    if memory_gb is not None and memory_gb <= 0:
-        raise UserError(f"--memory_gb must be more than 0, got {memory_gb}.")
     refuse_unwritable(output=str(path.parent))
     facts = read_facts(datalist)
     bundle = bundle_of(facts)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from custom.utils.files import refuse_unwritable
 
+from ..numbers import refuse_below
 from ..synthetic import write_dataset as write_volumes
 from ..synthetic import write_hearts, write_photos
 from .check import check_folder
@@ -30,6 +31,8 @@ def demo(output: str, bundle: str = "la", training: int = 4, unlabeled: int = 12
     """
     writers = {"la": write_volumes, "pancreas": write_volumes, "acdc": write_hearts, "isic": write_photos}
     check_choice("bundle", bundle, tuple(writers))
+    refuse_below(1, training=training)
+    refuse_below(0, unlabeled=unlabeled)
     refuse_unwritable(output=str(output))
     counts = {"training": int(training), "unlabeled": int(unlabeled), "validation": 4, "test": 8}
     print(f"Synthetic scans: {writers[bundle](str(output), counts)}")

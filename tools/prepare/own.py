@@ -15,6 +15,7 @@ from custom.utils.errors import UserError
 from custom.utils.files import refuse_unwritable
 from custom.utils.names import ALL, are_channel_names, are_class_names, case_names, patient_name
 
+from ..numbers import refuse_not_positive
 from ..plan.command import PLAN, plan_dataset, seconds
 from .assembling import Lists, prepare_scans
 from .copies import find_copies, refuse_copies_apart
@@ -75,6 +76,7 @@ def own(
         memory_gb: of the device that trains, in GB; what it has by default.
     """
     seconds(budget)
+    refuse_not_positive(memory_gb=memory_gb)
     source, folder = Path(os.path.abspath(images)), Path(output)
     refuse_unwritable(output=str(folder))
     described = Description(source)

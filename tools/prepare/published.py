@@ -14,6 +14,7 @@ from monai.transforms import Compose, CropForegroundd, NormalizeIntensityd, Spac
 from custom.data.finding import tell_left_out
 from custom.utils.errors import UserError
 
+from ..numbers import refuse_below
 from . import layouts as sources
 from .assembling import Lists, prepare_scans
 from .layouts import Files
@@ -124,6 +125,7 @@ def isic(source: str, output: str, seed: int = 1337, allow_missing: bool = False
         seed: of the labeled ones; smaller lists are within larger ones.
         allow_missing: prepare what is there, and leave the rest out of the lists.
     """
+    refuse_below(0, seed=seed)
     parts = {"Training": _detect(source, official=sources.isic_training)[0]}
     for part in ("Validation", "Test"):
         parts[part] = sources.isic_official(Path(str(source)), part)
