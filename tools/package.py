@@ -22,7 +22,7 @@ import custom
 from custom.utils.config import refuse_newer_bundle
 from custom.utils.errors import UserError
 from custom.utils.files import atomic_write, refuse_unwritable
-from custom.utils.weights import read_weights, settings_path
+from custom.utils.weights import read_settings, read_weights, settings_path
 
 from .cli import run
 from .model_card import model_card
@@ -58,8 +58,9 @@ def package(
     Args:
         bundle: folder such as bundles/crossmatch_la, or an archive to check.
         output: folder for the archive, which is named after the bundle.
-        weights: flat weights of the bundle's network, put in as models/model.pt; relative to the bundle, or absolute.
-            The default is left out where there is no such file. None packs no weights.
+        weights: flat weights of the bundle's network, put in as models/model.pt with the settings in the .json file
+            beside them; relative to the bundle, or absolute. The default is left out where there is no such file. None
+            packs no weights.
         weights_url: where the weights will be downloaded from; they are listed in large_files.yml instead of packed.
         limit_mb: largest file in MB; the model zoo takes 25.
         overwrite: replace an archive that is there already.
@@ -123,9 +124,15 @@ def _weight_files(folder: Path, weights: str | None, url: str | None) -> dict[st
     parser["bundle_root"] = str(folder)
     advice = "pack weights of the network in inference.yaml, not those of quick.yaml, or none with --weights None"
     read_weights(path, parser.get_parsed_content("network_def"), advice)
-    content = path.read_bytes()
     settings = settings_path(path)
-    beside = {"models/model.json": settings.read_bytes()} if settings.is_file() else {}
+    if not settings.is_file():
+        raise UserError(
+            f"{settings}: no such file; it says with which spacing, patch and filters {path.name} was trained, and "
+            "without it others would segment with the bundle's own. Copy it from where they were trained; for weights "
+            "from elsewhere, write the settings that differ from inference.yaml into it, {} if none does."
+        )
+    read_settings(path)  # which names what is no file of settings
+    content, beside = path.read_bytes(), {"models/model.json": settings.read_bytes()}
     if url is None:
         return {SHIPPED: content} | beside
     entry = {"path": SHIPPED, "url": str(url), "hash_val": _sha256(content), "hash_type": "sha256"}

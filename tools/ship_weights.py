@@ -30,9 +30,9 @@ def ship_weights(weights: str, bundle: str, half: bool = True) -> None:
             when a weight is too large for float16.
     """
     source, folder = Path(str(weights)), Path(str(bundle))
-    settings = read_settings(source)
-    if not settings:
+    if not settings_path(source).is_file():
         raise UserError(f"{settings_path(source)}: no such file; give weights as a training leaves them.")
+    read_settings(source)  # which names what is no file of settings
     parser = ConfigParser(ConfigParser.load_config_file(folder / "configs" / "inference.yaml"))
     parser["bundle_root"] = str(folder)
     state = read_weights(source, parser.get_parsed_content("network_def"), "ship weights of the full-width network")

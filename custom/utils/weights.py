@@ -1,6 +1,7 @@
 """Weights as plain tensors, and beside them the settings that inference must share with their training."""
 
 import json
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -12,6 +13,8 @@ from torch import nn
 from .distributed import is_first
 from .errors import UserError, causes
 from .files import atomic_write
+
+logger = logging.getLogger(__name__)
 
 #: Share of a network's parameters that must fit for its training to start from other weights.
 LEAST_SHARE = 0.5
@@ -60,7 +63,7 @@ def settings_path(weights: str | Path) -> Path:
 
 
 def read_settings(weights: str | Path | Sequence[str]) -> dict[str, Any]:
-    """Read the settings that weights were trained with; empty where none lie beside them.
+    """Read the settings that weights were trained with; empty where none lie beside them, which is told.
 
     Args:
         weights: a file, or those of an ensemble, which must agree in all settings but ``stride``.
@@ -68,7 +71,7 @@ def read_settings(weights: str | Path | Sequence[str]) -> dict[str, Any]:
     Raises:
         UserError: when a file of settings cannot be read, and when the members of an ensemble differ.
     """
-    paths = [weights] if isinstance(weights, (str, Path)) else weights
+    paths = dict.fromkeys([weights] if isinstance(weights, (str, Path)) else weights)
     known = {path: found for path in paths if (found := _read_settings(settings_path(path)))}
     first = next(iter(known.values()), {})
     problems = [
@@ -78,6 +81,13 @@ def read_settings(weights: str | Path | Sequence[str]) -> dict[str, Any]:
     ]
     if problems:
         raise UserError("--ckpt_path: the weights of an ensemble must be trained alike, but differ in", problems)
+    for path in paths:
+        if Path(path).is_file() and not settings_path(path).is_file():
+            logger.warning(
+                "%s: there is no %s beside it, which says with which spacing, patch and filters it was trained; the "
+                "settings of %s are taken. Copy it along, or give the settings.",
+                *(path, settings_path(path).name, next(iter(known), "the config")),
+            )
     return first
 
 

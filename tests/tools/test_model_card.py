@@ -69,6 +69,7 @@ def test_without_the_weights_there_are_no_figures_of_them(tmp_path):
 def test_other_weights_have_neither_the_licence_nor_the_figures_of_the_shipped_ones(tmp_path, capsys):
     weights = torch.load(ROOT / "bundles" / "crossmatch_acdc" / "models" / "model.pt", weights_only=True)
     torch.save({name: value * 0.5 for name, value in weights.items()}, tmp_path / "own.pt")
+    (tmp_path / "own.json").write_text("{}")
     unzipped = _unzipped("crossmatch_acdc", tmp_path, weights=str(tmp_path / "own.pt"))
     card = huggingface_hub.ModelCard.load(unzipped / "README.md")
     assert card.data.license == "unknown"

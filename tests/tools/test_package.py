@@ -319,6 +319,9 @@ def test_weights_are_packed_listed_or_refused(bundle, tmp_path):
     weights = tmp_path / "model.pt"
     parser = ConfigParser(ConfigParser.load_config_file(bundle.configs / "inference.yaml"))
     torch.save(parser.get_parsed_content("network_def").state_dict(), weights)
+    with pytest.raises(UserError, match=r"model\.json: no such file; it says with which spacing, patch and filters"):
+        package(str(bundle.folder), str(tmp_path / "a"), weights=str(weights), limit_mb=50)
+    weights.with_suffix(".json").write_text("{}")
     with pytest.raises(UserError, match=r"models/model\.pt: 36\.\d MB, more than the limit of 25 MB.*--weights_url"):
         package(str(bundle.folder), str(tmp_path / "a"), weights=str(weights))
     assert not (tmp_path / "a").exists()

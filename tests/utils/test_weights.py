@@ -6,7 +6,7 @@ from conftest import BUNDLES, refused
 
 from custom.networks import VNet
 from custom.utils.errors import UserError
-from custom.utils.weights import save_weights, start_from
+from custom.utils.weights import read_settings, save_weights, start_from
 
 
 def _save(network, path):
@@ -89,3 +89,24 @@ def test_a_training_that_began_otherwise_does_not_resume_with_other_weights(run_
 def test_missing_weights_to_start_from_are_named(run_bundle, tiny_dataset):
     with refused("--init_weights none.pt: no such file"):
         run_bundle("training", ["train"], datalist=str(tiny_dataset), init_weights="none.pt")
+
+
+def test_weights_without_their_settings_are_told_once_each(tmp_path, caplog):
+    alone, whole = tmp_path / "site1.pt", tmp_path / "model.pt"
+    save_weights(VNet(base_filters=2), alone)
+    save_weights(VNet(base_filters=2), whole, {"spacing": [1.0, 1.0, 1.0]})
+    assert read_settings([str(alone), str(alone)]) == {}
+    (line,) = caplog.messages
+    assert line.startswith(f"{alone}: there is no site1.json beside it, which says with which spacing, patch and")
+    assert "the settings of the config are taken. Copy it along, or give the settings." in line
+    caplog.clear()
+    assert read_settings([str(alone), str(whole)]) == {"spacing": [1.0, 1.0, 1.0]}
+    (line,) = caplog.messages
+    assert line.startswith(f"{alone}: ")
+    assert f"the settings of {whole} are taken" in line
+
+
+def test_weights_with_settings_and_those_that_do_not_exist_are_not_told(tmp_path, caplog):
+    save_weights(VNet(base_filters=2), tmp_path / "model.pt", {})
+    assert read_settings([tmp_path / "model.pt", tmp_path / "none.pt"]) == {}
+    assert caplog.messages == []
