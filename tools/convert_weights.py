@@ -9,7 +9,6 @@ doi:10.1007/978-3-030-32245-8_67), so that such weights can be converted too.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +17,8 @@ import torch
 
 from custom.networks import PerturbedNetwork, UNet, VNet
 from custom.utils.errors import UserError
-from custom.utils.weights import save_tensors, weight_problems
+from custom.utils.weight_files import not_finite, read_content, weight_problems
+from custom.utils.weights import save_tensors
 
 from .cli import run
 
@@ -145,16 +145,7 @@ def _check_target(origin: Path, target: Path, overwrite: bool) -> None:
 def _read(path: Path) -> Any:
     if not path.is_file():
         raise UserError(f"{path}: no such file; give --source a file of the original's weights, such as best.pth.")
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        hint = "save its state dictionary alone, torch.save(network.state_dict(), ...), where it was trained"
-        raise UserError(
-            f"{path}: holds more than tensors, or is damaged; reading it could run code; {hint}."
-        ) from error
-    except Exception as error:  # torch fails in many ways on a file that is not its own
-        hint = "expected what torch.save writes; if it was, copy or download it again, for it is damaged"
-        raise UserError(f"{path}: cannot be read as PyTorch weights ({type(error).__name__}); {hint}.") from error
+    return read_content(path)
 
 
 def _flat_state(content: Any, source: str) -> State:
@@ -203,7 +194,7 @@ def _sizes(family: _Family, state: State, source: str) -> dict[str, Any]:
 
 
 def _value_problems(expected: State, found: State) -> list[str]:
-    """Name tensors whose values would be lost or altered; half precision is fine."""
+    """Name tensors whose values would be lost or altered, or are not finite; half precision is fine."""
     lines = []
     for name, wanted in expected.items():
         given = found[name]
@@ -213,6 +204,8 @@ def _value_problems(expected: State, found: State) -> list[str]:
         elif given.is_floating_point() != wanted.is_floating_point() or given.is_complex():
             expected_kind = "floating-point numbers" if wanted.is_floating_point() else "whole numbers"
             lines.append(f"{name}: expected {expected_kind}, found {kind}.")
+        elif (text := not_finite(given)) is not None:
+            lines.append(f"{name}: {text}.")
     return lines
 
 

@@ -13,6 +13,7 @@ from torch import nn
 from .distributed import is_first
 from .errors import UserError, causes
 from .files import atomic_write
+from .weight_files import read_content, refuse_not_finite, refuse_wrapped, weight_problems
 
 logger = logging.getLogger(__name__)
 
@@ -132,13 +133,16 @@ def read_weights(
         advice: what to do when they do not.
 
     Raises:
-        UserError: when the file does not exist, cannot be read, or belongs to another network.
+        UserError: when the file does not exist, cannot be read, belongs to another network, or holds values that are
+            not finite.
     """
     refuse_missing_weights(path)
-    found = _read(path)
-    problems = weight_problems(network.state_dict(), found)
+    found, own = read_content(path), network.state_dict()
+    refuse_wrapped(path, own, found)
+    problems = weight_problems(own, found)
     if problems:
         raise UserError(f"{path} was trained with another network; {advice}:", problems[:3])
+    refuse_not_finite(path, found)
     return found
 
 
@@ -152,12 +156,13 @@ def start_from(path: str | Path, network: nn.Module) -> None:
         network: that is to be trained.
 
     Raises:
-        UserError: when the file does not exist or cannot be read, and when fewer than half of the network's parameters
-            would be taken.
+        UserError: when the file does not exist, cannot be read or holds values that are not finite, and when fewer than
+            half of the network's parameters would be taken.
     """
     if not Path(path).is_file():
         raise UserError(f"--init_weights {path}: no such file.")
-    found, own = _read(path), network.state_dict()
+    found, own = read_content(path), network.state_dict()
+    refuse_wrapped(path, own, found)
     content = found if isinstance(found, Mapping) else {}
     tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
     state, taken, _ = copy_model_state(network, tensors, inplace=False)
@@ -167,30 +172,8 @@ def start_from(path: str | Path, network: nn.Module) -> None:
     if share < LEAST_SHARE:
         reason = f"fits {share:.0%} of the network's parameters, at least {LEAST_SHARE:.0%} are needed"
         raise UserError(f"--init_weights {path}: {reason}; give weights of the same kind of network:", others[:3])
+    refuse_not_finite(path, {name: tensors[name] for name in taken})
     network.load_state_dict(state)
     if is_first():
         lines = "".join(f"\n  not taken: {other}" for other in others)
         print(f"Starting from {path}, {len(taken)} of {len(own)} tensors{lines}")
-
-
-def _read(path: str | Path) -> Any:
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch fails in many ways on a file that is not its own
-        raise UserError(f"{path}: cannot be read as PyTorch weights ({type(error).__name__}).") from error
-
-
-def weight_problems(expected: Mapping[str, torch.Tensor], found: Any) -> list[str]:
-    """Compare two flat state dictionaries by name and shape."""
-    if not isinstance(found, Mapping):
-        return [f"expected a dictionary of tensors, found {type(found).__name__}."]
-    lines = []
-    for name in dict.fromkeys([*expected, *found]):
-        wanted, given = (_shape_text(state.get(name)) for state in (expected, found))
-        if wanted != given:
-            lines.append(f"{name}: expected {wanted}, found {given}.")
-    return lines
-
-
-def _shape_text(value: Any) -> str:
-    return "nothing" if value is None else str(tuple(getattr(value, "shape", ())))

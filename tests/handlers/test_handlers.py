@@ -168,7 +168,7 @@ def test_missing_weights_are_named(tmp_path):
 
 def test_truncated_weights_are_named(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"PK\x03\x04 cut off")
-    with pytest.raises(UserError, match=r"model.pt: cannot be read as PyTorch weights"):
+    with pytest.raises(UserError, match=r"model.pt: cannot be read, probably truncated or not PyTorch weights \("):
         _load(tmp_path / "model.pt", VNet(base_filters=2))
 
 

@@ -109,6 +109,7 @@ REFUSED = {
     "no channels": (_change(block_one__conv__0__weight=torch.zeros(4, 0, 3, 3, 3)), r"found \(4, 0, 3, 3, 3\) and"),
     "too wide": (_change(block_one__conv__0__weight=torch.zeros(4096, 1, 1, 1, 1)), r"\d+ tensor\(s\) differ"),
     "integers": (_change(out_conv__bias=torch.zeros(2, dtype=torch.int32)), r"floating-point numbers, found int32"),
+    "not finite": (_change(out_conv__bias=torch.tensor([torch.nan, 0])), r"out_conv\.bias: 1 of 2 values are NaN"),
     "complex": (_change(out_conv__bias=torch.zeros(2, dtype=torch.complex64)), r"numbers, found complex64"),
     "sparse": (_change(out_conv__bias=torch.zeros(2).to_sparse()), r"expected a dense tensor.*sparse_coo"),
     "numbers as names": (
@@ -147,7 +148,7 @@ def test_a_file_that_would_run_code_is_refused(tmp_path):
 @pytest.mark.parametrize("spoil", [lambda content: content[: len(content) // 2], lambda content: b""])
 def test_a_damaged_file_is_refused(spoil, source, tmp_path):
     source.write_bytes(spoil(source.read_bytes()))
-    with pytest.raises(UserError, match=r"original\.pth: .*(cannot be read as PyTorch weights|is damaged)"):
+    with pytest.raises(UserError, match=r"original\.pth: .*(probably truncated or not PyTorch weights|is damaged)"):
         convert_file(str(source), str(tmp_path / "model.pt"))
 
 
