@@ -1,7 +1,9 @@
 """Folders that hold a DICOM series, one file per slice, and multi-frame files that hold all slices."""
 
 import os
+from collections import Counter
 from collections.abc import Sequence
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -80,9 +82,37 @@ def check_series(path: Path) -> Series:
             double, uneven or tilted, or the files are something else, such as several series or a time series.
     """
     files = dicom_files(path) if path.is_dir() else [path]
+    if not path.is_dir() and (count := slices_beside(path)) > 1:
+        raise UserError(f"{path}: is one of {count} slices of one series; give its folder, {path.parent}.")
     if not files:
         raise UserError(f"{path}: holds no DICOM files.")
     return read_series(path, files)
+
+
+def series_of_slice(path: Path) -> str | None:
+    """Read of which series a DICOM file is a slice; None for files with several frames, and for other files."""
+    import pydicom
+
+    if not path.is_file() or not _is_dicom(path):
+        return None
+    try:
+        tags = ["SeriesInstanceUID", "NumberOfFrames"]
+        header = pydicom.dcmread(path, specific_tags=tags, stop_before_pixels=True, force=True)
+        is_single = int(header.get("NumberOfFrames") or 1) == 1
+        return str(header.get("SeriesInstanceUID") or "") or None if is_single else None
+    except Exception:  # whoever reads its voxels says what is damaged
+        return None
+
+
+def slices_beside(path: Path) -> int:
+    """Count the files in the folder of a slice that are of its series, itself too; 0 where it is no slice."""
+    series = series_of_slice(path)
+    return 0 if series is None else _slices_by_series(path.parent, path.parent.stat().st_mtime_ns)[series]
+
+
+@cache
+def _slices_by_series(folder: Path, _: int) -> Counter[str | None]:
+    return Counter(map(series_of_slice, dicom_files(folder)))
 
 
 def _read_image(series: Series) -> Any:

@@ -13,6 +13,7 @@ from ..utils.names import case_files, case_names, file_stem, groups, same_name, 
 from .channels import group_channels
 from .checks import Case
 from .datalist import read_lists
+from .dicom import series_of_slice, slices_beside
 from .dicom_seg import is_series, refuse_without_highdicom
 from .finding import VOLUME_SUFFIXES, first_names, list_scans, tell_left_out
 from .photos import PHOTO_SUFFIXES
@@ -56,8 +57,8 @@ def find_scans(
         problems instead.
 
     Raises:
-        UserError: when there is nothing to segment, two scans would give the same prediction file, or for
-            ``dicom_seg`` without highdicom.
+        UserError: when there is nothing to segment, two scans would give the same prediction file, a scan is a slice
+            of a DICOM series, or for ``dicom_seg`` without highdicom.
     """
     if dicom_seg:
         refuse_without_highdicom()
@@ -76,9 +77,23 @@ def find_scans(
     if not cases and not problems:
         kinds = "photographs, .png or .jpg" if dimensions == 2 else "NIfTI, NRRD, MetaImage or DICOM"
         raise UserError(f"{datalist or source}: no image to segment; expected {kinds}.")
+    _refuse_slices(cases)
     if dicom_seg:
         _tell_others(cases)
     return Scans(cases, problems)
+
+
+def _refuse_slices(cases: Sequence[Case]) -> None:
+    """Refuse files that are slices of one series, each of which would be a scan, or a channel, of its own."""
+    paths = {os.path.realpath(file): Path(file) for case in cases for file in ensure_tuple(case["image"])}
+    series = {path: series_of_slice(path) for path in paths.values()}
+    same = groups([path for path, name in series.items() if name is not None], key=lambda path: str(series[path]))
+    found = [*same, *([path] for path, name in series.items() if name is not None and slices_beside(path) > 1)]
+    if found:
+        folders = sorted({str(path.parent) for path in found[0]})
+        hint = f"give its folder, {folders[0]}" if len(folders) == 1 else "put them into one folder, and give that"
+        what = "slices" if len(found[0]) > 1 else "one of several slices"
+        raise UserError(f"{first_names(map(str, found[0]))}: {what} of one DICOM series, expected scans; {hint}.")
 
 
 def _tell_others(cases: Sequence[Case]) -> None:

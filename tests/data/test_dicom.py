@@ -343,6 +343,12 @@ def test_a_series_may_be_given_by_its_own_folder(given, tmp_path, monkeypatch):
     assert [case["case"] for case in find_scans(given, 1, dimensions=3).cases] == ["scan"]
 
 
+def test_one_of_several_slices_is_no_volume(tmp_path):
+    write_dicom(tmp_path / "a", _volume(), edit=_set(SpacingBetweenSlices=2.0))
+    path = tmp_path / "a" / "000.dcm"
+    assert _problem(path) == f"{path}: is one of 8 slices of one series; give its folder, {path.parent}."
+
+
 def test_a_series_of_one_slice_stays_a_volume(tmp_path):
     write_dicom(tmp_path / "in" / "scan", _volume(1), edit=_set(SpacingBetweenSlices=2.0))
     own(str(tmp_path / "in"), str(tmp_path / "out"))

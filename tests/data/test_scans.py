@@ -12,7 +12,7 @@ import numpy as np
 import pydicom
 import pytest
 from monai.data import Dataset
-from scan_files import OBLIQUE, read_scans, write_dicom, write_itk, write_nifti
+from scan_files import OBLIQUE, read_scans, write_dicom, write_itk, write_multiframe, write_nifti
 
 from custom.data import LoadScand, ScanLoader
 from custom.data.scans import find_scans
@@ -63,6 +63,40 @@ def test_a_dicom_folder_can_be_given_itself(tmp_path):
     write_dicom(tmp_path / "series", 100 * _noise())
     (case,) = _find(str(tmp_path / "series"))
     assert case["image"] == str(tmp_path / "series")
+
+
+def test_slices_of_one_series_are_refused_and_their_folder_is_asked_for(tmp_path):
+    write_dicom(tmp_path / "s", 100 * _noise())
+    first, *_ = slices = [str(path) for path in sorted((tmp_path / "s").iterdir())]
+    hint = rf"of one DICOM series, expected scans; give its folder, {tmp_path / 's'}\.$"
+    with pytest.raises(UserError, match=rf"^{first}, .*{slices[-1]}: slices {hint}"):
+        _find(slices)
+    for source in (first, [first]):
+        with pytest.raises(UserError, match=f"^{first}: one of several slices {hint}"):
+            _find(source)
+    with pytest.raises(UserError, match=f"^{first}, {slices[1]}: slices {hint}"):
+        find_scans([slices[:2]], in_channels=2, dimensions=3)
+    (tmp_path / "list.json").write_text(json.dumps({"test": [{"image": path} for path in slices[:2]]}))
+    with pytest.raises(UserError, match=f"^{first}, {slices[1]}: slices {hint}"):
+        _find("unused", datalist=str(tmp_path / "list.json"))
+
+
+def test_slices_of_one_series_in_several_folders_are_refused_too(tmp_path):
+    write_dicom(tmp_path / "s", 100 * _noise())
+    (tmp_path / "t").mkdir()
+    moved = (tmp_path / "s" / "000.dcm").rename(tmp_path / "t" / "000.dcm")
+    with pytest.raises(UserError, match="slices of one DICOM series, expected scans; put them into one folder"):
+        _find([str(moved), str(tmp_path / "s" / "001.dcm")])
+
+
+def test_files_of_different_series_in_one_folder_are_scans(tmp_path):
+    for number in range(2):
+        write_dicom(tmp_path / f"{number}", 100 * _noise((6, 5, 1)), uid=f"1.2.{number}")
+        (tmp_path / f"{number}" / "000.dcm").rename(tmp_path / f"{number}.dcm")
+    write_multiframe(tmp_path / "many" / "a.dcm", 100 * _noise((6, 5, 2)), [0, 2])
+    write_multiframe(tmp_path / "many" / "b.dcm", 100 * _noise((6, 5, 2)), [4, 6])
+    files = [tmp_path / "0.dcm", tmp_path / "1.dcm", *sorted((tmp_path / "many").iterdir())]
+    assert [case["image"] for case in _find(list(map(str, files)))] == list(map(str, files))
 
 
 def test_missing_input_folder_is_named(tmp_path):
