@@ -57,6 +57,8 @@ def _is_dicom(path: Path) -> bool:
     """Tell a DICOM file by its name or its beginning, which in old files is not that of the standard."""
     if path.suffix.lower() == ".dcm":
         return True
+    if not path.is_file():  # who opens a pipe waits for its other end
+        return False
     try:
         with open(path, "rb") as file:
             start = file.read(132)
@@ -93,7 +95,7 @@ def series_of_slice(path: Path) -> str | None:
     """Read of which series a DICOM file is a slice; None for files with several frames, and for other files."""
     import pydicom
 
-    if not path.is_file() or not _is_dicom(path):
+    if not (path.is_file() and _is_dicom(path)):
         return None
     try:
         tags = ["SeriesInstanceUID", "NumberOfFrames"]

@@ -76,6 +76,8 @@ def list_scans(
                 continue
             elif not path.exists():
                 left_out.append(f"{name} (link to nothing)")
+            elif path != here and not path.is_file():  # who opens a pipe waits for its other end
+                left_out.append(f"{name} (a pipe, a socket or a device)")
             elif path != here and name.lower().endswith(ARCHIVES):
                 left_out.append(f"{name} (an archive, unpack it first)")
             elif path != here and not name.lower().endswith(endings):

@@ -88,6 +88,16 @@ def test_links_to_files_and_folders_are_followed_once(touch):
     ]
 
 
+def test_only_regular_files_are_scans(touch):
+    top = touch("a.nii", "elsewhere/b.nii") / "."
+    os.mkfifo(top / "pipe.nii.gz")
+    (top / "link.nii.gz").symlink_to(top / "pipe.nii.gz")
+    (top / "b.nii").symlink_to(top / "elsewhere" / "b.nii")
+    found = list_scans(top, skip=[top / "elsewhere"])
+    assert _names(found.scans, top) == ["a.nii", "b.nii"]
+    assert sorted(found.left_out) == [f"{name}.nii.gz (a pipe, a socket or a device)" for name in ("link", "pipe")]
+
+
 def test_links_that_lead_back_end(touch):
     top = touch("data/a/b.nii", "data/c.nii", "beside/d.nii") / "data"
     (top / "a" / "up").symlink_to(top)
