@@ -17,6 +17,7 @@ from ..utils.names import case_name
 from .checksums import check_metaimage, unzip
 from .dicom import SeriesReader
 from .geometry import foreign_unit, grid_problem
+from .kinds import refuse_other_kind
 from .labels import to_label
 from .photos import PhotoReader
 
@@ -69,8 +70,8 @@ class LoadScan(LoadImage):
         Of several files each is a channel; the metadata are those of the first.
 
         Raises:
-            UserError: when a header is not in millimetres, or a file of several has more channels than one, or lies on
-                another grid than the first.
+            UserError: when a file is of another kind than its name says, a header is not in millimetres, or a file of
+                several has more channels than one, or lies on another grid than the first.
         """
         files = () if isinstance(filename, (str, Path)) else ensure_tuple(filename)
         if len(files) > 1:
@@ -79,6 +80,8 @@ class LoadScan(LoadImage):
             joined: Any = torch.cat(channels)  # a MetaTensor with the metadata of the first
             joined.meta["channel_files"] = os.pathsep.join(map(str, files))  # a text, which batches can hold
             return joined
+        for file in ensure_tuple(filename):
+            refuse_other_kind(Path(file))
         array = super().__call__(filename, reader)
         check_metaimage(str(array.meta["filename_or_obj"]))
         unit = foreign_unit(array.meta)
