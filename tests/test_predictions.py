@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 from monai.data import MetaTensor
-from monai.transforms import Compose, Invertd, Orientationd, Spacingd
+from monai.transforms import Compose, Invertd, LoadImage, Orientationd, Spacingd
+from PIL import Image
 
 from custom.predictions import LabelMapd, ResampleToScand, SavePredictiond
 from custom.utils.errors import UserError
+from custom.utils.ranges import LOSSLESS
 
 
 def test_label_map_takes_the_most_probable_class_of_every_frame():
@@ -104,6 +106,21 @@ def test_a_prediction_is_written_whole_or_not_at_all(ending, tmp_path, monkeypat
         save({"pred": pred * 0})
     assert path.read_bytes() == whole
     assert [file.name for file in tmp_path.iterdir()] == [path.name]
+
+
+@pytest.mark.parametrize(("writer", "ending"), [(name, end) for name, ends in LOSSLESS.items() for end in ends])
+def test_writers_lose_no_label_in_the_files_that_inference_takes(writer, ending, tmp_path):
+    is_picture = writer in ("MaskWriter", "PILWriter")
+    shape, count = (1, 6, 5) if is_picture else (1, 6, 5, 4), 2 if writer == "MaskWriter" else 200
+    labels = np.random.default_rng(0).integers(0, count, shape)
+    meta = {"filename_or_obj": "somewhere/scan.mha", "original_affine": np.eye(4)}
+    pred = MetaTensor(torch.from_numpy(labels.astype(np.uint8)), affine=torch.eye(4), meta=meta)
+    module = {"MaskWriter": "custom.predictions.", "SeriesWriter": "custom.data.", "NiftiWriter": "custom.data.nifti."}
+    options = {"output_dtype": np.uint8, "output_ext": ending, "writer": module.get(writer, "") + writer}
+    (path,) = SavePredictiond("pred", str(tmp_path), "seg", **options)({"pred": pred})["written"]
+    assert [file.name for file in tmp_path.iterdir()] == [f"scan_seg{ending}"]
+    found = np.asarray(Image.open(path)).T if is_picture else LoadImage()(path).numpy()
+    np.testing.assert_array_equal(found // 255 if writer == "MaskWriter" else found, labels[0])
 
 
 def test_a_prediction_that_the_writer_cannot_write_is_named(tmp_path):

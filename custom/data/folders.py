@@ -3,10 +3,12 @@
 import os
 from collections.abc import Collection
 from functools import cache
+from itertools import chain
 from pathlib import Path
 
 from ..utils.files import read_json
 from ..utils.names import file_stem
+from ..utils.ranges import LOSSLESS
 
 #: What ``crossmatch prepare`` writes into a dataset folder, whose scans are copies.
 PREPARED = "prepare.json"
@@ -72,7 +74,8 @@ def _written(record: Path, _: int) -> frozenset[str] | None:
         entries = read_json(record)["scans"].items()
         outputs = [Path(output).as_posix() for _, entry in entries for output in entry.get("outputs", ())]
         begun = [place for place, entry in entries if "outputs" not in entry]
-        outputs += [f"{place}_seg{ending}" for place in begun for ending in (".nii.gz", ".png", ".dcm")]
+        endings = {".dcm", *chain.from_iterable(LOSSLESS.values())}
+        outputs += [f"{place}_seg{ending}" for place in begun for ending in endings]
         return frozenset(outputs)
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None

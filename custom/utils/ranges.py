@@ -38,6 +38,14 @@ RANGES: dict[str, tuple[float, float]] = {
     "slice_axis": (0, 2),
     "seed": (0, 2**32 - 1),  # numpy's
 }
+_VOLUMES, _PICTURES = (".nii.gz", ".nii"), (".png", ".bmp", ".tif", ".tiff")
+#: Endings of label maps that writers write as they are, by the writer's name without its module. Others fail, or lose
+#: something: a JPEG and a WebP blur labels, and a .mhd names the file that its voxels were in while it was written.
+LOSSLESS = {
+    **dict.fromkeys(("SeriesWriter", "NiftiWriter", "NibabelWriter"), _VOLUMES),
+    "ITKWriter": (*_VOLUMES, ".nrrd", ".mha"),
+    **dict.fromkeys(("MaskWriter", "PILWriter"), _PICTURES),
+}
 #: Settings with one number for each axis of a patch.
 PER_AXIS = ("patch_size", "stride", "spacing")
 
@@ -133,6 +141,12 @@ def _output_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> Itera
     known = (defaults.get("output"), "dicom_seg")
     if "output" in parser and parser.get("output") not in known:
         yield f"--output: must be {known[0]} or {known[1]}, got {shown(parser.get('output'))}."
+    writer, ending = _value(parser, "writer"), _value(parser, "output_ext")
+    endings = LOSSLESS.get(str(getattr(writer, "__name__", writer)).rpartition(".")[2])
+    if isinstance(ending, str) and endings is not None and ending not in endings:
+        yield f"--output_ext: must be {' or '.join(endings)}, as {writer} writes labels without loss; got {ending}."
+    elif isinstance(ending, str) and not ending.startswith("."):
+        yield f"--output_ext: must begin with a dot, such as .nii.gz; got {ending}."
 
 
 def _size_problems(parser: ConfigParser, found: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:

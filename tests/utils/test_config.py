@@ -349,6 +349,36 @@ def test_paths_may_begin_with_the_users_folder_and_must_not_be_empty(flag, run, 
         assert f"--{flag}: expected" in _problems(typed, f"--{flag}", nothing, run=run)
 
 
+@pytest.mark.parametrize(
+    ("bundle", "line", "message"),
+    [
+        ("la", "--output_ext .mha", "--output_ext: must be .nii.gz or .nii, as custom.data.SeriesWriter writes labels"),
+        ("la", "--output_ext nii", "without loss; got nii."),
+        ("la", "--output_ext .NII.GZ", "without loss; got .NII.GZ."),
+        ("acdc", "--output_ext .png", "without loss; got .png."),
+        ("la", "--output_ext .mhd --writer ITKWriter", "must be .nii.gz or .nii or .nrrd or .mha, as ITKWriter writes"),
+        ("la", "--output_ext npy --writer mine.Writer", "--output_ext: must begin with a dot, such as .nii.gz; got"),
+        ("isic", "--output_ext .nii.gz", "--output_ext: must be .png or .bmp or .tif or .tiff, as custom.predictions"),
+        ("isic", "--output_ext .jpg --class_names a,b --ckpt_path no.pt", "PILWriter writes labels without loss"),
+    ],
+)
+def test_a_setting_that_inference_cannot_take_is_refused_before_anything_runs(bundle, line, message, typed):
+    assert message in _problems(typed, *shlex.split(line), bundle=f"crossmatch_{bundle}", run="inference")
+
+
+@pytest.mark.parametrize(
+    ("bundle", "line"),
+    [
+        ("la", "--output_ext .nii"),
+        ("la", "--output_ext .mha --writer ITKWriter"),
+        ("la", "--output_ext .npy --writer mine.Writer"),
+        ("isic", "--output_ext .tif"),
+    ],
+)
+def test_settings_that_inference_can_take_pass(bundle, line, typed):
+    typed(*shlex.split(line), bundle=f"crossmatch_{bundle}", run="inference")
+
+
 def test_files_of_channels_are_lists_in_a_list(typed):
     expected = [["a_t1.nii", "a#t2.nii"], ["b_t1.nii", "b_t2.nii"]]
     line = ("--files", "[[a_t1.nii,a#t2.nii],[b_t1.nii,b_t2.nii]]")
