@@ -18,7 +18,7 @@ import torch
 from custom.networks import PerturbedNetwork, UNet, VNet
 from custom.utils.errors import UserError
 from custom.utils.weight_files import not_finite, read_content, weight_problems
-from custom.utils.weights import save_tensors
+from custom.utils.weights import save_weights
 
 from .cli import run
 
@@ -60,7 +60,8 @@ def convert_file(source: str, output: str, overwrite: bool = False) -> None:
     Args:
         source: V-Net or U-Net weights: a state dictionary, also inside "model" or "state_dict", and with names that
             start with "module.".
-        output: where to write the flat weights, such as bundles/crossmatch_la/models/model.pt.
+        output: where to write the flat weights, such as bundles/crossmatch_la/models/model.pt; and beside them
+            model.json, which says that no setting differs from the bundle's.
         overwrite: replace an output that is there already.
 
     Raises:
@@ -72,7 +73,7 @@ def convert_file(source: str, output: str, overwrite: bool = False) -> None:
     _check_target(origin, target, overwrite)
     network = convert(_read(origin), str(origin))
     try:
-        save_tensors(network.state_dict(), target)
+        save_weights(network, target, {})  # the bundle's own settings are the original's
     except OSError as error:
         hint = "give --output a file in a folder that you may write to, with enough space"
         raise UserError(f"{target}: cannot be written ({type(error).__name__}); {hint}.") from error

@@ -1,5 +1,6 @@
 """Weights of the original code become ours, and anything else is refused in words that help."""
 
+import json
 import os
 from pathlib import Path
 
@@ -53,7 +54,8 @@ def test_converted_weights_give_the_same_logits(build, wrap, tmp_path, capsys):
     parameters = sum(parameter.numel() for parameter in network.parameters())
     assert f"{'1 channel' if channels == 1 else '3 channels'}, {network.head.out_channels} classes, " in said
     assert f"{parameters:,} parameters -> " in said
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["model.pt"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["model.json", "model.pt"]
+    assert json.loads((tmp_path / "out" / "model.json").read_text()) == {}
 
 
 @pytest.mark.parametrize(
