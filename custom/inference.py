@@ -62,9 +62,11 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
             raise UserError(
                 f"stride must lie between 1 and patch_size {tuple(roi_size)} per axis, got {tuple(stride)}."
             )
-        if not set(test_time_flips) <= set(range(len(roi_size))):
-            known = list(range(len(roi_size)))
-            raise UserError(f"test_time_flips must be spatial axes out of {known}, got {list(test_time_flips)}.")
+        known = list(range(len(roi_size)))
+        if not set(test_time_flips) <= set(known) or len(set(test_time_flips)) < len(test_time_flips):
+            raise UserError(
+                f"test_time_flips must be spatial axes out of {known}, each once; got {list(test_time_flips)}."
+            )
         #: What the network gets, in voxels per axis.
         self.window = tuple(roi_size)
         if slice_axis is not None:

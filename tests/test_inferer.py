@@ -93,8 +93,10 @@ def test_mirrored_windows_are_averaged_over_all_combinations_of_axes():
     ))  # fmt: skip
 
 
-def test_an_axis_that_is_not_there_cannot_be_mirrored():
-    with pytest.raises(ValueError, match=r"test_time_flips must be spatial axes out of \[0, 1\], got \[2\]"):
+def test_an_axis_that_is_not_there_or_given_twice_cannot_be_mirrored():
+    with pytest.raises(ValueError, match=r"each once; got \[0, 0\]"):
+        SlidingWindowProbabilities((4, 4), (4, 4), test_time_flips=[0, 0])
+    with pytest.raises(ValueError, match=r"test_time_flips must be spatial axes out of \[0, 1\], each once; got \[2\]"):
         SlidingWindowProbabilities((4, 4), (4, 4), test_time_flips=[2])
 
 

@@ -46,6 +46,8 @@ LOSSLESS = {
     "ITKWriter": (*_VOLUMES, ".nrrd", ".mha"),
     **dict.fromkeys(("MaskWriter", "PILWriter"), _PICTURES),
 }
+#: Lists of a data list whose cases may have labels, so that they can be scored.
+SCORED = ("training", "validation", "test")
 #: Settings with one number for each axis of a patch.
 PER_AXIS = ("patch_size", "stride", "spacing")
 
@@ -62,7 +64,7 @@ def range_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> list[st
     """
     problems = number_problems(parser)
     problems += [*_device_problems(parser), *_format_problems(parser), *_name_problems(parser)]
-    problems += _output_problems(parser, defaults)
+    problems += [*_output_problems(parser, defaults), *_choice_problems(parser, defaults)]
     found = {key: _value(parser, key) for key in RANGES if key in parser}
     return problems or [*_size_problems(parser, found, defaults)]
 
@@ -107,12 +109,18 @@ def _words(least: float, most: float) -> str:
 def _device_problems(parser: ConfigParser) -> Iterator[str]:
     for key in ("device", "stitch_device"):
         name = parser.get(key)
-        if isinstance(name, str) and not is_expression(name):
-            try:
-                torch.empty(1, device=name)
-            except (RuntimeError, AssertionError, NotImplementedError):
-                gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
-                yield f"--{key}: there is no {name} here, but {', '.join(['cpu', *gpus])}."
+        if isinstance(name, str) and not is_expression(name) and not _is_there(name):
+            gpus = [f"cuda:{i}" for i in range(torch.cuda.device_count())]
+            yield f"--{key}: there is no {name} here, but {', '.join(['cpu', *gpus])}."
+
+
+def _is_there(device: str) -> bool:
+    try:
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        return False
+    found = torch.device(device)  # PyTorch takes any number behind cpu, and meta has no values
+    return found.type != "meta" and not (found.type == "cpu" and found.index)
 
 
 def _format_problems(parser: ConfigParser) -> Iterator[str]:
@@ -147,6 +155,25 @@ def _output_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> Itera
         yield f"--output_ext: must be {' or '.join(endings)}, as {writer} writes labels without loss; got {ending}."
     elif isinstance(ending, str) and not ending.startswith("."):
         yield f"--output_ext: must begin with a dot, such as .nii.gz; got {ending}."
+
+
+def _choice_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> Iterator[str]:
+    """Compare what names weights, lists, classes and axes with those that there are."""
+    if "ckpt_path" in parser and _value(parser, "ckpt_path") in ([], ""):
+        yield f"--ckpt_path: must be a file of weights, or a list of some; got {parser.get('ckpt_path')!r}."
+    name = parser.get("evaluation_list")
+    if isinstance(name, str) and not is_expression(name) and name not in SCORED:
+        yield f"--evaluation_list: must be {', '.join(SCORED[:-1])} or {SCORED[-1]}, lists of a data list; got {name}."
+    kept, number = _value(parser, "keep_largest"), _value(parser, "num_classes")
+    # The bundle's own may name more classes than weights of other structures have, which changes nothing at inference.
+    is_own = name is None and kept == defaults.get("keep_largest")
+    if isinstance(kept, list) and isinstance(number, int) and not is_own and any(label >= number for label in kept):
+        yield f"--keep_largest: must be labels out of {list(range(1, number))}; got {shown(kept)}."
+    flips, patch = _value(parser, "test_time_flips"), _value(parser, "patch_size")
+    if isinstance(flips, list) and isinstance(patch, list):
+        axes = list(range(len(patch)))
+        if len(set(flips)) < len(flips) or not set(flips) <= set(axes):
+            yield f"--test_time_flips: must be axes of the patch out of {axes}, each once; got {shown(flips)}."
 
 
 def _size_problems(parser: ConfigParser, found: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:

@@ -318,6 +318,8 @@ def test_a_number_that_follows_from_one_out_of_range_is_not_told(typed):
         ("--memory_format channels_last", "--memory_format: expected one of torch's, such as"),
         ("--device gpu", "--device: there is no gpu here, but cpu"),
         ("--device cuda:77", "--device: there is no cuda:77 here, but cpu"),
+        ("--device cpu:7", "--device: there is no cpu:7 here, but cpu"),
+        ("--device meta", "--device: there is no meta here, but cpu"),
         ("--patch_size 96,96", "--patch_size: must have 3 numbers, one per axis, got [96, 96]."),
         ("--patch_size 100,96,96", "--patch_size: every size must be a multiple of 16, for the network; got"),
         ("--stride 18,18", "--stride: must have 3 numbers, one per axis, got [18, 18]."),
@@ -352,6 +354,12 @@ def test_paths_may_begin_with_the_users_folder_and_must_not_be_empty(flag, run, 
 @pytest.mark.parametrize(
     ("bundle", "line", "message"),
     [
+        ("acdc", "--keep_largest [9]", "--keep_largest: must be labels out of [1, 2, 3]; got [9]."),
+        ("la", "--test_time_flips [0,0]", "must be axes of the patch out of [0, 1, 2], each once; got [0, 0]."),
+        ("acdc", "--test_time_flips [2]", "must be axes of the patch out of [0, 1], each once; got [2]."),
+        ("la", "--test_time_flips [-1]", "each once; got [-1]."),
+        ("la", "--ckpt_path []", "--ckpt_path: must be a file of weights, or a list of some; got []."),
+        ("la", "--stitch_device cpu:7", "--stitch_device: there is no cpu:7 here, but cpu"),
         ("la", "--output_ext .mha", "--output_ext: must be .nii.gz or .nii, as custom.data.SeriesWriter writes labels"),
         ("la", "--output_ext nii", "without loss; got nii."),
         ("la", "--output_ext .NII.GZ", "without loss; got .NII.GZ."),
@@ -369,6 +377,9 @@ def test_a_setting_that_inference_cannot_take_is_refused_before_anything_runs(bu
 @pytest.mark.parametrize(
     ("bundle", "line"),
     [
+        ("acdc", "--class_names lesion --ckpt_path none.pt"),
+        ("acdc", "--keep_largest 3 --test_time_flips 0,1"),
+        ("la", "--device cpu:0"),
         ("la", "--output_ext .nii"),
         ("la", "--output_ext .mha --writer ITKWriter"),
         ("la", "--output_ext .npy --writer mine.Writer"),
@@ -377,6 +388,20 @@ def test_a_setting_that_inference_cannot_take_is_refused_before_anything_runs(bu
 )
 def test_settings_that_inference_can_take_pass(bundle, line, typed):
     typed(*shlex.split(line), bundle=f"crossmatch_{bundle}", run="inference")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--evaluation_list val", "must be training, validation or test, lists of a data list; got val."),
+        ("--evaluation_list unlabeled", "--evaluation_list: must be training, validation or test"),
+        ("--test_time_flips [1,1]", "--test_time_flips: must be axes of the patch out of [0, 1, 2], each once"),
+        ("--keep_largest 2", "--keep_largest: must be labels out of [1]; got [2]."),
+        ("--ckpt_path []", "--ckpt_path: must be a file of weights"),
+    ],
+)
+def test_a_setting_that_evaluation_cannot_take_is_refused_before_anything_runs(line, message, typed):
+    assert message in _problems(typed, *shlex.split(line), run="evaluating")
 
 
 def test_files_of_channels_are_lists_in_a_list(typed):
