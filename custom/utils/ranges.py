@@ -158,9 +158,7 @@ def _output_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> Itera
 
 
 def _choice_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> Iterator[str]:
-    """Compare what names weights, lists, classes and axes with those that there are."""
-    if "ckpt_path" in parser and _value(parser, "ckpt_path") in ([], ""):
-        yield f"--ckpt_path: must be a file of weights, or a list of some; got {parser.get('ckpt_path')!r}."
+    """Compare what names lists, classes and axes with those that there are."""
     name = parser.get("evaluation_list")
     if isinstance(name, str) and not is_expression(name) and name not in SCORED:
         yield f"--evaluation_list: must be {', '.join(SCORED[:-1])} or {SCORED[-1]}, lists of a data list; got {name}."

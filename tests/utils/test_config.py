@@ -358,7 +358,7 @@ def test_paths_may_begin_with_the_users_folder_and_must_not_be_empty(flag, run, 
         ("la", "--test_time_flips [0,0]", "must be axes of the patch out of [0, 1, 2], each once; got [0, 0]."),
         ("acdc", "--test_time_flips [2]", "must be axes of the patch out of [0, 1], each once; got [2]."),
         ("la", "--test_time_flips [-1]", "each once; got [-1]."),
-        ("la", "--ckpt_path []", "--ckpt_path: must be a file of weights, or a list of some; got []."),
+        ("la", "--ckpt_path []", "--ckpt_path: expected a path; got nothing."),
         ("la", "--stitch_device cpu:7", "--stitch_device: there is no cpu:7 here, but cpu"),
         ("la", "--output_ext .mha", "--output_ext: must be .nii.gz or .nii, as custom.data.SeriesWriter writes labels"),
         ("la", "--output_ext nii", "without loss; got nii."),
@@ -397,7 +397,7 @@ def test_settings_that_inference_can_take_pass(bundle, line, typed):
         ("--evaluation_list unlabeled", "--evaluation_list: must be training, validation or test"),
         ("--test_time_flips [1,1]", "--test_time_flips: must be axes of the patch out of [0, 1, 2], each once"),
         ("--keep_largest 2", "--keep_largest: must be labels out of [1]; got [2]."),
-        ("--ckpt_path []", "--ckpt_path: must be a file of weights"),
+        ("--ckpt_path []", "--ckpt_path: expected a path; got nothing."),
     ],
 )
 def test_a_setting_that_evaluation_cannot_take_is_refused_before_anything_runs(line, message, typed):

@@ -282,4 +282,6 @@ def visible_files(top: Path) -> tuple[list[Path], list[str]]:
     files = [path for folder in folders for path in sorted(folder.iterdir()) if not path.is_dir()]
     left_out += [f"{path.relative_to(top)} (hidden)" for path in files if path.name.startswith(".")]
     left_out += [f"{path.relative_to(top)} (link to nothing)" for path in files if not path.exists()]
-    return sorted(path for path in files if path.exists() and not path.name.startswith(".")), left_out
+    others = [path for path in files if path.exists() and not path.is_file()]
+    left_out += [f"{path.relative_to(top)} (a pipe, a socket or a device)" for path in others]
+    return sorted(path for path in files if path.is_file() and not path.name.startswith(".")), left_out
