@@ -72,6 +72,8 @@ def plan_dataset(datalist: Path, path: Path, budget: str = "8h", memory_gb: floa
         print(found.advice)
     print("Next:\n")
     print("\n\n".join(_commands(found, facts, datalist, path)))
+    if _folds(datalist):
+        print("\nThe plan holds for the folds too; docs/own_data.md shows how to train and score them.")
 
 
 def _measure(files: list[str], settings: Mapping[str, Any], bundle: str, datalist: Path) -> Any:
@@ -151,6 +153,8 @@ def _lines(name: str, value: Any, reason: str) -> list[str]:
         return yaml.safe_dump({name: value}, sort_keys=False).splitlines()
     shown = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, width=10**6).removesuffix("...\n").strip()
     text = f"{name}: {shown}"
+    if isinstance(value, list) and len(text) > WIDTH:
+        return yaml.safe_dump({name: value}, sort_keys=False).splitlines()
     line = f"{text:31} # {reason}" if reason else text
     return [line] if len(line) <= WIDTH else [f"# {reason}", text]
 
@@ -171,8 +175,6 @@ def _commands(found: Plan, facts: DataFacts, datalist: Path, path: Path) -> list
     source = ["--dataset_dir", str(_scans(datalist.parent))]
     places[-1] += "/predictions"
     commands.append(_command("inference", [str(configs / "inference.yaml")], [*source, *places, *largest]))
-    if _folds(datalist):
-        print("docs/own_data.md shows how to train and score the folds of a cross-validation with this plan.\n")
     return commands
 
 
