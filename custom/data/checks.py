@@ -83,10 +83,12 @@ def check_cases(cases: Sequence[Case], rule: CaseRule, folder: str | None = None
 
 def _check_all(cases: Sequence[Case], rule: CaseRule) -> list[Finding]:
     """Read cases in threads: unzipping, the slow part, runs outside Python's lock."""
+    if not cases:
+        return []
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
         read = pool.map(lambda case: _check_case(case, rule), cases)
-        return list(tqdm(read, "Checking", len(cases), unit="case", disable=not cases))
+        return list(tqdm(read, "Checking", len(cases), unit="case"))
     finally:
         pool.shutdown(cancel_futures=True)  # whoever stops the program need not wait for all of them
 
