@@ -44,7 +44,7 @@ class Size(NamedTuple):
     enough: int
 
 
-#: From the published protocols down to what a laptop's CPU does in minutes; 64x64x48 and 128 are `overnight.yaml`'s.
+#: From the published protocols down to what a laptop's CPU does in minutes; 64x64x48 is `overnight.yaml`'s.
 VOLUMES = (
     Size(112 * 112 * 80, 16, 2, 6000),
     Size(96 * 96 * 64, 16, 2, 5000),
