@@ -93,10 +93,10 @@ def check_series(path: Path) -> Series:
 
 def series_of_slice(path: Path) -> str | None:
     """Read of which series a DICOM file is a slice; None for files with several frames, and for other files."""
-    import pydicom
-
     if not (path.is_file() and _is_dicom(path)):
         return None
+    import pydicom  # takes a third of a second, which other files need not wait for
+
     try:
         tags = ["SeriesInstanceUID", "NumberOfFrames"]
         header = pydicom.dcmread(path, specific_tags=tags, stop_before_pixels=True, force=True)
