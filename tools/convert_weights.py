@@ -18,7 +18,7 @@ import torch
 from custom.networks import PerturbedNetwork, UNet, VNet
 from custom.utils.errors import UserError
 from custom.utils.weight_files import not_finite, read_content, weight_problems
-from custom.utils.weights import save_weights
+from custom.utils.weights import save_weights, settings_path
 
 from .cli import run
 
@@ -60,7 +60,7 @@ def convert_file(source: str, output: str, overwrite: bool = False) -> None:
     Args:
         source: V-Net or U-Net weights: a state dictionary, also inside "model" or "state_dict", and with names that
             start with "module.".
-        output: where to write the flat weights, such as bundles/crossmatch_la/models/model.pt; and beside them
+        output: where to write the flat weights, such as original/model.pt; and beside them
             model.json, which says that no setting differs from the bundle's.
         overwrite: replace an output that is there already.
 
@@ -139,8 +139,9 @@ def _check_target(origin: Path, target: Path, overwrite: bool) -> None:
         raise UserError(f"{target}: is a folder; give --output a file, such as {target / 'model.pt'}.")
     if target.exists() and origin.exists() and target.samefile(origin):
         raise UserError(f"{target}: is the source too, which would be lost; give --output another name.")
-    if target.exists() and not overwrite:
-        raise UserError(f"{target}: is there already; remove it, or give --overwrite true.")
+    for path in (target, settings_path(target)):
+        if path.exists() and not overwrite:
+            raise UserError(f"{path}: is there already; remove it, or give --overwrite true.")
 
 
 def _read(path: Path) -> Any:

@@ -168,6 +168,14 @@ def test_an_output_is_not_overwritten_unasked(source, tmp_path):
     assert "head.weight" in torch.load(tmp_path / "model.pt", weights_only=True)
 
 
+def test_settings_beside_the_output_are_not_overwritten_unasked(source, tmp_path):
+    (tmp_path / "model.json").write_text("mine")
+    with pytest.raises(UserError, match=r"model\.json: is there already"):
+        convert_file(str(source), str(tmp_path / "model.pt"))
+    assert (tmp_path / "model.json").read_text() == "mine"
+    assert not (tmp_path / "model.pt").exists()
+
+
 def test_a_bad_source_leaves_the_output_it_should_overwrite(tmp_path):
     (tmp_path / "model.pt").write_bytes(b"precious")
     (tmp_path / "original.pth").write_bytes(b"no weights")
