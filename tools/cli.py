@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import os
 import sys
 import types
 import typing
@@ -16,7 +15,7 @@ from typing import Any
 import fire
 
 from custom.utils.errors import UserError, show_user_errors_plainly
-from custom.utils.settings import UnfitError, describe, is_flag, read_as, shown, typed_settings
+from custom.utils.settings import UnfitError, below_home, describe, is_flag, read_as, shown, typed_settings
 
 #: By what stands in an annotation, an example of its kind.
 _EXAMPLES: dict[Any, Any] = {bool: False, int: 1, float: 0.2, str: "TEXT", type(None): None}
@@ -63,7 +62,7 @@ def _typed(command: Command) -> Command:
         problems = _unknown(typed, signature)
         for name, value in given.arguments.items():
             examples = _examples(signature.parameters[name].annotation)
-            value = given.arguments[name] = _below_home(value)
+            value = given.arguments[name] = below_home(value)
             if isinstance(value, (str, bool)) and examples:
                 try:
                     given.arguments[name] = read_as(value, examples)
@@ -77,15 +76,6 @@ def _typed(command: Command) -> Command:
     functools.update_wrapper(read_and_call, command)
     vars(read_and_call)["__signature__"] = signature  # with kinds instead of their names, for the help
     return read_and_call
-
-
-def _below_home(value: Any) -> Any:
-    """Write the user's folder for ``~``, which shells leave in ``--output=~/out``, in all that was given."""
-    if isinstance(value, str):
-        return os.path.expanduser(value) if value.startswith("~") else value
-    if isinstance(value, tuple):
-        return tuple(map(_below_home, value))
-    return {name: _below_home(item) for name, item in value.items()} if isinstance(value, dict) else value
 
 
 def _unknown(typed: Mapping[str, Any], signature: inspect.Signature) -> list[str]:

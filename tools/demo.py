@@ -28,7 +28,7 @@ from custom.utils.errors import UserError
 from custom.utils.files import refuse_unwritable
 
 from .cli import run
-from .study import seed_problems
+from .study.planning import seed_problems
 from .synthetic import write_hearts
 
 ROOT = Path(os.path.relpath(Path(__file__).resolve().parent.parent))

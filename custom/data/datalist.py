@@ -25,10 +25,8 @@ from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
 from ..utils.files import read_json
-from ..utils.names import are_class_names, case_files, case_names, groups, patient_name, structure_names
+from ..utils.names import LISTS, are_class_names, case_files, case_names, groups, patient_name, structure_names
 from .checks import Case, CaseRule, check_cases
-
-LISTS = ("training", "unlabeled", "validation", "test")
 
 logger = logging.getLogger(__name__)
 

@@ -11,10 +11,13 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from ..utils.errors import UserError
+from .errors import UserError
 
 #: In tables, the class of the rows over all classes, and the case of those over all cases; nothing else is called so.
 ALL, MEAN = "all", "mean"
+
+#: The lists of a data list.
+LISTS = ("training", "unlabeled", "validation", "test")
 
 #: What stands between a folder and a name; the second where the first makes two of them alike (a/b_c and a_b/c).
 JOINTS = ("_", "-")

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from monai.bundle import ConfigParser
 
-from ..utils.names import ALL, are_channel_names, are_class_names
+from .names import ALL, LISTS, are_channel_names, are_class_names
 from .settings import is_expression, shown
 
 _POSITIVE = math.ulp(0.0)
@@ -46,8 +46,8 @@ LOSSLESS = {
     "ITKWriter": (*_VOLUMES, ".nrrd", ".mha"),
     **dict.fromkeys(("MaskWriter", "PILWriter"), _PICTURES),
 }
-#: Lists of a data list whose cases may have labels, so that they can be scored.
-SCORED = ("training", "validation", "test")
+#: Lists whose cases may have labels, so that they can be scored.
+SCORED = [name for name in LISTS if name != "unlabeled"]
 #: Settings with one number for each axis of a patch.
 PER_AXIS = ("patch_size", "stride", "spacing")
 

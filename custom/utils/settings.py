@@ -90,6 +90,15 @@ def guess(text: str) -> Any:
     return text
 
 
+def below_home(value: Any) -> Any:
+    """Write the user's folder for ``~``, which shells leave in ``--output_dir=~/out``, in all of a value."""
+    if isinstance(value, str):
+        return os.path.expanduser(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(below_home, value))
+    return {name: below_home(item) for name, item in value.items()} if isinstance(value, dict) else value
+
+
 def is_expression(value: Any) -> bool:
     """Say whether MONAI evaluates or replaces a text."""
     return isinstance(value, str) and value.startswith(("$", "@", "%"))

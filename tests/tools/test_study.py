@@ -35,7 +35,8 @@ from custom.report.record import read_run_record
 from custom.trainer import CrossMatchTrainer
 from custom.utils.errors import UserError
 from custom.utils.randomness import private_generators
-from tools.study import Run, study
+from tools.study import study
+from tools.study.planning import Run
 from tools.synthetic import write_hearts
 
 TINY = BUNDLES["crossmatch_acdc"].settings("training", max_iterations=10, val_interval=10, ckpt_interval=2)
@@ -89,7 +90,7 @@ def _run_module(command: list[str]) -> None:
 
 
 def _replace_process(monkeypatch: pytest.MonkeyPatch, replacement: type) -> None:
-    monkeypatch.setattr("tools.study.subprocess", SimpleNamespace(Popen=replacement, STDOUT=None))
+    monkeypatch.setattr("tools.study.running.subprocess", SimpleNamespace(Popen=replacement, STDOUT=None))
 
 
 def _checkpoint(run: Path) -> int:
@@ -183,7 +184,7 @@ print(os.environ["OMP_NUM_THREADS"], begin, time.monotonic())
 def test_runs_go_side_by_side_and_one_that_fails_stops_no_other(tmp_path, hearts, monkeypatch, capsys):
     compared = []
     monkeypatch.setattr(Run, "command", lambda run, run_id: ["-c", SCRIPT, run_id, str(run.folder)])
-    monkeypatch.setattr("tools.study.compare_arms", lambda arms, *_, notes: compared.append((arms, notes)))
+    monkeypatch.setattr("tools.study.command.compare_arms", lambda arms, *_, notes: compared.append((arms, notes)))
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: range(6), raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     path = _write(tmp_path, hearts, arms={"broken": {"eta": 0.1}, **ARMS})
@@ -316,7 +317,7 @@ def test_every_study_in_the_repository_runs_and_its_arms_learn_otherwise(path, t
     content |= {} if given else {"datalists": list(map(str, lists))}
     (tmp_path / path.name).write_text(yaml.safe_dump(content, sort_keys=False))
     _replace_process(monkeypatch, InThisProcess)
-    monkeypatch.setattr("tools.study.PAUSE", 0)
+    monkeypatch.setattr("tools.study.running.PAUSE", 0)
     load = functools.cache(ConfigParser.load_config_file)
     monkeypatch.setattr(ConfigParser, "load_config_file", staticmethod(lambda file: copy.deepcopy(load(str(file)))))
     monkeypatch.setattr(Figure, "savefig", lambda _, file, **kwargs: Image.new("RGB", (90, 30)).save(file))  # fast

@@ -1,0 +1,3 @@
+"""Compare finished runs on one page: ``python -m tools.compare --help``."""
+
+from .command import compare, compare_arms

@@ -1,0 +1,3 @@
+"""Train and score several settings side by side: ``python -m tools.study --help``."""
+
+from .command import study
