@@ -97,7 +97,7 @@ def _draw(axis, panel: Panel) -> None:
             mask = (panel.label == index).T
             color = to_rgba(COLORS[(index - 1) % len(COLORS)])
             axis.imshow(np.where(mask[..., None], [*color[:3], 0.35], 0.0), **how)
-            if not mask.all():
+            if not mask.all() and min(mask.shape) > 1:  # a contour needs both, and two pixels each way
                 axis.contour(mask, [0.5], colors=[color], linewidths=1.2)
     axis.set_title(panel.title, fontsize=9)
 
