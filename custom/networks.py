@@ -270,7 +270,8 @@ class PerturbedSegResNet(PerturbedNetwork):
         kwargs: other arguments, see :class:`monai.networks.nets.SegResNet`.
 
     Raises:
-        UserError: when ``dropout`` is something else.
+        UserError: when ``dropout`` is something else, or ``SegResNet`` cannot be made, such as with a width that its
+            normalization does not divide.
     """
 
     def __init__(
@@ -282,7 +283,13 @@ class PerturbedSegResNet(PerturbedNetwork):
         **kwargs: Any,
     ) -> None:
         super().__init__(feature_dropout)
-        self.backbone = SegResNet(spatial_dims=spatial_dims, init_filters=base_filters, **kwargs)
+        try:
+            self.backbone = SegResNet(spatial_dims=spatial_dims, init_filters=base_filters, **kwargs)
+        except ValueError as error:
+            raise UserError(
+                f"network_def: SegResNet cannot be made with base_filters {base_filters} ({error}); its group norm "
+                "needs multiples of 8."
+            ) from error
         levels = len(self.backbone.blocks_down)
         #: Spatial sizes must be multiples of this: a down-sampling by two between levels.
         self.divisor = 2 ** (levels - 1)

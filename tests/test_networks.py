@@ -181,6 +181,11 @@ def test_segresnet_refuses_a_size_that_it_cannot_halve_as_often_as_it_does():
     PerturbedSegResNet(2, in_channels=1, blocks_down=(1, 1), blocks_up=(1,))(torch.randn(1, 1, 16, 14))
 
 
+def test_segresnet_refuses_a_width_that_its_norm_does_not_divide():
+    with pytest.raises(UserError, match="base_filters 12 .*multiples of 8"):
+        PerturbedSegResNet(2, base_filters=12, in_channels=1)
+
+
 def test_network_can_be_scripted(network, image):
     torch.testing.assert_close(torch.jit.script(network.eval())(image), network(image))
 
