@@ -57,8 +57,9 @@ VOLUMES = (
 SLICES = (
     Size(256, 16, 12, 10000),
     Size(192, 16, 12, 6000),
+    Size(160, 16, 8, 3000),  # the short axis's `overnight.yaml`
     Size(128, 16, 8, 2500),
-    Size(96, 16, 8, 2000),
+    Size(96, 16, 8, 1200),  # 1400 give more than 3500 with 8 filters in the same time (docs/results.md)
     Size(96, 8, 8, 1500),
     Size(64, 8, 8, 0),
 )
