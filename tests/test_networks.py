@@ -182,7 +182,7 @@ def test_segresnet_refuses_a_size_that_it_cannot_halve_as_often_as_it_does():
 
 
 def test_segresnet_refuses_a_width_that_its_norm_does_not_divide():
-    with pytest.raises(UserError, match="base_filters 12 .*multiples of 8"):
+    with pytest.raises(UserError, match=r"base_filters 12 .*multiples of 8"):
         PerturbedSegResNet(2, base_filters=12, in_channels=1)
 
 

@@ -25,6 +25,12 @@ CASES = ("a", "b", "c")
 RUNTIME = {"runtime_keys": ["output_dir", "datalist", "dataset_dir", "max_iterations", "runtime_keys"]}
 
 
+def _keep_figures(monkeypatch, figures: list) -> None:
+    monkeypatch.setattr(
+        "tools.compare.pictures.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1]
+    )
+
+
 def _run(
     folder: Path, seed: int, dice: list[float], cases: tuple[str, ...] = CASES, datalist: Path | None = None, **settings
 ) -> str:
@@ -91,7 +97,9 @@ def test_lists_with_more_labels_give_a_curve_for_each_arm(tmp_path, monkeypatch)
             dice = 0.1 * count + 0.02 * seed
             runs += [_run(tmp_path / f"x{count}{seed}", seed, [dice] * 3, datalist=datalist)]
             runs += [_run(tmp_path / f"y{count}{seed}", seed, [dice + 0.2] * 3, datalist=datalist, eta=0.0)]
-    monkeypatch.setattr("tools.compare.pictures.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    monkeypatch.setattr(
+        "tools.compare.pictures.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1]
+    )
     compare(*runs, output=str(tmp_path / "out"))
     axis = next(axis for figure in figures for axis in figure.axes if axis.get_xlabel() == "labeled cases")
     curves = {container.get_label(): container.lines[0].get_xydata().tolist() for container in axis.containers}
@@ -111,7 +119,9 @@ def test_two_lists_with_as_many_labels_are_two_points_of_a_curve(tmp_path, monke
         datalist.write_text(json.dumps({"training": labeled}))
         dice = [0.5 + 0.1 * number] * 3
         runs.append(_run(tmp_path / f"r{number}", 1, dice, datalist=datalist, runtime_keys=["output_dir"]))
-    monkeypatch.setattr("tools.compare.pictures.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1])
+    monkeypatch.setattr(
+        "tools.compare.pictures.new_figure", lambda *size: figures.append(new_figure(*size)) or figures[-1]
+    )
     compare(*runs, output=str(tmp_path / "out"))
     axis = next(axis for figure in figures for axis in figure.axes if axis.get_xlabel() == "labeled cases")
     points = axis.containers[0].lines[0].get_xydata().tolist()
