@@ -1,5 +1,6 @@
 """Handlers that write a CSV about every case and print it as a table."""
 
+import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from ..metrics import case_metrics
 from ..report.ranking import structure_volumes
 from ..utils.distributed import any_rank, gather_in_turn, is_first
 from ..utils.errors import UserError
+from ..utils.files import atomic_write
 from ..utils.lock import one_at_a_time
 from ..utils.names import ALL, MEAN, case_of
 from ..utils.tables import Row, _columns, format_table, write_csv
@@ -40,10 +42,18 @@ class CaseTable:
         class_names: foreground classes, in the order of their labels.
         phases: regular expression by name of a heart phase, searched in the case's name; the first that is found
             fills the column ``phase``, and each phase gets means of its own. Empty for no such column.
+        scored: what the table is about, such as the weights' file; it is written beside, as ``metrics.json``.
     """
 
-    def __init__(self, path: str, class_names: Sequence[str], phases: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        path: str,
+        class_names: Sequence[str],
+        phases: Mapping[str, str] | None = None,
+        scored: Mapping[str, Any] | None = None,
+    ) -> None:
         self.path = Path(path)
+        self.scored = dict(scored or {})
         self.class_names = tuple(class_names)
         self.phases = dict(phases or {})
         self.rows: dict[str, list[Row]] = {}
@@ -80,6 +90,8 @@ class CaseTable:
             rows = [row for rows in by_file.values() for row in rows]
             rows += self._means(rows)
             write_csv(self.path, rows)
+            with atomic_write(self.path.with_suffix(".json")) as part:
+                part.write_text(json.dumps(self.scored, indent=2) + "\n")
             print("\n" + format_table(rows) + f"\n\nMetrics: {self.path}")
 
     def _means(self, scored: Sequence[Row]) -> list[Row]:

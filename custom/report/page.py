@@ -5,15 +5,17 @@ It is put together from what the run left in its folder: ``metrics.csv``, Tensor
 """
 
 import json
+import os
 import re
 from collections.abc import Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any
 
-from monai.utils import optional_import
+from monai.utils import ensure_tuple, optional_import
 
 from ..utils.errors import UserError
+from ..utils.files import read_json
 from ..utils.names import ALL, MEAN
 from .drawing import COLORS
 from .pages import Curve, draw_curves, embedded, overall, read_curves, read_rows, saved, write_page
@@ -28,12 +30,16 @@ CURVES = {
 }
 #: Pictures whose curves differ by orders of magnitude, and may be 0.
 LOGARITHMIC = {"Pseudo-labels"}
+#: The table of an evaluation that names none.
+METRICS = "metrics.csv"
 #: How many of the best and of the worst cases are shown.
 SHOWN = 4
 
 
 def report(run_dir: str, metrics: str | None = None) -> None:
     """Write ``report.html``, which needs no other file, and ``curves.png``; without metrics older than the training.
+
+    The page about another table is called as that is: ``report_ema.html`` of ``metrics_ema.csv``.
 
     Args:
         run_dir: a run's ``output_dir``.
@@ -44,7 +50,7 @@ def report(run_dir: str, metrics: str | None = None) -> None:
     """
     folder = Path(str(run_dir))
     record, curves = read_run_record(folder), read_curves(folder)
-    table = Path(str(metrics)) if metrics else folder / "metrics.csv"
+    table = Path(str(metrics)) if metrics else folder / METRICS
     older = older_metrics(table, record)
     rows = read_rows(table) if older is None else []
     if not (record or curves or rows):
@@ -54,6 +60,7 @@ def report(run_dir: str, metrics: str | None = None) -> None:
         "name": "/".join(folder.resolve().parts[-2:]),
         "iterations": max((curve[-1][0] for curve in curves.values()), default=None),
         "older": older,
+        "scored": _scored(table, folder) if rows else {},
         "means": [row for row in rows if row["case"] == MEAN],
         "rows": [row for row in rows if row["case"] != MEAN],
         "cases": cases,
@@ -66,8 +73,17 @@ def report(run_dir: str, metrics: str | None = None) -> None:
         "seconds": training_seconds(record),
         "settings": {name: text for name, value in record.get("config", {}).items() if (text := _setting(value))},
     }
-    page = write_page(folder / "report.html", content)
+    page = write_page(folder / f"{table.stem.replace('metrics', 'report')}.html", content, "report.html")
     print(f"Report:  {page}" + (f" ({older})" if older else ""))
+
+
+def _scored(table: Path, folder: Path) -> dict[str, str]:
+    """Say of which weights and which list the metrics are, as the evaluation has noted beside them."""
+    path = table.with_suffix(".json")
+    noted = read_json(path) if path.is_file() else {}
+    weights = [os.path.relpath(file, folder) for file in ensure_tuple(noted.get("weights", ()))]
+    about = {"weights": ", ".join(weights), "list": str(noted.get("list", "")), "table": table.name}
+    return {name: text for name, text in about.items() if text}
 
 
 def _galleries(cases: Sequence[dict[str, str]], folder: Path) -> dict[str, list[dict[str, str]]]:

@@ -23,12 +23,14 @@ Row = dict[str, str]
 Curve = list[tuple[int, float]]
 
 
-def write_page(path: Path, content: Mapping[str, Any]) -> Path:
-    """Fill the template of the page's name."""
+def write_page(path: Path, content: Mapping[str, Any], template: str | None = None) -> Path:
+    """Fill a template, by default that of the page's name."""
     loader = FileSystemLoader(Path(__file__).parent / "templates")
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
     with atomic_write(path) as part:
-        part.write_text(environment.get_template(path.name).render(content), encoding="utf-8", errors=FILE_NAMES)
+        part.write_text(
+            environment.get_template(template or path.name).render(content), encoding="utf-8", errors=FILE_NAMES
+        )
     return path
 
 

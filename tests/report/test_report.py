@@ -1,3 +1,4 @@
+import json
 import os
 import re
 import subprocess
@@ -64,6 +65,15 @@ def test_a_page_is_made_of_what_there_is(tmp_path, capsys):
     assert "<b>bold</b>" not in page
     assert "Configuration" not in page
     assert f"Report:  {tmp_path / 'report.html'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("name", "page"), [("metrics", "report"), ("metrics_ema", "report_ema"), ("m2", "m2")])
+def test_a_page_says_what_was_scored_and_each_table_has_one(name, page, tmp_path):
+    (tmp_path / f"{name}.csv").write_text("case,class,dice\na,cyst,0.5\nmean,cyst,0.5\n")
+    (tmp_path / f"{name}.json").write_text(json.dumps({"weights": str(tmp_path / "w" / "ema.pt"), "list": "training"}))
+    report(str(tmp_path), str(tmp_path / f"{name}.csv"))
+    text = (tmp_path / f"{page}.html").read_text()
+    assert f"weights: w/ema.pt &middot; list: training &middot; table: {name}.csv" in text
 
 
 @SHORT_AXIS
