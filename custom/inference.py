@@ -107,6 +107,11 @@ class SlidingWindowProbabilities(SlidingWindowInferer):
             mean = views[0] if len(views) == 1 else torch.stack(views).mean(0)
             return mean if self.slice_axis is None else mean.unsqueeze(self.slice_axis + 2)
 
+        if self.uncertainty and not _feature_dropouts(network):
+            name = type(network).__name__
+            raise UserError(
+                f"--uncertainty true: {name} has no feature dropout; expected a custom.networks.PerturbedNetwork."
+            )
         segment: Callable[..., Any] = super().__call__
         images = inputs.split(1, dim=1) if self.series else [inputs]
         with _feature_dropout_on(network if self.uncertainty else None):
@@ -138,10 +143,14 @@ def disagreement(clean: torch.Tensor, perturbed: Sequence[torch.Tensor]) -> torc
     return torch.stack(distances).mean(0)
 
 
+def _feature_dropouts(network: Any) -> list[FeatureDropout]:
+    return [m for m in network.modules() if isinstance(m, FeatureDropout)] if isinstance(network, nn.Module) else []
+
+
 @contextmanager
 def _feature_dropout_on(network: Any) -> Iterator[None]:
     """Let the feature dropouts of a network in eval mode act, with the same draws for every image."""
-    dropouts = [m for m in network.modules() if isinstance(m, FeatureDropout)] if isinstance(network, nn.Module) else []
+    dropouts = _feature_dropouts(network)
     with torch.random.fork_rng(enabled=bool(dropouts)):
         if dropouts:
             torch.manual_seed(0)

@@ -3,6 +3,7 @@ import torch
 
 from custom.inference import SlidingWindowProbabilities, disagreement
 from custom.networks import UNet
+from custom.utils.errors import UserError
 
 
 def _starts(size: int, roi: int, stride: int) -> list[int]:
@@ -105,6 +106,11 @@ def test_disagreement_is_0_for_equal_and_1_for_disjoint_decodings():
     assert disagreement(clean, [clean, clean]).item() == 0
     assert disagreement(clean, [clean.flip(1), clean.flip(1)]).item() == 1
     assert disagreement(clean, [clean, clean.flip(1)]).item() == 0.5
+
+
+def test_uncertainty_of_a_network_without_feature_dropout_is_refused():
+    with pytest.raises(UserError, match="--uncertainty true: Conv2d has no feature dropout"):
+        SlidingWindowProbabilities((8, 8), (8, 8), uncertainty=True)(torch.rand(1, 1, 8, 8), torch.nn.Conv2d(1, 2, 1))
 
 
 def test_uncertainty_is_the_same_twice_and_leaves_probabilities_network_and_generator_as_they_are():

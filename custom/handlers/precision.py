@@ -78,7 +78,9 @@ class PrecisionCheck:
 
     def _look_at_inference(self, evaluator: Any) -> None:
         inferer = evaluator.inferer
-        precision = MixedPrecision(evaluator.state.device, inferer.amp)
+        if not getattr(inferer, "amp", False):  # MONAI's own inferers do not know it
+            return
+        precision = MixedPrecision(evaluator.state.device, enabled=True)
         if not _can_be_wrong(precision):
             return
         channels = 1 if inferer.series else evaluator.state.batch["image"].shape[1]

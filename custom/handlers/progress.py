@@ -45,6 +45,7 @@ class ProgressBar:
             self.bar.set_postfix({name: f"{output[name].item():.3f}" for name in self.names if name in output})
 
     def _close(self, engine: Engine, error: BaseException | None = None) -> None:
-        self.bar.close()
+        if hasattr(self, "bar"):  # not where a handler has failed before
+            self.bar.close()
         if error is not None:
             raise error  # Ignite hands an exception to its handlers instead of raising it

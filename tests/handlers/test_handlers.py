@@ -133,6 +133,18 @@ def test_progress_bar_lets_errors_through():
         engine.run([0])
 
 
+def test_progress_bar_lets_the_error_of_a_handler_before_it_through():
+    engine = Engine(lambda engine, batch: None)
+
+    @engine.on(Events.STARTED)
+    def fail():
+        raise RuntimeError("broken start")
+
+    ProgressBar("Training").attach(engine)
+    with pytest.raises(RuntimeError, match="broken start"):
+        engine.run([0])
+
+
 def _load(path, network):
     engine = Engine(lambda engine, batch: None)
     WeightsCheckpointLoader(load_path=str(path), load_dict={"model": network}).attach(engine)
