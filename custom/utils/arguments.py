@@ -12,7 +12,7 @@ from typing import Any
 from monai.bundle import ConfigComponent
 from monai.utils import optional_import
 
-from .settings import is_expression
+from .settings import is_expression, is_object
 
 #: How alike a name must be to a known one to be a slip, where a component passes on arguments that only others know.
 SLIP = 0.85
@@ -83,8 +83,8 @@ class _Walk:
         known = {*same, *(key for example in examples for key in example)}
         if not known or "*" in known:
             return
-        for key in new:
-            if key not in known and not contains_target(node[key]) and not is_expression(node[key]):
+        for key in [key for key in new if key not in known]:
+            if not (contains_target(node[key]) or is_expression(node[key]) or is_object(node[key])):
                 yield did_you_mean(f"{path}::{key}", known, f"is not an entry of {path}: {', '.join(sorted(known))}.")
 
 

@@ -20,16 +20,18 @@ from .. import __version__
 from .arguments import contains_target, did_you_mean, unknown_arguments
 from .errors import UserError, show_user_errors_plainly
 from .ranges import number_problems, range_problems
-from .settings import shown, typed_settings
+from .settings import read_as, shown, typed_settings
 from .settling import EXAMPLES, settle_all
 from .weights import read_settings
 
 logger = logging.getLogger(__name__)
 
 #: Top-level keys that MONAI's own clients set, whether a bundle reads them or not: federated, Label with tracking.
-CLIENT_KEYS = {"run_name", "tracking_uri", "experiment_name"}
+CLIENT_KEYS = {"run_name", "tracking_uri", "experiment_name", "save_execute_config"}
 #: What MONAI's ``run`` reads itself.
 MONAI_KEYS = {"imports", "initialize", "run", "finalize", "training", "evaluating", "inference"}
+#: What the config files of a bundle can run.
+STEPS = ("training", "evaluating", "inference")
 
 
 def check_config() -> None:
@@ -45,7 +47,8 @@ def check_config() -> None:
 
     Raises:
         UserError: names every unknown key with the nearest known one; every setting of another kind, or out of range;
-            words that belong to no setting; or says that the bundle is newer than the code.
+            words that belong to no setting; a step that these config files do not have; or says that the bundle is
+            newer than the code.
     """
     is_command = Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
     if is_command:  # a program that runs a bundle shows its errors as it likes
@@ -55,13 +58,16 @@ def check_config() -> None:
         raise RuntimeError("check_config must be called from a MONAI bundle config.")
     config = workflow.parser.get()
     _refuse_stray_words(workflow)
+    _refuse_other_step(workflow.run_id, config)
     if "help" in config:
         _show_settings(workflow.config_root_path)
     refuse_newer_bundle(config.get(ConfigParser.meta_key) or {})
     files = [ConfigParser.load_config_file(path) for path in sorted(workflow.config_root_path.glob("*.yaml"))]
+    typed = typed_settings(sys.argv[1:]) if is_command else {}
     known = (
         {re.split("#|::", key)[0].lstrip("+") for file in files for key in file}
         | _referenced_keys(config)
+        | _macros(typed.get("config_file"))
         | CLIENT_KEYS
     )
     unknown = [key for key in config if key not in known and key != ConfigParser.meta_key]
@@ -70,7 +76,6 @@ def check_config() -> None:
     known_paths = {key.replace("#", "::") for file in files for key in file} | _referenced_paths(config)
     rest = {key: config[key] for key in config if key not in unknown and key != ConfigParser.meta_key}
     problems += unknown_arguments(rest, defaults, EXAMPLES, known_paths)
-    typed = typed_settings(sys.argv[1:]) if is_command else {}
     for name in _unused(typed, rest):
         logger.warning("--%s has no effect: nothing in this run uses it.", name)
     problems += settle_all(config, defaults, typed)
@@ -96,6 +101,21 @@ def _refuse_stray_words(workflow: ConfigWorkflow) -> None:
         )
 
 
+def _refuse_other_step(wanted: str, config: Mapping[str, Any]) -> None:
+    """Refuse to run what is no step, such as a section, and to train with the files of an evaluation.
+
+    Its validation would load the weights that are there into the network that is trained.
+    """
+    steps = [name for name in STEPS if name in config]
+    if wanted == "training" and "evaluating" in steps:
+        raise UserError("evaluate.yaml is for `run evaluating`; leave it out of the config list of `run training`.")
+    found = config.get(wanted)
+    if wanted == "evaluating" and found is None and "training" in steps:
+        raise UserError("`run evaluating` needs evaluate.yaml; add it to the config list, after train.yaml.")
+    if found is None or (isinstance(found, Mapping) and "_target_" not in found):
+        raise UserError(f"`run {wanted}`: expected {' or '.join(steps)}, as these config files have them.")
+
+
 def _show_settings(folder: Path) -> None:
     """Print what can be set, as the config files say it that the command names, and end the program."""
     named = " ".join(sys.argv)
@@ -107,9 +127,12 @@ def _show_settings(folder: Path) -> None:
 
 
 def client_gives_cases() -> bool:
-    """Say whether a client, such as MONAI Label, has put its own cases in the place of the data list's."""
+    """Say whether a client, such as MONAI Label, has put cases, or a data set, in the place of the data list's."""
     workflow = _running_workflow()
-    return workflow is not None and isinstance(workflow.parser["train::dataset::data"], list)
+    if workflow is None:
+        return False
+    dataset = workflow.parser["train::dataset"]
+    return not isinstance(dataset, Mapping) or isinstance(dataset["data"], list)
 
 
 def resolved_config() -> dict[str, Any]:
@@ -125,7 +148,7 @@ def resolved_config() -> dict[str, Any]:
     config = {key: value for key, value in parser.get().items() if key != ConfigParser.meta_key}
     resolved = {}
     for key, value in config.items():
-        found = value if _has_components(key, config) else _plain(parser.get_parsed_content(key))
+        found = value if _has_components(key, config) else parser.get_parsed_content(key)
         resolved[key] = _plain(value if callable(found) else found)
     return resolved
 
@@ -154,12 +177,15 @@ def _has_components(key: str, config: Mapping[str, Any], seen: frozenset[str] = 
 
 
 def _plain(value: Any) -> Any:
-    """Turn a value into what JSON can hold, or leave it when it is a function."""
+    """Turn a value into what JSON can hold; objects that a program has put there become the names of their classes."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_plain(item) for item in value]
-    return value if callable(value) or isinstance(value, (str, int, float, bool, type(None))) else str(value)
+    if isinstance(value, (str, int, float, bool, type(None))):
+        return value
+    text = str(value)
+    return type(value).__qualname__ if callable(value) or " at 0x" in text else text
 
 
 def refuse_newer_bundle(metadata: Mapping[str, Any]) -> None:
@@ -239,6 +265,12 @@ def _running_workflow() -> ConfigWorkflow | None:
 
 def _referenced_keys(config: Any) -> set[str]:
     return {key for text in _strings(config) for key in re.findall(r"[@%](\w+)", text)}
+
+
+def _macros(config_file: Any) -> set[str]:
+    """List the keys that config files, as the command line names them, copy with ``%``; MONAI has replaced them."""
+    files = read_as(config_file, [["a.yaml"]]) if isinstance(config_file, str) else []
+    return _referenced_keys([ConfigParser.load_config_file(path) for path in files if Path(path).is_file()])
 
 
 def _unused(typed: Mapping[str, Any], config: Mapping[str, Any]) -> list[str]:

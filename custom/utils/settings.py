@@ -104,6 +104,13 @@ def is_expression(value: Any) -> bool:
     return isinstance(value, str) and value.startswith(("$", "@", "%"))
 
 
+def is_object(value: Any) -> bool:
+    """Say whether a value is none that a config file holds, but an object that a program has put there."""
+    if isinstance(value, (list, tuple)):
+        return any(map(is_object, value))
+    return not isinstance(value, (str, int, float, dict, os.PathLike, type(None)))
+
+
 def is_flag(argument: str) -> bool:
     """Say whether an argument of a command line is a flag, as Fire sees it; a negative number is none."""
     return re.match("--|-[a-zA-Z]", argument) is not None

@@ -1,13 +1,12 @@
 """Give settings the kinds that they are meant to have, or say which are of another kind."""
 
-import os
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeGuard
 
 from monai.bundle import ConfigParser
 
-from .settings import UnfitError, below_home, guess, is_expression, read_as, shown
+from .settings import UnfitError, below_home, guess, is_expression, is_object, read_as, shown
 
 _RAMP = {"start": 0.0, "end": 1.0, "delay": 0, "rampup_iterations": 1}
 #: Examples of what settings may be whose default does not tell: it is computed, or null, or one of several kinds.
@@ -91,7 +90,7 @@ class _Settling:
         if typed is not None and not _is_structure(node) and not is_expression(typed):
             node = self._read(typed, examples, default, path, in_component)
             return _keep_number_sign(below_home(node) if is_place else node)
-        if is_expression(node) or not isinstance(node, (str, int, float, list, tuple, dict, os.PathLike, type(None))):
+        if is_expression(node) or is_object(node):
             return node
         if isinstance(node, dict):
             return self._settle_mapping(node, examples, default, path, in_component)

@@ -1,6 +1,7 @@
 """Every config of every bundle runs on synthetic volumes, from wherever it is started."""
 
 import json
+from copy import deepcopy
 from pathlib import Path
 
 import nibabel as nib
@@ -10,6 +11,8 @@ import torch
 from by_intensity import ByIntensity
 from conftest import BUNDLES, LEARNABLE, LEFT_ATRIUM, ROOT, SHORT_AXIS, Bundle, read_csv, refused
 from monai.bundle import ConfigParser, ConfigWorkflow
+from monai.handlers import StatsHandler
+from monai.inferers import SimpleInferer
 from PIL import Image
 from starter import Done, run_command
 
@@ -451,6 +454,33 @@ def test_monai_finds_every_required_property(kind, files, bundle, tiny_dataset, 
     workflow = ConfigWorkflow(paths, workflow_type=kind, **bundle.settings(run_id, **data | places))
     workflow.initialize()
     assert workflow.check_properties() == []
+
+
+def test_a_program_s_own_objects_take_part_in_a_training(bundle, tiny_dataset, tmp_path):
+    """A network, transforms, an inferer, a data set and handlers, set as properties of MONAI's workflow."""
+    data = {"datalist": str(tiny_dataset), "ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    paths = [str(bundle.configs / "train.yaml")]
+    workflow = ConfigWorkflow(paths, workflow_type="train", **bundle.settings("training", **data))
+    workflow.initialize()
+    network, iterations = deepcopy(workflow.network_def), []
+    handlers = [*workflow.train_handlers, StatsHandler(iteration_print_logger=lambda _: iterations.append(1))]
+    workflow.network_def, workflow.train_handlers = network, handlers
+    workflow.train_inferer = SimpleInferer()
+    workflow.initialize()
+    workflow.val_dataset = workflow.val_dataset
+    workflow.initialize()
+    workflow.run()
+    assert len(iterations) == workflow.parser["max_iterations"]
+    assert json.loads((tmp_path / "eval" / "run.json").read_text())["config"]["network_def"] == type(network).__name__
+    trained = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
+    assert all(torch.equal(value.cpu(), trained[name]) for name, value in network.state_dict().items())
+
+
+def test_inference_works_with_an_inferer_of_monai(trained, run_bundle, tiny_dataset, bundle, tmp_path):
+    kind = "SlidingWindowInferer" if _config(bundle, "inference")["slice_axis"] is None else "SliceInferer"
+    inferer = {"_target_": kind, "roi_size": "@patch_size", "overlap": 0.25, "sw_batch_size": 2}
+    run_bundle("inference", ["inference"], dataset_dir=str(tiny_dataset.parent), inferer=inferer)
+    assert len(list((tmp_path / "eval").glob("*_seg.*"))) == len(list((tiny_dataset.parent / "images").iterdir()))
 
 
 def test_metadata_tells_the_version_and_its_change(bundle):

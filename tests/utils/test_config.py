@@ -73,6 +73,25 @@ def test_a_word_that_belongs_to_no_setting_is_refused(name, run, files, tmp_path
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("bundle", BUNDLES)
+@pytest.mark.parametrize(
+    ("run", "files", "message"),
+    [
+        ("training", ["train", "evaluate"], "evaluate.yaml is for `run evaluating`; leave it out of the config list"),
+        ("evaluating", ["train"], "`run evaluating` needs evaluate.yaml; add it to the config list, after train.yaml."),
+        ("train", ["train"], "`run train`: expected training"),
+        ("validate", ["train", "evaluate"], "`run validate`: expected training or evaluating"),
+        ("inferenc", ["inference"], "`run inferenc`: expected inference"),
+    ],
+)
+def test_a_step_that_the_files_do_not_have_is_refused_before_anything_is_read(bundle, run, files, message, tmp_path):
+    configs = [str(BUNDLES[bundle].configs / f"{file}.yaml") for file in files]
+    places = {"output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path / "models")}
+    with refused(message):
+        ConfigWorkflow(configs, run_id=run, **places).initialize()
+    assert not list(tmp_path.iterdir())
+
+
 def test_a_program_that_runs_a_bundle_keeps_its_own_way_to_show_errors(tmp_path):
     before = sys.excepthook
     _workflow(tmp_path).initialize()
@@ -81,6 +100,28 @@ def test_a_program_that_runs_a_bundle_keeps_its_own_way_to_show_errors(tmp_path)
 
 def test_known_settings_and_referenced_helpers_pass(tmp_path):
     _workflow(tmp_path, eta="$@helper * 2", helper=0.2).initialize()
+
+
+def test_a_helper_that_a_user_s_file_copies_with_a_macro_passes(tmp_path, monkeypatch):
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("helper: 0.2\neta: '%helper'\n")
+    workflow = _workflow(tmp_path)
+    command = ["/lib/monai/bundle/__main__.py", "run", "run", "--config_file", f"['run.yaml','{overlay}']"]
+    monkeypatch.setattr(sys, "argv", command)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    config = ConfigWorkflow([str(tmp_path / "configs" / "run.yaml"), str(overlay)], meta_file=workflow.meta_file)
+    config.initialize()
+    assert config.parser["eta"] == 0.2
+
+
+def test_objects_of_a_program_are_taken_as_they_are(tmp_path):
+    handlers, metric = [object()], object()
+    workflow = _workflow(tmp_path, "train: {handlers: [{_target_: a.B}], metrics: {mean: {_target_: a.C}}}\n")
+    workflow.parser["train::handlers"] = handlers
+    workflow.parser["train::metrics"] = {"other": metric}
+    workflow.initialize()
+    assert workflow.parser["train::handlers"] is handlers
+    assert workflow.parser["train::metrics"]["other"] is metric
 
 
 def test_user_error_lists_its_problems():
