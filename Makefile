@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/'
 
-demo: $(VENV)/ready  ## train with and without unlabeled scans on synthetic hearts, in three to four minutes on two cores
+demo: $(VENV)/ready  ## train with and without unlabeled scans on synthetic hearts, in 2 to 8 minutes on two cores
 	$(BIN)/python -m tools.demo
 
 test: $(VENV)/ready  ## run the test suite on all cores
