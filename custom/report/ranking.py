@@ -19,7 +19,7 @@ from ..utils.names import case_of
 from ..utils.tables import Row
 
 #: How far from the predicted boundary uncertainty counts, in voxels. With 4 the order follows the true Dice better
-#: than with 2, on left atria and on short axes (docs/inference.md).
+#: than with 2, on left atria and on short axes (docs/performance.md).
 REACH = 4
 #: An axis whose voxels are longer than so many of the shortest ones lies across thick slices.
 THICK = 2.0
