@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from custom.utils.settings import guess
 from custom.utils.tables import Row, format_table, write_csv
 from custom.utils.weights import read_weights, refuse_missing_weights
 
+from ..plan.command import PLAN
 from ..prepare.writer import write_json
 from .candidates import POOL, Patient, bottleneck_features, by_patient, farthest_first, most_doubtful, standardized
 from .layout import LABELED, LABELS, REST, TO_LABEL, copy_images, write_lists
@@ -60,7 +62,8 @@ def suggest(
         output: folder for suggestions.csv, to_label/, predictions/ and two data lists: unlabeled_rest.json lacks the
             suggested scans, labeled_next.json has them in ``training``, with labels expected in labels/.
         count: how many patients.
-        bundle: in bundles/, such as crossmatch_la, or a bundle's folder; by default that of the data set's preparation.
+        bundle: in bundles/, such as crossmatch_la, or a bundle's folder; by default that of the data
+            set's plan or preparation.
         ckpt_path: weights with their .json file, such as runs/own/model.pt; the bundle's own by default.
         patient_pattern: regular expression that finds the patient in a file name, such as 'patient\d+'; by default that
             of the data set's preparation, else the bundle's.
@@ -90,13 +93,20 @@ def suggest(
 
 def _configs(bundle: str | None, datalist: Path) -> Path:
     """Find the folder of a bundle's configs."""
-    name = bundle or f"crossmatch_{_prepared(datalist).get('command')}"
+    name = bundle or _planned_bundle(datalist) or f"crossmatch_{_prepared(datalist).get('command')}"
     folder = BUNDLES / name if (BUNDLES / name).is_dir() else Path(name)
     if not (folder / "configs" / "inference.yaml").is_file():
         known = ", ".join(sorted(path.name for path in BUNDLES.glob("*/")))
         found = "none was given" if bundle is None else f"got {bundle}"
         raise UserError(f"--bundle: expected the one of the weights, {known}, or a bundle's folder; {found}.")
     return folder / "configs"
+
+
+def _planned_bundle(datalist: Path) -> str | None:
+    """Read for which bundle the plan beside a data list is, as its head says."""
+    path = datalist.parent / PLAN
+    match = re.search(r"crossmatch_\w+", path.read_text()) if path.is_file() else None
+    return match[0] if match else None
 
 
 def _patient_pattern(given: str | None, configs: Path, datalist: Path) -> str | None:
@@ -217,4 +227,5 @@ def _tell(folder: Path, datalist: Path, rows: Sequence[Row], cases: Sequence[Cas
         f"Until then {folder / REST} is the data list without the scan(s)."
     )
     if _prepared(datalist).get("command") == "own":
-        print("   Or put them with your other labels, and give `crossmatch prepare own` as before.")
+        named = f"as {example}_seg{ending}"
+        print(f"   Or put them with your other labels, {named}, and give `crossmatch prepare own` as before.")
