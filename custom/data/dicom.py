@@ -14,7 +14,7 @@ from monai.data import ITKReader
 from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
-from .dicom_headers import Series, read_series
+from .dicom_headers import OTHER_OBJECTS, Series, read_series
 from .folders import is_written_by_inference
 
 #: Elements of groups 2 and 8 with which a file without preamble may begin, and their types.
@@ -104,6 +104,24 @@ def series_of_slice(path: Path) -> str | None:
         return str(header.get("SeriesInstanceUID") or "") or None if is_single else None
     except Exception:  # whoever reads its voxels says what is damaged
         return None
+
+
+def other_object(files: Sequence[Path]) -> str | None:
+    """Say what the DICOM files of a folder are, where none is of a scan, such as RTSTRUCT."""
+    if not files:
+        return None
+    import pydicom
+
+    kinds = set()
+    for path in files:
+        try:
+            header = pydicom.dcmread(path, specific_tags=["Modality"], stop_before_pixels=True, force=True)
+            kinds.add(str(header.get("Modality")))
+        except Exception:  # whoever reads its voxels says what is damaged
+            return None
+        if not kinds <= set(OTHER_OBJECTS):
+            return None
+    return " and ".join(sorted(kinds))
 
 
 def slices_beside(path: Path) -> int:

@@ -125,7 +125,7 @@ def _slices(path: Path) -> list[Slice]:
     slices = _frames(path, header)
     kind = str(slices[0].get("Modality"))
     if kind in OTHER_OBJECTS:
-        raise UserError(f"{path.name} is no slice of a scan but a {kind} object; give it a folder of its own.")
+        raise UserError(f"{path.name} is no slice of a scan but a {kind} object; move it into a folder of its own.")
     if header.get("SOPClassUID") is None and "PixelData" not in header:
         raise UserError(f"{path.name} is truncated or damaged, or no DICOM file; copy it again, or remove it.")
     if "PixelData" not in header:

@@ -5,12 +5,12 @@ The one place where folders are searched, for preparation and inference alike. W
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..utils.names import file_stem
-from .dicom import dicom_files
+from ..utils.names import file_stem, same_name
+from .dicom import dicom_files, other_object
 from .folders import is_written_by_inference, walk
 from .photos import PHOTO_SUFFIXES
 
@@ -28,6 +28,8 @@ PREDICTION_FOLDER = re.compile(r"(?:predictions?|preds?)", re.IGNORECASE)
 ENDS = rf"(?:{WORDS}|label-[a-z0-9]+_roi)"
 #: a_seg, seg_a, seg01; the group that is not None is the name of the scan.
 LABEL_NAME = re.compile(rf"(.+?)[-_. ]{ENDS}|{WORDS}[-_. ]+(.+)|{WORDS}(\d.*)|{WORDS}()", re.IGNORECASE)
+#: a_mask_1, a_seg_v2: a label of the scan a, where there is one beside it.
+LABEL_WITHIN = re.compile(rf"(.+?)[-_. ]+{WORDS}[-_. ]+.+", re.IGNORECASE)
 PREDICTION_NAME = re.compile(r".+_(?:probs|uncertainty)")
 #: Files that may hold scans, which are not looked into.
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
@@ -51,7 +53,8 @@ def list_scans(
 ) -> Listing:
     """Find scans and labels in a folder and those below, linked ones too; each file is taken once.
 
-    A file counts as a label by its name (``a_seg``, ``label_a``, ``mask``) or by its folder's (``labelsTr``).
+    A file counts as a label by its name (``a_seg``, ``label_a``, ``mask``; beside a scan ``a`` also ``a_seg_v2``) or by
+    its folder's (``labelsTr``).
 
     Args:
         folder: the folder.
@@ -72,6 +75,8 @@ def list_scans(
             name, real = str(path.relative_to(folder)), os.path.realpath(path)
             if path.name.startswith(".") and path != folder:
                 left_out.append(f"{name} (hidden)")
+            elif path == here and (kind := other_object(dicom)) is not None:
+                left_out.append(f"{name} ({kind}, no scan)")
             elif path in slices or real in skipped or (has_header and name.lower().endswith(VOXEL_SUFFIXES)):
                 continue
             elif not path.exists():
@@ -90,7 +95,9 @@ def list_scans(
                 left_out.append(f"{name} (the same file as {scans[real].relative_to(folder)})")
             else:
                 scans[real] = path
-    return Listing(sorted(scans.values()), sorted(labels), [*left_out, *others])
+    within = _labels_beside(list(scans.values()))
+    kept = sorted(path for path in scans.values() if path not in within)
+    return Listing(kept, sorted([*labels, *within]), [*left_out, *others])
 
 
 def tell_left_out(left_out: Collection[str]) -> None:
@@ -112,6 +119,13 @@ def _is_label(path: Path, root: Path) -> bool:
         if LABEL_FOLDER.fullmatch(part) or IMAGE_FOLDER.fullmatch(part):
             return LABEL_FOLDER.fullmatch(part) is not None or LABEL_NAME.fullmatch(file_stem(path)) is not None
     return LABEL_NAME.fullmatch(file_stem(path)) is not None
+
+
+def _labels_beside(scans: Sequence[Path]) -> set[Path]:
+    """Find labels among scans whose names begin as that of a scan beside them, and go on with a word for labels."""
+    stems = {(scan.parent, same_name(file_stem(scan))) for scan in scans}
+    matches = {scan: LABEL_WITHIN.fullmatch(file_stem(scan)) for scan in scans if not scan.is_dir()}
+    return {scan for scan, match in matches.items() if match and (scan.parent, same_name(match[1])) in stems}
 
 
 def _is_prediction(path: Path, root: Path) -> bool:
