@@ -68,6 +68,9 @@ def prepare_scans(
     datalists = {file: {**about, **_entries(content, scans)} for file, content in usable.items()}
     folder = write_dataset(output, list(scans.values()), datalists, record)
     print(f"{len(scans)} scan(s) in {folder}; data lists: {', '.join(datalists)}")
+    first = next(iter(usable), None)
+    if first is not None:
+        print(f"{first}: {', '.join(f'{len(found)} {key}' for key, found in usable[first].items() if found)}")
 
 
 def _with_labeled_scans(usable: Mapping[str, Lists], lists: Mapping[str, Lists]) -> dict[str, Lists]:

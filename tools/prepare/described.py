@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from tqdm import tqdm
 
 from custom.data.checks import read_image
 from custom.data.datalist import nothing_labeled
-from custom.data.geometry import label_problem
+from custom.data.geometry import label_problem, text_header
 from custom.utils.errors import UserError
-from custom.utils.names import structure_names
+from custom.utils.names import are_class_names, structure_names
 
 from .assembling import along_axes_of
 from .pairing import OwnScan
 
+NRRD = (".nrrd", ".nhdr")
+#: What 3D Slicer writes of each segment into a header.
+SEGMENT = re.compile(r"^Segment(\d+)_(Name|LabelValue):=(.*)$", re.MULTILINE)
 #: Labels with more values than this mark no structures; they may be images.
 MOST_STRUCTURES = 100
 
@@ -74,6 +78,40 @@ class Description:
                 "--classes."
             )
         return names or None
+
+
+def segments_in(labels: Sequence[Path]) -> list[str] | None:
+    """Read how 3D Slicer has named the structures labeled 1, 2, ..., in the headers of ``.seg.nrrd`` files.
+
+    Returns:
+        Names; None where no file has any, or not for every number.
+
+    Raises:
+        UserError: when files number the structures otherwise, which would mix them up.
+    """
+    known: dict[int, tuple[str, Path]] = {}
+    problems = []
+    for path in [path for path in labels if path.name.lower().endswith(NRRD)]:
+        for value, name in _segments(path).items():
+            first = known.setdefault(value, (name, path))
+            if first[0] != name:
+                problems.append(f"{value} is {first[0]} in {first[1]}, but {name} in {path}.")
+    if problems:
+        raise UserError(
+            "structures have other numbers in other files, which would be taken for one another, nothing was written; "
+            "export the labels again with one order of the segments:",
+            problems,
+        )
+    names = [known[value][0] for value in sorted(known)]
+    return names if sorted(known) == list(range(1, len(known) + 1)) and are_class_names(names) else None
+
+
+def _segments(path: Path) -> dict[int, str]:
+    """Read names of segments by their values."""
+    header = text_header(str(path)).partition(b"\n\n")[0].decode(errors="replace")
+    fields = {(number, field): text.strip() for number, field, text in SEGMENT.findall(header)}
+    values = {number: text for (number, field), text in fields.items() if field == "LabelValue" and text.isdecimal()}
+    return {int(text): fields[number, "Name"] for number, text in values.items() if (number, "Name") in fields}
 
 
 def structures_in(scans: Sequence[OwnScan]) -> list[str]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from custom.data.checks import CaseRule
 from custom.data.dicom import check_series
+from custom.data.finding import first_names
 from custom.data.photos import is_colored, is_photo
 from custom.utils.errors import UserError
 from custom.utils.files import refuse_unwritable
@@ -19,10 +20,20 @@ from ..numbers import refuse_not_positive
 from ..plan.command import PLAN, plan_dataset, seconds
 from .assembling import Lists, prepare_scans
 from .copies import find_copies, refuse_copies_apart
-from .described import Description, refuse_nothing_labeled, structures_in
+from .described import Description, refuse_nothing_labeled, segments_in, structures_in
 from .layouts import Files, read_volume, scan_files
 from .pairing import OwnScan, own_scans
-from .splitting import fold_lists, listed_before, split_patients, without_held_out
+from .splitting import (
+    fold_lists,
+    listed_before,
+    listed_by_folder,
+    names_before,
+    split_patients,
+    without_held_out,
+)
+
+#: What is said where no label was found.
+LABEL_FORMATS = "expected a label map for some, as NIfTI, NRRD, MetaImage or PNG, called as its scan or NAME_seg"
 
 
 def own(
@@ -53,14 +64,15 @@ def own(
     Args:
         images: folder of NIfTI, NRRD, MetaImage files or photographs, or of folders with a DICOM series each, or of
             folders with either. Labels that lie there too are taken where no other folder of labels is given; so it may
-            be a data set of nnU-Net or of the Medical Segmentation Decathlon, whose ``imagesTs`` become unlabeled.
+            be a data set of nnU-Net or of the Medical Segmentation Decathlon, whose ``imagesTs`` become unlabeled, or
+            the test list where they have labels. Folders called val or test make those lists too.
         output: dataset folder.
         labels: folder of labels named as their images, or NAME_seg, NAME_label, NAME_mask, NAME_manual, NAME_gt; may
             hold fewer.
         validation: fraction of the labeled patients to keep for validation.
         test: fraction of the labeled patients to keep for the test list.
         classes: names of the structures labeled 1, 2, and so on, such as "liver,tumor"; those of ``dataset.json`` if
-            there is one, else "foreground", or "class_1,class_2" and so on.
+            there is one, else those of segments in .seg.nrrd, else "foreground", or "class_1,class_2" and so on.
         patient_pattern: regular expression that finds the patient in the name of a file or of a folder above it, such
             as 'patient\d+'; without it every scan is a patient of its own.
         modality: MRI, CT and so on, for the data list; that of ``dataset.json`` if there is one.
@@ -84,11 +96,17 @@ def own(
     ends = None if channels is None else _channel_names(channels)
     label_folder = None if labels is None else Path(labels)
     scans = own_scans(source, label_folder, folder, ends, len(described.channels) or None)
-    named = {name: Path(file) for file, name in case_names(scans).items()}
-    given = described.classes if classes is None else classes
+    named = _named(scans, source, folder)
+    labeled = [scan.label for scan in scans.values() if scan.label is not None]
+    if labels is not None and not labeled:
+        raise UserError(f"{labels}: holds no label of these scans, nothing was written; {LABEL_FORMATS}.")
+    segments = segments_in(labeled)
+    given = (described.classes or segments) if classes is None else classes
     names = _class_names(given or structures_in(list(scans.values())))
     found = _own_files({name: scans[file] for name, file in named.items()}, len(names) + 1)
-    patients = _patients(named, source, patient_pattern)
+    places = {name: file.relative_to(source if file != source else source.parent) for name, file in named.items()}
+    patient_pattern = _bids_pattern(places.values()) if patient_pattern is None else patient_pattern
+    patients = _patients(places, patient_pattern, bool(validation or test or folds))
     fractions = {"validation": float(validation), "test": float(test)}
     about = {
         "name": folder.name,
@@ -109,14 +127,18 @@ def own(
     if ends is not None or any(files.others for files in found.values()):
         options |= {"channels": ends, "resample": resample}
     record = {"command": "own", "source": str(images), "options": options}
-    lists = _lists(found, patients, fractions, folds, int(seed), folder)
+    record["sources"] = {name: str(place) for name, place in places.items()}
+    held = listed_by_folder({name: places[name] for name, files in found.items() if files.label is not None}, patients)
+    lists = _lists(found, patients, fractions, folds, int(seed), folder, held)
     paths = {name: scans[path].files for name, path in named.items()}
     refuse_copies_apart(find_copies(paths), paths, lists)
     for content in lists.values():
         refuse_nothing_labeled([label for name in content["training"] if (label := scans[named[name]].label)])
     rule = CaseRule(len(about["modality"]), len(names) + 1, dimensions=3)
     prepare_scans(str(folder), found, lists, about, record, resample=resample, rule=rule)
-    if plan is not None and lists["datalist.json"]["training"]:
+    if not labeled:
+        print(f"no scan has a label, so nothing can be trained yet; {LABEL_FORMATS}.")
+    elif plan is not None and lists["datalist.json"]["training"]:
         _plan(folder, folder / plan, budget, memory_gb)
 
 
@@ -127,10 +149,12 @@ def _lists(
     folds: int,
     seed: int,
     folder: Path,
+    held: Mapping[str, Collection[str]],
 ) -> dict[str, Lists]:
     """Split whole patients into the lists of ``datalist.json`` and, where they are asked for, of the folds."""
     labeled = [name for name, files in found.items() if files.label is not None]
-    lists = split_patients(labeled, patients, fractions, seed, listed_before(folder, patients))
+    held = {"test": held["test"]} if folds else held  # each fold has a validation list of its own
+    lists = split_patients(labeled, patients, fractions, seed, listed_before(folder, patients), held)
     lists["unlabeled"] = [name for name in found if name not in labeled]
     of_folds = fold_lists(lists, patients, folds, seed, folder) if folds else {}
     return {"datalist.json": without_held_out(lists, patients), **of_folds}
@@ -169,17 +193,45 @@ def _own_case(scan: OwnScan, num_classes: int) -> Files:
     return made._replace(image=first, others=tuple(others), made_from=(*places, *made.made_from[1:]))
 
 
-def _patients(files: Mapping[str, Path], source: Path, pattern: str | None) -> dict[str, str]:
+def _named(scans: Mapping[Path, OwnScan], source: Path, folder: Path) -> dict[str, Path]:
+    """Name the scans; one that was prepared before keeps its name, whatever was added since."""
+    before, named = names_before(folder), {name: Path(file) for file, name in case_names(scans).items()}
+    known = {name: before.get(os.path.relpath(file, source), name) for name, file in named.items()}
+    return {known[name]: file for name, file in named.items()} if len(set(known.values())) == len(named) else named
+
+
+def _bids_pattern(places: Iterable[Path]) -> str | None:
+    """Give the pattern of BIDS's subjects where every scan is of one, so that their sessions stay together."""
+    is_bids = [bool(re.match(r"sub-[a-zA-Z0-9]+", place.name)) for place in places]
+    return r"sub-[a-zA-Z0-9]+" if is_bids and all(is_bids) else None
+
+
+def _patients(places: Mapping[str, Path], pattern: str | None, splits: bool) -> dict[str, str]:
     """Find the patient of every scan, by its path below the folder of scans, which may itself be the only scan."""
-    below = {name: file.relative_to(source if file != source else source.parent) for name, file in files.items()}
-    patients = {name: patient_name(path, pattern) for name, path in below.items()}
-    alone = [name for name, path in below.items() if pattern and not re.search(pattern, path.as_posix())]
-    if below and len(alone) == len(below):
-        example = next(iter(below.values()))
+    patients = {name: patient_name(path, pattern) for name, path in places.items()}
+    alone = [name for name, path in places.items() if pattern and not re.search(pattern, path.as_posix())]
+    if places and len(alone) == len(places):
+        example = next(iter(places.values()))
         raise UserError(f"--patient_pattern {pattern} finds no patient in any name, such as {example}.")
+    if pattern is None and splits:
+        _tell_shared_beginnings(list(places))
     if alone:
         print(f"--patient_pattern finds no patient in {len(alone)} scan(s), each then its own: {', '.join(alone[:20])}")
     return patients
+
+
+def _tell_shared_beginnings(names: Sequence[str]) -> None:
+    """Say that scans may be of one patient where their names begin alike, up to a number."""
+    beginnings: dict[str, list[str]] = {}
+    for name in names:
+        match = re.match(r"(\D*\d+)\D", name)
+        beginnings.setdefault(match[1] if match else name, []).append(name)
+    shared = [found for found in beginnings.values() if len(found) > 1]
+    if shared and len(beginnings) > 1:
+        print(
+            f"{first_names(shared[0])} count as patients of their own, and may come into different lists; if they are "
+            "of one patient, say how to find it, such as --patient_pattern 'patient\\d+'"
+        )
 
 
 def _channel_names(channels: str | Sequence[str]) -> list[str]:

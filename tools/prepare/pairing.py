@@ -16,6 +16,7 @@ from custom.data.finding import (
     IMAGE_FOLDER,
     LABEL_FOLDER,
     LABEL_NAME,
+    LABEL_WITHIN,
     VOLUME_SUFFIXES,
     WORDS,
     first_names,
@@ -34,6 +35,8 @@ MARKED = re.compile(r"(.+)[-_. ](?:manual|roi|lesion)", re.IGNORECASE)
 BIDS_ENTITY = re.compile(r"_(?:desc|label|space|res|den)-[^_]+", re.IGNORECASE)
 BIDS_IMAGE = re.compile(r"(sub-.+)_[a-z0-9]+", re.IGNORECASE)
 NO_IMAGE = "no image of that name"
+#: What the channels of a case are called: sequences of MRI, and kinds of scans.
+SEQUENCE = re.compile(r"t[12]\w*|fl(?:air)?|adc|dwi|swi|hbv|b\d+|pdw?|ct|pet|c\d+|ch\d+|dce\d*", re.IGNORECASE)
 
 
 class OwnScan(NamedTuple):
@@ -51,7 +54,7 @@ def pair_labels(
     Args:
         scans: files, or folders of DICOM files.
         labels: files named as their scan, or with a word such as ``_seg`` or ``label_``; a file called ``label`` is of
-            the only scan in its folder. A scan may also be named with its folders, or by the folder that it has alone.
+            the only scan in its folder. A scan may also be named with its folders, or by a folder that it has alone.
         scan_root: folder below which the scans are.
         label_root: folder below which the labels are.
 
@@ -59,14 +62,14 @@ def pair_labels(
         Labels by scan, and a line for each label without a scan of its own, by label.
     """
     homes = {scan: _home(scan, scan_root) for scan in scans}
-    alone = Counter(homes.values())
+    alone = Counter(home[: k + 1] for home in homes.values() for k in range(len(home)))  # scans below each folder
     exact: dict[str, list[Path]] = defaultdict(list)
     bids: dict[str, list[Path]] = defaultdict(list)  # sub-01 for sub-01_T1w, where no scan is called sub-01 itself
     bare: dict[str, list[Path]] = defaultdict(list)  # and for sub-01_space-MNI_T1w, where there is no sub-01_T1w
     for scan, home in homes.items():
         names = _scan_names(scan)
         names |= {"_".join([*home[k:], name]) for name in names for k in range(len(home))}
-        for name in names | ({home[-1]} if home and alone[home] == 1 else set()):
+        for name in names | {part for k, part in enumerate(home) if alone[home[: k + 1]] == 1}:
             exact[name].append(scan)
         for known, name in ((bids, file_stem(scan)), (bare, BIDS_ENTITY.sub("", file_stem(scan)))):
             if match := BIDS_IMAGE.fullmatch(name):
@@ -77,7 +80,7 @@ def pair_labels(
     for label in labels:
         home, found = _home(label, label_root), []
         for known, name in product((exact, bids, bare), _label_names(label)):
-            matching = known.get(name, []) if name else [scan for scan in scans if homes[scan] == home]
+            matching = known.get(name, []) if name else [scan for scan in scans if home in _places(scan, homes[scan])]
             found = [scan for scan in matching if homes[scan] == home] or matching
             if found:
                 break
@@ -172,6 +175,8 @@ def _channels_hint(scans: Sequence[Path], labels: Sequence[Path], images: Path, 
     names = sorted(shared, key=lambda name: (name[:1].lower() != "t", name))  # t1,t1ce,t2,flair, as is customary
     if len(names) < 2 or any(found != shared for found in ends.values()) or not are_channel_names(names):
         return ""
+    if not all(map(SEQUENCE.fullmatch, names)):
+        return ""
     grouped = group_channels(scans, names)
     if grouped.problems or grouped.left_out or pair_labels(list(grouped.cases), labels, images, root)[1]:
         return ""
@@ -196,7 +201,7 @@ def _by_structure(strays: Mapping[Path, str], cases: Sequence[Path], images: Pat
     hint = "merge them into one label map with 1, 2, ..., as docs/own_data.md shows"
     lines = [
         f"{case}: {len(labels)} label files, {first_names(label.name for label in labels)}; if each marks a structure "
-        f"of it, {hint}; else their images are missing"
+        f"of it, {hint}; if they are of several readers, keep one; else their images are missing"
         for case, labels in several.items()
     ]
     told = {label for labels in several.values() for label in labels}
@@ -240,6 +245,11 @@ def _home(path: Path, root: Path) -> tuple[str, ...]:
     return tuple(same_name(f) for f in folders if not (LABEL_FOLDER.fullmatch(f) or IMAGE_FOLDER.fullmatch(f)))
 
 
+def _places(scan: Path, home: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """Folders in which a label of a scan may lie: the scan's own, and among the slices of a DICOM series."""
+    return [home, (*home, same_name(scan.name))] if scan.is_dir() else [home]
+
+
 def _scan_names(scan: Path) -> set[str]:
     names = {file_stem(scan), case_name(scan)}
     matches = [IMAGE_NAME.fullmatch(name) for name in names]
@@ -249,8 +259,9 @@ def _scan_names(scan: Path) -> set[str]:
 
 def _label_names(label: Path) -> list[str]:
     """Names that a label's scan may have, the likeliest first; empty for whatever scan is alone in the folder."""
-    stem = file_stem(label)
+    stem = file_stem(label).removesuffix(".seg") or file_stem(label)  # of 3D Slicer's .seg.nrrd
     match = LABEL_NAME.fullmatch(stem) or re.fullmatch(rf"(.+){WORDS}", stem, re.IGNORECASE)
+    match = match or LABEL_WITHIN.fullmatch(stem)
     names = [stem, *(group for group in (match.groups() if match else ()) if group is not None)]
     names += [match[1] for name in names if (match := MARKED.fullmatch(name))]
     names += [BIDS_ENTITY.sub("", name) for name in names[1:] if name.lower().startswith("sub-")]

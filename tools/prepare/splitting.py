@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from monai.utils import ensure_tuple
 
 from custom.data.datalist import LISTS, read_lists
+from custom.data.folders import PREPARED
 from custom.utils.errors import UserError
+from custom.utils.files import read_json
 from custom.utils.names import case_file, file_stem
 
 #: Lists of patients whose labels are kept from training.
 HELD_OUT = ("validation", "test")
+#: Folders of such patients, as in ``val/images``, ``imagesVal`` and ``imagesTs``.
+HELD_OUT_FOLDERS = {
+    key: re.compile(rf"(?:(?:images?|scans?)[-_ ]?)?(?:{words})|(?:images|scans){short}", re.IGNORECASE)
+    for key, words, short in (("validation", "val|valid|validation", "va"), ("test", "test|testing", "ts"))
+}
+
+
+def names_before(folder: Path) -> dict[str, str]:
+    """Read which scans an earlier preparation of this folder has, names by their paths below the source."""
+    path = folder / PREPARED
+    sources = read_json(path).get("sources", {}) if path.is_file() else {}
+    return {source: name for name, source in sources.items()}
 
 
 def listed_before(folder: Path, patients: Mapping[str, str]) -> dict[str, set[str]]:
@@ -29,12 +44,28 @@ def _patients_of(datalist: Path, patients: Mapping[str, str]) -> dict[str, set[s
     return {key: {patients[name] for name in found if name in patients} for key, found in names.items()}
 
 
+def listed_by_folder(places: Mapping[str, Path], patients: Mapping[str, str]) -> dict[str, set[str]]:
+    """Patients by the list that the folders of their scans name.
+
+    Args:
+        places: of each labeled scan, its path below the source.
+        patients: of each scan.
+    """
+    found: dict[str, set[str]] = {key: set() for key in HELD_OUT}
+    for name, place in places.items():
+        key = next((k for part in place.parts[:-1] for k in HELD_OUT if HELD_OUT_FOLDERS[k].fullmatch(part)), None)
+        if key is not None:
+            found[key].add(patients[name])
+    return found
+
+
 def split_patients(
     names: Sequence[str],
     patients: Mapping[str, str],
     fractions: Mapping[str, float],
     seed: int,
     before: Mapping[str, Collection[str]] | None = None,
+    by_folder: Mapping[str, Collection[str]] | None = None,
 ) -> dict[str, list[str]]:
     """Assign whole patients to lists, as many as the fractions say, and at least one where they say any.
 
@@ -44,6 +75,7 @@ def split_patients(
         fractions: of the labeled patients, for ``validation`` and ``test``.
         seed: of the order in which patients are taken.
         before: patients by list, see :func:`listed_before`; they stay there.
+        by_folder: patients by list, see :func:`listed_by_folder`; none was trained with before.
 
     Returns:
         Names by list; ``training`` has the rest.
@@ -53,10 +85,17 @@ def split_patients(
     """
     if any(value < 0 for value in fractions.values()) or sum(fractions.values()) >= 1:
         raise UserError(f"validation and test must be fractions that leave some for training, got {dict(fractions)}.")
-    wanted = [key for key in HELD_OUT if fractions.get(key)]
     everyone = {patients[name] for name in names}
-    lists = {key: set((before or {}).get(key, ())) & everyone if key in wanted else set() for key in HELD_OUT}
     trained = set((before or {}).get("training", ()))
+    lists = {key: set((by_folder or {}).get(key, ())) & everyone - trained for key in HELD_OUT}
+    told = ", ".join(f"{len(found)} {key}" for key, found in lists.items() if found)
+    if told:
+        print(f"labeled patients in folders of that name: {told}")
+    wanted = [key for key in HELD_OUT if fractions.get(key)]
+    lists = {
+        key: found | set((before or {}).get(key, ())) & everyone if key in wanted else found
+        for key, found in lists.items()
+    }
     free = sorted(everyone - trained.union(*lists.values()), key=lambda patient: _place(patient, seed))
     for key in wanted:
         missing = max(1, round(fractions[key] * len(everyone))) - len(lists[key])

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -35,6 +36,8 @@ from .pool import process_pool
 
 PACKAGES = ("monai", "torch", "nibabel", "itk", "numpy")
 SECONDS_BETWEEN_RECORDS = 2.0
+#: What is asked for by its path.
+FOLDERS = ("source", "labels")
 
 
 @dataclass(frozen=True)
@@ -139,9 +142,10 @@ def refuse_other_data(output: str | Path, record: Mapping[str, Any]) -> None:
 
 
 def _asked(record: Mapping[str, Any]) -> dict[str, Any]:
-    """Take from a record what was asked for, each option by its name."""
-    made = ("options", "versions", "files", "made_from")
-    return {name: value for name, value in record.items() if name not in made} | record.get("options", {})
+    """Take from a record what was asked for, each option by its name; a folder may be spelled in several ways."""
+    made = ("options", "versions", "files", "made_from", "sources")
+    asked = {name: value for name, value in record.items() if name not in made} | record.get("options", {})
+    return {name: os.path.abspath(value) if name in FOLDERS and value else value for name, value in asked.items()}
 
 
 def write_json(path: Path, content: Any) -> None:
