@@ -28,9 +28,6 @@ Case = dict[str, Any]
 
 logger = logging.getLogger(__name__)
 
-#: A volume that has no other values than the whole numbers up to this is taken for a label.
-MOST_OF_A_LABEL = 3
-
 
 class CaseRule(NamedTuple):
     """What a case must be like."""
@@ -154,20 +151,11 @@ def image_problems(files: str | Sequence[str], image: MetaTensor, rule: CaseRule
     elif rule.pad_to is not None and rule.pad_to["spacing"] is not None and lacks_spacing(image.meta):
         hint = "write it into the header, or train on voxels as they are, with --spacing null"
         problems.append(f"{path}: its header has no spacing, which resampling needs; {hint}.")
-    if len(names) == 1 and not is_photo(path) and _is_like_a_label(image):
-        found = f"its only values are whole numbers from 0 to {MOST_OF_A_LABEL}"
-        problems.append(f"{path}: {found}; is it a label? Expected an image.")
     for name, part in zip(names, image.as_tensor().split(1) if len(names) > 1 else (image.as_tensor(),), strict=True):
         problem = _value_problem(part)
         if problem is not None:
             problems.append(f"{name}: {problem}.")
     return problems
-
-
-def _is_like_a_label(image: MetaTensor) -> bool:
-    """Say whether the voxels of a volume have two or more whole numbers, from 0 to :data:`MOST_OF_A_LABEL`."""
-    low, high = (float(end) for end in image.as_tensor().aminmax()) if image.numel() else (0.0, 0.0)
-    return low == 0 < high <= MOST_OF_A_LABEL and bool((image.as_tensor() == image.as_tensor().round()).all())
 
 
 def _value_problem(part: torch.Tensor) -> str | None:

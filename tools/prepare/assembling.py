@@ -23,6 +23,8 @@ from custom.utils.files import refuse_unwritable
 from .layouts import Files, read_volume
 from .writer import Scan, refuse_other_data, write_dataset
 
+#: An unlabeled volume that has no other values than the whole numbers up to this is taken for a label.
+MOST_OF_A_LABEL = 3
 #: Names of scans by list, of one data list.
 Lists = Mapping[str, Sequence[str]]
 
@@ -121,6 +123,8 @@ def _read(
     others = _on_one_grid(image, others, files, resample) if others else others
     if rule is not None:
         _refuse_unfit([image, *others], files.made_from[: len(found)], rule)
+        if files.label is None and not isinstance(files.image, Path):
+            _refuse_label(image, files.made_from[0])
     sample: dict[str, Any] = {"image": image}
     if files.label is not None:
         label = files.label()
@@ -159,6 +163,14 @@ def _refuse_unfit(channels: Sequence[MetaTensor], places: Sequence[str], rule: C
     problems = image_problems(places, joined, rule._replace(dimensions=min(joined.ndim - 1, rule.dimensions)))
     if problems:
         raise UserError("\n".join(problems))
+
+
+def _refuse_label(image: MetaTensor, place: str) -> None:
+    """Refuse an unlabeled volume whose voxels are small whole numbers alone: a label that its name does not tell."""
+    low, high = (float(end) for end in image.as_tensor().aminmax()) if image.numel() else (0.0, 0.0)
+    if low == 0 < high <= MOST_OF_A_LABEL and bool((image.as_tensor() == image.as_tensor().round()).all()):
+        found = f"its only values are whole numbers from 0 to {MOST_OF_A_LABEL}"
+        raise UserError(f"{place}: {found}; is it a label? Expected an image; take it away, or call it NAME_seg.")
 
 
 def _on_one_grid(image: MetaTensor, others: Sequence[MetaTensor], files: Files, resample: bool) -> list[MetaTensor]:
