@@ -17,10 +17,9 @@ import numpy as np
 from custom.data.datalist import LISTS, read_lists
 from custom.report.pages import overall, read_rows
 from custom.utils.errors import UserError
-from custom.utils.files import FILE_NAMES, read_json
+from custom.utils.files import FILE_NAMES, read_json, write_json
 from custom.utils.names import patient_name
 from tools.cli import run
-from tools.prepare.writer import write_json
 from tools.study import study
 
 STUDY = Path(__file__).resolve().parent.parent / "studies" / "next_labels.yaml"

@@ -17,7 +17,7 @@ from torch import nn
 from .data.loading import Unreadable
 from .perturbations import FeatureDropout
 from .utils.device import MixedPrecision, is_out_of_memory
-from .utils.errors import UserError, causes, plain_reason
+from .utils.errors import UserError, first_cause, plain_reason
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +214,7 @@ class ScanEvaluator(SupervisedEvaluator):
 
 def _failure(batchdata: Any, error: Exception) -> str:
     """Name a scan and say why it was not segmented."""
-    plain = next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
+    plain = first_cause(error, UserError)
     if plain is not None:
         return str(plain)
     file = batchdata["image"].meta["filename_or_obj"][0]

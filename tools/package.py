@@ -21,7 +21,7 @@ from monai.bundle import ConfigParser
 import custom
 from custom.utils.config import refuse_newer_bundle
 from custom.utils.errors import UserError
-from custom.utils.files import atomic_write, refuse_unwritable
+from custom.utils.files import atomic_write, refuse_unwritable, sha256_of
 from custom.utils.weights import read_settings, read_weights, settings_path
 
 from .cli import run
@@ -85,16 +85,14 @@ def package(
     files = {**_bundle_files(path), **_package_files(), **packed}
     _refuse(f"{path}: not packaged,", file_problems(files, limit_mb))
     metadata, readme = json.loads(files["configs/metadata.json"]), files["docs/README.md"].decode()
-    known = bool(packed) and _sha256((path / str(weights)).read_bytes()) == metadata.get("weights_sha256")
+    known = bool(packed) and sha256_of(path / str(weights)) == metadata.get("weights_sha256")
     if packed and not known:
         print(
             f"{weights}: not the weights that configs/metadata.json describes; the card leaves licence and figures out."
         )
     files["README.md"] = model_card(metadata, readme, bool(packed), known).encode()
     write_archive(archive, name, files)
-    print(
-        f"{archive}: {len(files)} files, {archive.stat().st_size / 1e6:.1f} MB, sha256 {_sha256(archive.read_bytes())}"
-    )
+    print(f"{archive}: {len(files)} files, {archive.stat().st_size / 1e6:.1f} MB, sha256 {sha256_of(archive)}")
 
 
 def _bundle_files(folder: Path) -> dict[str, bytes]:
@@ -135,7 +133,7 @@ def _weight_files(folder: Path, weights: str | None, url: str | None) -> dict[st
     content, beside = path.read_bytes(), {"models/model.json": settings.read_bytes()}
     if url is None:
         return {SHIPPED: content} | beside
-    entry = {"path": SHIPPED, "url": str(url), "hash_val": _sha256(content), "hash_type": "sha256"}
+    entry = {"path": SHIPPED, "url": str(url), "hash_val": hashlib.sha256(content).hexdigest(), "hash_type": "sha256"}
     return {"large_files.yml": yaml.safe_dump({"large_files": [entry]}, sort_keys=False).encode()} | beside
 
 
@@ -222,10 +220,6 @@ def _same_content(yaml_text: bytes, json_text: bytes) -> bool:
 def _refuse(summary: str, problems: list[str]) -> None:
     if problems:
         raise UserError(f"{summary} {len(problems)} problem(s):", problems)
-
-
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 if __name__ == "__main__":

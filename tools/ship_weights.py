@@ -5,13 +5,12 @@ They are stored in float16, half the size, unless ``--half false`` is given; net
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 from monai.bundle import ConfigParser
 
 from custom.utils.errors import UserError
-from custom.utils.files import atomic_write
+from custom.utils.files import atomic_write, sha256_of
 from custom.utils.weights import read_settings, read_weights, save_tensors, settings_path
 
 from .cli import run
@@ -46,7 +45,7 @@ def ship_weights(weights: str, bundle: str, half: bool = True) -> None:
     with atomic_write(settings_path(target)) as part:
         part.write_bytes(settings_path(source).read_bytes())
     print(f"{target}: {target.stat().st_size / 1e6:.1f} MB, {settings_path(target).name} beside it")
-    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    digest = sha256_of(target)
     print(f'In configs/metadata.json: "weights_sha256": "{digest}", and their eval_metrics and weights_license.')
 
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from ..utils.names import file_stem, same_name
+from ..utils.names import file_stem, first_names, same_name
 from .dicom import dicom_files, other_object
 from .folders import is_written_by_inference, walk
 from .photos import PHOTO_SUFFIXES
@@ -33,8 +33,6 @@ LABEL_WITHIN = re.compile(rf"(.+?)[-_. ]+{WORDS}[-_. ]+.+", re.IGNORECASE)
 PREDICTION_NAME = re.compile(r".+_(?:probs|uncertainty)")
 #: Files that may hold scans, which are not looked into.
 ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".7z", ".rar")
-#: How many of the files that were left out are named.
-NAMED = 20
 
 
 class Listing(NamedTuple):
@@ -104,12 +102,6 @@ def tell_left_out(left_out: Collection[str]) -> None:
     """Print how many files were left out, and which."""
     if left_out:
         print(f"left out {len(left_out)}: {first_names(left_out)}")
-
-
-def first_names(names: Iterable[str]) -> str:
-    """Write the first of many names, and how many more there are."""
-    names = list(names)
-    return ", ".join(names[:NAMED]) + (f", and {len(names) - NAMED} more" if len(names) > NAMED else "")
 
 
 def _is_label(path: Path, root: Path) -> bool:

@@ -1,6 +1,5 @@
 """Keep what the checks have found, so that the next start need not read files that are as they were."""
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -8,12 +7,12 @@ from typing import Any
 
 from .. import __version__
 from ..utils.distributed import is_first
-from ..utils.files import atomic_write, read_json
+from ..utils.files import read_json, write_json
 from .states import name_of
 
 CHECKS_FILE = "checks.json"
 #: Of the checks; raise it when they find something else in the same file. So does another version of the package.
-VERSION = f"{__version__}, checks 4"
+VERSION = f"{__version__}, checks 5"
 
 
 class KeptFindings:
@@ -53,8 +52,8 @@ class KeptFindings:
     def write(self) -> None:
         """Write the file, in one of several processes; where that cannot be, the next start checks everything again."""
         if self.path is not None and self.changed and is_first():
-            with suppress(OSError), atomic_write(self.path) as part:
-                part.write_text(json.dumps({"version": VERSION, "findings": self.content}))
+            with suppress(OSError):
+                write_json(self.path, {"version": VERSION, "findings": self.content}, indent=None)
 
 
 def _read(path: Path) -> dict[str, Any]:

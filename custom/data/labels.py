@@ -8,6 +8,7 @@ import torch
 from monai.data import MetaTensor
 
 from ..utils.errors import UserError
+from ..utils.names import first_names
 
 #: How far from a whole number a value may be, as left by a slope in the header or by a round trip through floats.
 TOLERANCE = 1e-3
@@ -44,7 +45,7 @@ def to_label(label: MetaTensor, name: str, num_classes: int | None = None) -> Me
     if not bool(good.all()):
         found = torch.unique(first[~good].as_tensor()).tolist()
         texts = [*dict.fromkeys(f"{value:.7g}" for value in found)]  # each NaN is a value of its own
-        shown = ", ".join([*texts[:5], "..."] if len(texts) > 5 else texts)
+        shown = first_names(texts, 5)
         hint = _hint(name, found, num_classes)
         raise UserError(f"{name}: labels must be whole numbers from 0 to {top}, found {shown}; {hint}.")
     return whole

@@ -4,7 +4,9 @@ import errno
 import sys
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TypeGuard
+from typing import TypeGuard, TypeVar
+
+E = TypeVar("E", bound=BaseException)
 
 #: What an error of the system says about a file or a folder that was named.
 _PLACES: dict[int | None, str] = {
@@ -39,6 +41,11 @@ def causes(error: BaseException) -> list[BaseException]:
     return found
 
 
+def first_cause(error: BaseException, kind: type[E]) -> E | None:
+    """Find the first of :func:`causes` that is of a kind."""
+    return next((cause for cause in causes(error) if isinstance(cause, kind)), None)
+
+
 def plain_reason(error: BaseException) -> str:
     """Say in a line what an error is about; of one that was raised from another, as MONAI's are, that one."""
     while error.__cause__ is not None:
@@ -63,7 +70,7 @@ def _print_user_error(kind: type[BaseException], error: BaseException, traceback
     if issubclass(kind, KeyboardInterrupt):
         print("\ninterrupted", file=sys.stderr)
         return
-    plain = next((cause for cause in causes(error) if isinstance(cause, UserError)), None) or next(
+    plain = first_cause(error, UserError) or next(
         (f"{cause.filename}: {_PLACES[cause.errno]}" for cause in causes(error) if _is_about_a_place(cause)), None
     )
     if plain is None:

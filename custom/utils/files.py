@@ -1,5 +1,6 @@
 """Write files whole or not at all, and read JSON in whichever Unicode it is."""
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -80,6 +81,18 @@ def prediction_file(path: Path) -> Iterator[Path]:
     except (OSError, RuntimeError) as error:  # MONAI's, which quotes the writer's error last
         reason = str(error).strip().splitlines()[-1]
         raise UserError(f"{path}: cannot be written ({reason}); files that were complete are kept.") from error
+
+
+def write_json(path: Path, content: Any, indent: int | None = 2) -> None:
+    """Write a JSON file, whole or not at all."""
+    with atomic_write(path) as part:
+        part.write_text(json.dumps(content, indent=indent) + "\n", encoding="utf-8")
+
+
+def sha256_of(path: str | Path) -> str:
+    """Hash what a file holds."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_json(path: Path) -> Any:

@@ -152,6 +152,12 @@ def are_channel_names(names: Sequence[str]) -> bool:
     )
 
 
+def first_names(names: Iterable[str], most: int = 20) -> str:
+    """Write the first of many names, and how many more there are."""
+    names = list(names)
+    return ", ".join(names[:most]) + (f", and {len(names) - most} more" if len(names) > most else "")
+
+
 def groups(items: Iterable[Any], key: Any) -> list[list[Any]]:
     """Collect the items that share a key with another one."""
     found = defaultdict(list)
@@ -168,13 +174,13 @@ def patient_name(file: str | Path, pattern: str | None) -> str:
         pattern: regular expression that is searched in the file's name, then in its folders, the innermost first.
 
     Returns:
-        What was found; without a pattern, or where it is not found, the path without ending: a patient of its own.
+        What was found; without a pattern, or where nothing is found, the path without ending: a patient of its own.
     """
     path = Path(file)
     alone = path.with_name(file_stem(path) or path.name).as_posix()
     try:
-        matches = () if pattern is None else (re.search(pattern, part) for part in reversed(alone.split("/")))
-        return next((match.group() for match in matches if match), alone)
+        found = (re.finditer(pattern or "", part) for part in reversed(alone.split("/")))
+        return next((match.group() for matches in found for match in matches if match.group()), alone)
     except re.error as error:
         raise UserError(f"--patient_pattern {pattern} is not a regular expression ({error}).") from error
 

@@ -11,8 +11,8 @@ from monai.networks.utils import copy_model_state
 from torch import nn
 
 from .distributed import is_first
-from .errors import UserError, causes
-from .files import atomic_write
+from .errors import UserError, first_cause
+from .files import atomic_write, write_json
 from .weight_files import read_content, refuse_not_finite, refuse_wrapped, weight_problems
 
 logger = logging.getLogger(__name__)
@@ -41,8 +41,7 @@ def save_weights(network: Stateful, path: str | Path, settings: Mapping[str, Any
     """
     save_tensors(network.state_dict(), Path(path))
     if settings is not None:
-        with atomic_write(settings_path(path)) as part:
-            part.write_text(json.dumps(settings, indent=2) + "\n")
+        write_json(settings_path(path), settings)
 
 
 def save_tensors(content: Any, path: Path) -> None:
@@ -55,12 +54,19 @@ def save_tensors(content: Any, path: Path) -> None:
         try:
             torch.save(content, file)
         except RuntimeError as error:
-            raise next((cause for cause in causes(error) if isinstance(cause, OSError)), error) from None
+            raise first_cause(error, OSError) or error from None
 
 
 def settings_path(weights: str | Path) -> Path:
-    """Name the file that holds the settings of weights: ``model.json`` beside ``model.pt``."""
-    return Path(weights).with_suffix(".json")
+    """Name the file that holds the settings of weights: ``model.json`` beside ``model.pt``.
+
+    Raises:
+        UserError: when the weights themselves are called so.
+    """
+    path = Path(weights).with_suffix(".json")
+    if path == Path(weights):
+        raise UserError(f"{path}: weights in a file that ends in .json, where their settings belong; call it model.pt.")
+    return path
 
 
 def read_settings(weights: str | Path | Sequence[str]) -> dict[str, Any]:

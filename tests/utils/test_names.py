@@ -112,6 +112,8 @@ def test_an_array_is_of_the_case_that_its_data_list_names():
         ("patient01/patient02_ED.nii.gz", r"patient\d+", "patient02"),
         ("site/scan.nii.gz", r"patient\d+", "site/scan"),
         ("p0/scan.nii.gz", None, "p0/scan"),
+        ("case_p12.nii.gz", r"p?\d*", "p12"),
+        ("p/scan.nii.gz", r"\d*$", "p/scan"),
         (Path("a.b") / "scan.nii", None, "a.b/scan"),
     ],
 )

@@ -23,7 +23,7 @@ from custom.data.datalist import read_lists
 from custom.data.photos import is_photo
 from custom.utils.errors import UserError
 from custom.utils.files import read_json
-from custom.utils.names import are_class_names, structure_names
+from custom.utils.names import are_class_names, first_names, structure_names
 
 from ..prepare.pool import process_pool
 
@@ -33,8 +33,6 @@ KEPT_VALUES = 10_000
 AIR = -500
 #: In HU; percentiles of labeled voxels, as nnU-Net takes them (Isensee et al., doi:10.1038/s41592-020-01008-z).
 WINDOW_PERCENTILES = (0.5, 99.5)
-#: How many cases an error names.
-NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -257,5 +255,4 @@ def _settle_kind(datalist: Path, scans: list[ScanFacts], modalities: Sequence[st
 
 
 def _some(scans: Sequence[ScanFacts]) -> str:
-    names = ", ".join(scan.case for scan in scans[:NAMED])
-    return f"{len(scans)} case(s), {names}{', ...' if len(scans) > NAMED else ''}"
+    return f"{len(scans)} case(s), {first_names((scan.case for scan in scans), 5)}"

@@ -20,12 +20,11 @@ from tqdm import tqdm
 from custom.data.checks import Case, CaseRule, image_problems, read_image, read_label
 from custom.data.datalist import LISTS, overlap_problems, read_lists
 from custom.utils.errors import UserError
-from custom.utils.files import read_json
+from custom.utils.files import read_json, write_json
 from custom.utils.names import case_files, case_names, groups
 from custom.utils.tables import format_table
 
 from .pool import process_pool
-from .writer import write_json
 
 Row = dict[str, Any]
 #: An axis this many times as coarse as another, or a scan as many times larger than the median, is odd.

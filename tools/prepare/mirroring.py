@@ -23,10 +23,11 @@ from tqdm import tqdm
 
 from custom.data.readers import LoadLabel, LoadScan
 from custom.utils.errors import UserError
+from custom.utils.files import write_json
 
 from .layouts import Files
 from .pool import process_pool
-from .writer import fingerprint, write_json
+from .writer import fingerprint
 
 #: Mirrorings in plane, as axes of CHWD, and what they are called.
 MIRRORINGS = {(): "as stored", (1,): "mirrored along x", (2,): "mirrored along y", (1, 2): "mirrored along x and y"}

@@ -16,6 +16,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,7 @@ from custom.data.labels import to_label
 from custom.data.nifti import NiftiWriter
 from custom.data.states import files_of
 from custom.utils.errors import UserError, plain_reason
-from custom.utils.files import FILE_NAMES, atomic_write
+from custom.utils.files import FILE_NAMES, atomic_write, sha256_of, write_json
 
 from .pool import process_pool
 
@@ -148,12 +149,6 @@ def _asked(record: Mapping[str, Any]) -> dict[str, Any]:
     return {name: os.path.abspath(value) if name in FOLDERS and value else value for name, value in asked.items()}
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file in one step."""
-    with atomic_write(path) as part:
-        part.write_text(json.dumps(content, indent=1) + "\n")
-
-
 def fingerprint(parts: Iterable[str]) -> str:
     """Hash names, sizes and times of files, so that another hash means that one of them may have changed.
 
@@ -174,7 +169,7 @@ def _finished_files(output: Path, record: Mapping[str, Any]) -> tuple[dict[str, 
         return {}, {}
     earlier = json.loads((output / PREPARED).read_text())
     there = {path: digest for path, digest in earlier["files"].items() if (output / path).is_file()}
-    files = {path: digest for path, digest in there.items() if checksum(output / path) == digest}
+    files = {path: digest for path, digest in there.items() if sha256_of(output / path) == digest}
     return files, earlier.get("made_from", {})
 
 
@@ -183,11 +178,13 @@ def _write_scans(
 ) -> list[str]:
     """Write scans in parallel, keeping ``prepare.json`` up to date; return what went wrong."""
     problems, last = [], time.monotonic()
-    with process_pool() as pool, tqdm(total=len(scans), desc="Preparing", unit="scan") as bar:
+    with process_pool() as pool, tqdm(total=len(scans), desc="Preparing", unit="scan", disable=not scans) as bar:
         futures = {pool.submit(_write_scan, output, scan): scan for scan in scans}
         try:
             for future in as_completed(futures):
                 error = future.exception()
+                if isinstance(error, BrokenProcessPool):
+                    raise error
                 if error is None:
                     name = futures[future].name
                     record["files"] |= future.result()
@@ -240,7 +237,7 @@ def _write(path: Path, content: MetaTensor | Path, is_label: bool, white: int | 
             shutil.copyfile(content, part)
         else:
             _write_array(part, content, np.uint8 if is_label else _compact_dtype(content), white)
-        return checksum(part)
+        return sha256_of(part)
 
 
 def _write_array(path: Path, array: MetaTensor, dtype: type, white: int | None) -> None:
@@ -256,12 +253,3 @@ def _compact_dtype(volume: MetaTensor) -> type:
     if values.size and np.abs(values).max() < 2**15 and (values == np.round(values)).all():
         return np.uint8 if values.min() >= 0 and values.max() < 2**8 else np.int16
     return np.float32
-
-
-def checksum(path: Path) -> str:
-    """Hash what a file holds, with SHA-256."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

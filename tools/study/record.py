@@ -11,7 +11,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from custom.utils.errors import UserError
-from custom.utils.files import atomic_write
+from custom.utils.files import atomic_write, sha256_of, write_json
 
 from .planning import Run, runtime_keys
 
@@ -44,15 +44,14 @@ def keep_plan(folder: Path, plan: Mapping[str, Any], runs: Sequence[Run]) -> Non
             problems.append(f"the bundle's configs have changed since: {', '.join(runs[0].files)}")
         if problems:
             raise UserError(f"{folder} holds another study; choose another --output. What differs:", problems)
-    with atomic_write(folder / PLAN) as part:
-        part.write_text(json.dumps(record, indent=2) + "\n")
+    write_json(folder / PLAN, record)
     with atomic_write(folder / JOBS) as part:
         part.write_text("".join(f"{run.line}\n" for run in runs))
 
 
 def _run_record(run: Run, runtime_keys: set[str]) -> dict[str, Any]:
     kept = {key: value for key, value in run.settings.items() if key not in runtime_keys}
-    checksum = hashlib.sha256(Path(run.datalist).read_bytes()).hexdigest()
+    checksum = sha256_of(run.datalist)
     # As JSON gives it back.
     return json.loads(json.dumps({"arm": run.arm, "seed": run.seed, "data_list": checksum, "settings": kept}))
 

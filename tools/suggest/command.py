@@ -7,7 +7,6 @@ for now and for afterwards.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import re
@@ -22,13 +21,12 @@ from custom.data.checks import Case
 from custom.data.datalist import overlap_problems, read_lists
 from custom.report.ranking import review_order
 from custom.utils.errors import UserError
-from custom.utils.files import read_json, refuse_unwritable
+from custom.utils.files import read_json, refuse_unwritable, sha256_of, write_json
 from custom.utils.settings import guess
 from custom.utils.tables import Row, format_table, write_csv
 from custom.utils.weights import read_weights, refuse_missing_weights
 
 from ..plan.command import PLAN
-from ..prepare.writer import write_json
 from .candidates import POOL, Patient, bottleneck_features, by_patient, farthest_first, most_doubtful, standardized
 from .layout import LABELED, LABELS, REST, TO_LABEL, copy_images, write_lists
 
@@ -53,12 +51,12 @@ def suggest(
 ) -> None:
     r"""Choose unlabeled patients that the network doubts, unlike each other, and lay out their images for a label tool.
 
-    The 3 x count patients whose predictions are the most doubtful come into question; of these each choice is the one
-    whose features differ most from those that are labeled or chosen already. With very few labels patients by chance
-    were worth more, see docs/results/experiments.md. The same command again goes on where it was interrupted.
+    Of the 3 x count patients with the most doubtful predictions, it takes, one after the other, the one whose features
+    differ most from those that are labeled or chosen already. With very few labels, patients chosen at random gave
+    better results, see docs/results/experiments.md. The same command resumes where it was interrupted.
 
     Args:
-        datalist: a data list with ``unlabeled`` scans.
+        datalist: a data list with ``unlabeled`` scans, or the folder of ``datalist.json``.
         output: folder for suggestions.csv, to_label/, predictions/ and two data lists: unlabeled_rest.json lacks the
             suggested scans, labeled_next.json has them in ``training``, with labels expected in labels/.
         count: how many patients.
@@ -74,6 +72,7 @@ def suggest(
             which scans cannot be segmented.
     """
     path, folder = Path(datalist), Path(output)
+    path = path / "datalist.json" if path.is_dir() else path
     configs = _configs(bundle, path)
     pattern = _patient_pattern(patient_pattern, configs, path)
     lists = _lists(path, pattern, count)
@@ -83,7 +82,7 @@ def suggest(
     refuse_missing_weights(weights)
     _refuse_own(settings)
     given = {name: guess(value) if isinstance(value, str) else value for name, value in settings.items()}
-    record = {"datalist": _checksum(path), "weights": _checksum(Path(weights)), "bundle": configs.parent.name}
+    record = {"datalist": sha256_of(path), "weights": sha256_of(Path(weights)), "bundle": configs.parent.name}
     _take(folder, record | {"count": count, "patient_pattern": pattern, "settings": _without_runtime(given, configs)})
     config, scans, review = _segmented(configs, lists["unlabeled"], folder, given | {"ckpt_path": weights})
     pool = most_doubtful(by_patient(scans, pattern, path.parent), review, POOL * count)
@@ -135,7 +134,10 @@ def _lists(path: Path, pattern: str | None, count: int) -> dict[str, list[Case]]
         raise UserError(f"{path}: {len(problems)} problem(s), nothing was run:", problems)
     patients = len(by_patient(lists["unlabeled"], pattern, path.parent))
     if not 1 <= count <= patients:
-        raise UserError(f"--count: {path} has {patients} unlabeled patient(s), expected 1 to as many; got {count}.")
+        raise UserError(
+            f"--count: {path} has {patients} unlabeled patient(s), expected 1 to as many; got {count}, where 10 is the "
+            "default."
+        )
     return lists
 
 
@@ -151,20 +153,17 @@ def _without_runtime(settings: Mapping[str, Any], configs: Path) -> dict[str, An
     return {name: value for name, value in settings.items() if name not in runtime}
 
 
-def _checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _take(folder: Path, record: Mapping[str, Any]) -> None:
     """Make the folder this command's own, or find that it is; what is laid out in it is not mixed with others."""
     refuse_unwritable(output=str(folder))
     path, now = folder / RECORD, json.loads(json.dumps(record))
     if path.is_file():
         before = read_json(path) if (folder / TO_LABEL).is_dir() else now
-        changed = [f"{key}: {before.get(key)} before, {now[key]} now" for key in now if before.get(key) != now[key]]
+        changed = {key: f"{before.get(key)} before, {now[key]} now" for key in now if before.get(key) != now[key]}
+        changed |= {key: "another file, or another content" for key in ("datalist", "weights") if key in changed}
         if changed:
-            raise UserError(f"{folder}: holds suggestions made otherwise; choose another --output:", changed)
+            lines = [f"{key}: {text}" for key, text in changed.items()]
+            raise UserError(f"{folder}: holds suggestions made otherwise; choose another --output:", lines)
     elif folder.is_dir() and any(folder.iterdir()):
         raise UserError(f"{folder}: is not empty, and holds no suggestions; choose another --output.")
     write_json(path, now)

@@ -13,10 +13,8 @@ from monai.utils import ensure_tuple
 from custom.data.checks import Case
 from custom.data.datalist import LISTS, read_lists
 from custom.data.states import files_of
-from custom.utils.files import atomic_write, read_json
+from custom.utils.files import atomic_write, read_json, write_json
 from custom.utils.names import file_stem
-
-from ..prepare.writer import write_json
 
 TO_LABEL, LABELS = "to_label", "labels"
 #: The data lists: without the suggested scans, and with their labels.
