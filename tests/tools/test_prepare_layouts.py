@@ -126,6 +126,21 @@ def test_scans_without_any_label_are_told(labels, told, tmp_path, capsys):
         assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("scan", ["{}/ct.nii.gz", "{}.nii.gz", "site/{}/ct.nii.gz"])
+def test_labels_called_alike_in_a_folder_for_each_scan_are_of_that_scan(scan, tmp_path):
+    scans = [_image(tmp_path / "scans" / scan.format(name)) for name in ("P0", "P1", "P2")]
+    labels = [_label(tmp_path / "masks" / name / "liver.nii.gz") for name in ("P0", "P1")]
+    found = own_scans(tmp_path / "scans", tmp_path / "masks", tmp_path / "out")
+    assert [found[path].label for path in scans] == [*labels, None]
+
+
+def test_labels_called_otherwise_in_a_folder_for_each_scan_are_refused(tmp_path):
+    for name, structure in (("P0", "liver"), ("P1", "spleen")):
+        _image(tmp_path / "scans" / name / "ct.nii.gz"), _label(tmp_path / "masks" / name / f"{structure}.nii.gz")
+    with pytest.raises(UserError, match=r"2 label\(s\) without an image of their own"):
+        own_scans(tmp_path / "scans", tmp_path / "masks", tmp_path / "out")
+
+
 def _write_slicer(path: Path, names: dict[int, str], layers: bool = False) -> Path:
     """Write a label map with the header of a 3D Slicer segmentation."""
     voxels = np.zeros(SHAPE, np.uint8)

@@ -145,7 +145,7 @@ def structures_in(scans: Sequence[OwnScan]) -> list[str]:
             f"{max(marked)}; nothing was written. Renumber them, or name every number, also one that does not occur, "
             f"such as --classes {','.join(names)}"
         )
-    print(f"structures: {', '.join(names)}; name them with --classes")
+    print(f"structures: {', '.join(names)}; to name them, give --classes and an --output that is not written yet")
     return names
 
 

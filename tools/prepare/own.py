@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 from custom.data.checks import CaseRule
 from custom.data.dicom import check_series
-from custom.data.finding import first_names
 from custom.data.photos import is_colored, is_photo
 from custom.utils.errors import UserError
 from custom.utils.files import refuse_unwritable
-from custom.utils.names import ALL, are_channel_names, are_class_names, case_names, patient_name
+from custom.utils.names import ALL, are_channel_names, are_class_names
 
 from ..numbers import refuse_not_positive
 from ..plan.command import PLAN, plan_dataset, seconds
@@ -23,11 +21,11 @@ from .copies import find_copies, refuse_copies_apart
 from .described import Description, refuse_nothing_labeled, segments_in, structures_in
 from .layouts import Files, read_volume, scan_files
 from .pairing import OwnScan, own_scans
+from .patients import bids_pattern, find_patients, named_scans
 from .splitting import (
     fold_lists,
     listed_before,
     listed_by_folder,
-    names_before,
     split_patients,
     without_held_out,
 )
@@ -74,7 +72,7 @@ def own(
         classes: names of the structures labeled 1, 2, and so on, such as "liver,tumor"; those of ``dataset.json`` if
             there is one, else those of segments in .seg.nrrd, else "foreground", or "class_1,class_2" and so on.
         patient_pattern: regular expression that finds the patient in the name of a file or of a folder above it, such
-            as 'patient\d+'; without it every scan is a patient of its own.
+            as 'patient\d+'; without it every scan is a patient of its own, unless all have BIDS's sub-NAME.
         modality: MRI, CT and so on, for the data list; that of ``dataset.json`` if there is one.
         seed: of the split.
         folds: for cross-validation, such as 5: also write fold_0.json, fold_1.json, ..., each of which keeps other
@@ -96,7 +94,7 @@ def own(
     ends = None if channels is None else _channel_names(channels)
     label_folder = None if labels is None else Path(labels)
     scans = own_scans(source, label_folder, folder, ends, len(described.channels) or None)
-    named = _named(scans, source, folder)
+    named = named_scans(scans, source, folder)
     labeled = [scan.label for scan in scans.values() if scan.label is not None]
     if labels is not None and not labeled:
         raise UserError(f"{labels}: holds no label of these scans, nothing was written; {LABEL_FORMATS}.")
@@ -105,8 +103,8 @@ def own(
     names = _class_names(given or structures_in(list(scans.values())))
     found = _own_files({name: scans[file] for name, file in named.items()}, len(names) + 1)
     places = {name: file.relative_to(source if file != source else source.parent) for name, file in named.items()}
-    patient_pattern = _bids_pattern(places.values()) if patient_pattern is None else patient_pattern
-    patients = _patients(places, patient_pattern, bool(validation or test or folds))
+    patient_pattern = bids_pattern(places.values()) if patient_pattern is None else patient_pattern
+    patients = find_patients(places, patient_pattern, bool(validation or test or folds))
     fractions = {"validation": float(validation), "test": float(test)}
     about = {
         "name": folder.name,
@@ -191,47 +189,6 @@ def _own_case(scan: OwnScan, num_classes: int) -> Files:
     made = scan_files(scan.files[0], scan.label, num_classes)
     places = [str(path) for path in scan.files]
     return made._replace(image=first, others=tuple(others), made_from=(*places, *made.made_from[1:]))
-
-
-def _named(scans: Mapping[Path, OwnScan], source: Path, folder: Path) -> dict[str, Path]:
-    """Name the scans; one that was prepared before keeps its name, whatever was added since."""
-    before, named = names_before(folder), {name: Path(file) for file, name in case_names(scans).items()}
-    known = {name: before.get(os.path.relpath(file, source), name) for name, file in named.items()}
-    return {known[name]: file for name, file in named.items()} if len(set(known.values())) == len(named) else named
-
-
-def _bids_pattern(places: Iterable[Path]) -> str | None:
-    """Give the pattern of BIDS's subjects where every scan is of one, so that their sessions stay together."""
-    is_bids = [bool(re.match(r"sub-[a-zA-Z0-9]+", place.name)) for place in places]
-    return r"sub-[a-zA-Z0-9]+" if is_bids and all(is_bids) else None
-
-
-def _patients(places: Mapping[str, Path], pattern: str | None, splits: bool) -> dict[str, str]:
-    """Find the patient of every scan, by its path below the folder of scans, which may itself be the only scan."""
-    patients = {name: patient_name(path, pattern) for name, path in places.items()}
-    alone = [name for name, path in places.items() if pattern and not re.search(pattern, path.as_posix())]
-    if places and len(alone) == len(places):
-        example = next(iter(places.values()))
-        raise UserError(f"--patient_pattern {pattern} finds no patient in any name, such as {example}.")
-    if pattern is None and splits:
-        _tell_shared_beginnings(list(places))
-    if alone:
-        print(f"--patient_pattern finds no patient in {len(alone)} scan(s), each then its own: {', '.join(alone[:20])}")
-    return patients
-
-
-def _tell_shared_beginnings(names: Sequence[str]) -> None:
-    """Say that scans may be of one patient where their names begin alike, up to a number."""
-    beginnings: dict[str, list[str]] = {}
-    for name in names:
-        match = re.match(r"(\D*\d+)\D", name)
-        beginnings.setdefault(match[1] if match else name, []).append(name)
-    shared = [found for found in beginnings.values() if len(found) > 1]
-    if shared and len(beginnings) > 1:
-        print(
-            f"{first_names(shared[0])} count as patients of their own, and may come into different lists; if they are "
-            "of one patient, say how to find it, such as --patient_pattern 'patient\\d+'"
-        )
 
 
 def _channel_names(channels: str | Sequence[str]) -> list[str]:

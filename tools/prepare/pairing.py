@@ -19,13 +19,12 @@ from custom.data.finding import (
     LABEL_WITHIN,
     VOLUME_SUFFIXES,
     WORDS,
-    first_names,
     list_scans,
     tell_left_out,
 )
 from custom.data.photos import PHOTO_SUFFIXES
 from custom.utils.errors import UserError
-from custom.utils.names import SEPARATORS, are_channel_names, case_name, file_stem, same_name
+from custom.utils.names import SEPARATORS, are_channel_names, case_name, file_stem, first_names, same_name
 
 IMAGE_WORDS = r"(?:image|img|volume|vol|scan)"
 IMAGE_NAME = re.compile(rf"(.+)[-_. ]{IMAGE_WORDS}|{IMAGE_WORDS}[-_. ]+(.+)|{IMAGE_WORDS}(\d.*)", re.IGNORECASE)
@@ -55,6 +54,7 @@ def pair_labels(
         scans: files, or folders of DICOM files.
         labels: files named as their scan, or with a word such as ``_seg`` or ``label_``; a file called ``label`` is of
             the only scan in its folder. A scan may also be named with its folders, or by a folder that it has alone.
+            Where all are called alike, such as ``liver``, in a folder for each scan, the folders name the scans.
         scan_root: folder below which the scans are.
         label_root: folder below which the labels are.
 
@@ -77,9 +77,11 @@ def pair_labels(
 
     pairs: dict[Path, Path] = {}
     strays: dict[Path, str] = {}
+    by_folder = len(set(map(file_stem, labels))) == 1 and all(_home(label, label_root) for label in labels)
     for label in labels:
         home, found = _home(label, label_root), []
-        for known, name in product((exact, bids, bare), _label_names(label)):
+        called = [*_label_names(label), *((home[-1], "") if by_folder else ())]
+        for known, name in product((exact, bids, bare), called):
             matching = known.get(name, []) if name else [scan for scan in scans if home in _places(scan, homes[scan])]
             found = [scan for scan in matching if homes[scan] == home] or matching
             if found:

@@ -84,7 +84,8 @@ def split_patients(
         UserError: when no patient would be left for one of the lists.
     """
     if any(value < 0 for value in fractions.values()) or sum(fractions.values()) >= 1:
-        raise UserError(f"validation and test must be fractions that leave some for training, got {dict(fractions)}.")
+        got = ", ".join(f"--{name} {value:g}" for name, value in fractions.items())
+        raise UserError(f"expected fractions of the patients that leave some for training, such as 0.2; got {got}.")
     everyone = {patients[name] for name in names}
     trained = set((before or {}).get("training", ()))
     lists = {key: set((by_folder or {}).get(key, ())) & everyone - trained for key in HELD_OUT}
