@@ -1,5 +1,6 @@
 """Each official layout, made small, is prepared to exactly what it holds."""
 
+import gzip
 import json
 import os
 import re
@@ -820,6 +821,18 @@ def test_a_dicom_series_that_is_there_twice_is_a_copy(tmp_path):
     for name, seed in {"a": 0, "b": 0, "c": 1}.items():
         write_dicom(tmp_path / name, _volumes(seed)[0])
     assert find_copies({name: [tmp_path / name] for name in "abc"}) == [["a", "b"]]
+
+
+def test_an_image_that_is_packed_in_another_way_is_a_copy(tmp_path):
+    content = {name: bytes([number]) + bytes(100) for number, name in enumerate("abcde")}
+    content |= {"b": content["a"], "c": content["a"]}
+    files = {}
+    for name, level in {"a": 1, "b": 9, "c": None, "d": 1, "e": None}.items():
+        files[name] = tmp_path / f"{name}.nii{'' if level is None else '.gz'}"
+        files[name].write_bytes(content[name] if level is None else gzip.compress(content[name], level))
+    assert find_copies({name: [path] for name, path in files.items()}) == [["a", "b", "c"]]
+    files["a"].write_bytes(files["a"].read_bytes()[:20] + files["b"].read_bytes()[-8:])  # damaged
+    assert find_copies({name: [files[name]] for name in "ab"}) == []
 
 
 def test_a_shared_channel_or_header_makes_no_copy(tmp_path):

@@ -2,39 +2,75 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
+import zlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from custom.data.finding import first_names
 from custom.data.states import DETACHED, files_of
 from custom.utils.errors import UserError
-from custom.utils.names import groups
+from custom.utils.files import sha256_of
+from custom.utils.names import first_names, groups
 
 from .assembling import Lists
-from .writer import checksum
 
 #: Bytes from the middle of a file, which tell most images of one size apart.
 BLOCK = 2**16
 
 
 def find_copies(images: Mapping[str, Sequence[Path]]) -> list[list[str]]:
-    """Find images whose files hold the same bytes.
+    """Find images whose files hold the same bytes, which gzip may have packed in different ways.
 
     Args:
         images: files, or folders of DICOM files, by case; one for each channel.
 
     Returns:
-        Cases that share an image. Only images of one size, and with the same middle, are read in full.
+        Cases that share an image. Only images of one size and checksum, or with the same middle, are read in full.
     """
     files = {case: [file for path in paths for file in _with_voxels(path)] for case, paths in images.items()}
-    alike = [[case for case, found in files.items() if found]]
-    looks: tuple[Callable[[Path], Any], ...] = (lambda file: file.stat().st_size, _middle, checksum)
-    for look in looks:
-        alike = [
-            same for cases in alike for same in groups(cases, key=lambda case: tuple(sorted(map(look, files[case]))))
-        ]
-    return alike
+
+    def split(cases: Sequence[str], look: Callable[[Path], Any]) -> list[list[str]]:
+        return groups(cases, key=lambda case: tuple(sorted(map(look, files[case]))))
+
+    found = []
+    for cases in split([case for case, parts in files.items() if parts], _size):
+        both = len({_is_packed(file) for case in cases for file in files[case]}) > 1
+        for alike in split(cases, _checksum if both else _glance):
+            found += split(alike, _content)
+    return found
+
+
+def _is_packed(file: Path) -> bool:
+    return file.name.lower().endswith(".gz")
+
+
+def _end(file: Path) -> bytes:
+    """Read how a gzip file ends: with a CRC-32 of its content and the size of that, four bytes each."""
+    with open(file, "rb") as packed:
+        packed.seek(max(0, file.stat().st_size - 8))
+        return packed.read().rjust(8, b"\0")
+
+
+def _size(file: Path) -> int:
+    return int.from_bytes(_end(file)[4:], "little") if _is_packed(file) else file.stat().st_size % 2**32
+
+
+def _checksum(file: Path) -> int:
+    return int.from_bytes(_end(file)[:4], "little") if _is_packed(file) else zlib.crc32(file.read_bytes())
+
+
+def _glance(file: Path) -> Any:
+    return _checksum(file) if _is_packed(file) else _middle(file)
+
+
+def _content(file: Path) -> str:
+    try:
+        with gzip.open(file) as content:
+            return hashlib.file_digest(content, "sha256").hexdigest()
+    except (OSError, EOFError, zlib.error):  # not packed, or damaged, which whoever reads it tells
+        return sha256_of(file)
 
 
 def _with_voxels(path: Path) -> list[Path]:
