@@ -1,20 +1,19 @@
 """What is wrong with a case: read every voxel before the first iteration."""
 
+import errno
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from monai.data import MetaTensor
-from monai.data.utils import affine_to_spacing
 from monai.utils import ensure_tuple
 from tqdm import tqdm
 
 from ..utils.device import is_out_of_memory
-from ..utils.errors import UserError, causes, plain_reason
+from ..utils.errors import UserError, first_cause, plain_reason
 from .geometry import has_volume, label_problem, lacks_spacing, size_problem
 from .kept import KeptFindings
 from .labels import to_label
@@ -35,15 +34,14 @@ class CaseRule(NamedTuple):
     in_channels: int
     num_classes: int
     dimensions: int
-    pad_to: Mapping[str, Any] | None = None
+    needs_spacing: bool = False
     series: bool = False
 
 
 class Finding(NamedTuple):
-    """What is wrong with a case, whether patches will have to be padded, and which structures its label marks."""
+    """What is wrong with a case, and which structures its label marks."""
 
     problems: list[str]
-    is_small: bool = False
     structures: Sequence[int] = ()
 
 
@@ -69,15 +67,9 @@ def check_cases(cases: Sequence[Case], rule: CaseRule, folder: str | None = None
     findings = [next(new) if found is None else Finding([], **found) for found in known]
     for case, state, found, finding in zip(cases, states, known, findings, strict=True):
         if found is None and not finding.problems:
-            kept.put(case, state, {"is_small": finding.is_small, "structures": finding.structures})
+            kept.put(case, state, {"structures": finding.structures})
     if kept.is_there or not any(finding.problems for finding in findings):  # bad data leave no new file behind
         kept.write()
-    small = [ensure_tuple(case["image"])[0] for case, finding in zip(cases, findings, strict=True) if finding.is_small]
-    if small and rule.pad_to is not None:
-        logger.warning(
-            "%d of %d volumes are smaller than the patch, %s voxels, and will be padded: %s",
-            *(len(small), len(cases), list(rule.pad_to["size"]), ", ".join(map(os.path.basename, small))),
-        )
     return findings
 
 
@@ -103,7 +95,7 @@ def _check_case(case: Case, rule: CaseRule) -> Finding:
         label, found = read_label(case["label"], image, rule.num_classes)
         problems += found
         structures = [] if label is None else [int(value) for value in torch.unique(label.as_tensor()) if value]
-    return Finding(problems, not problems and is_small(image, rule), structures)
+    return Finding(problems, structures)
 
 
 def read_image(
@@ -121,7 +113,7 @@ def read_image(
 
 def reading_problem(path: str | Sequence[str], error: BaseException) -> str:
     """Say why files could not be read; every reader fails in its own way, so what it says is quoted."""
-    plain = next((cause for cause in causes(error) if isinstance(cause, UserError)), None)
+    plain = first_cause(error, UserError)
     if plain is not None:
         return str(plain)
     missing = [file for file in ensure_tuple(path) if not os.path.exists(file)]
@@ -130,7 +122,10 @@ def reading_problem(path: str | Sequence[str], error: BaseException) -> str:
     files = ", ".join(ensure_tuple(path))
     if is_out_of_memory(error):
         return f"{files}: there is not enough memory to read it ({plain_reason(error)})."
-    return f"{files}: cannot be read, probably truncated or not an image ({plain_reason(error)})."
+    reason = plain_reason(error)
+    if reason.endswith(os.strerror(errno.ENOENT)):  # ITK's last words, also about voxels of which a part is there
+        reason = "the file of its voxels is missing, or too short"
+    return f"{files}: cannot be read, probably truncated or not an image ({reason})."
 
 
 def image_problems(files: str | Sequence[str], image: MetaTensor, rule: CaseRule) -> list[str]:
@@ -148,7 +143,7 @@ def image_problems(files: str | Sequence[str], image: MetaTensor, rule: CaseRule
         problems.append(f"{path}: {size}.")
     elif not has_volume(image.affine):
         problems.append(f"{path}: its header has no spacing, or axes that do not span a volume; mend the header.")
-    elif rule.pad_to is not None and rule.pad_to["spacing"] is not None and lacks_spacing(image.meta):
+    elif rule.needs_spacing and lacks_spacing(image.meta):
         hint = "write it into the header, or train on voxels as they are, with --spacing null"
         problems.append(f"{path}: its header has no spacing, which resampling needs; {hint}.")
     for name, part in zip(names, image.as_tensor().split(1) if len(names) > 1 else (image.as_tensor(),), strict=True):
@@ -196,13 +191,3 @@ def read_label(path: str, image: MetaTensor, num_classes: int) -> tuple[MetaTens
 
 def _shape(image: MetaTensor) -> tuple[int, ...]:
     return tuple(image.shape[1:] if image.shape[0] == 1 else (*image.shape[1:], image.shape[0]))
-
-
-def is_small(image: MetaTensor, rule: CaseRule) -> bool:
-    """Say whether an image, CH[WD], is smaller than the patch on the training's grid, and will be padded."""
-    if rule.pad_to is None:
-        return False
-    size = np.asarray(image.shape[1:], dtype=float)
-    if rule.pad_to["spacing"] is not None:
-        size = np.round(size * affine_to_spacing(image.affine, len(size)).numpy() / np.asarray(rule.pad_to["spacing"]))
-    return bool((size < np.asarray(rule.pad_to["size"])).any())

@@ -11,7 +11,6 @@ each in the same order throughout, and all on one grid: ``"image": ["a_t1.nii.gz
 and checked before the first iteration, so that a broken file does not end a run hours later.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -24,8 +23,17 @@ from typing import Any
 from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
-from ..utils.files import read_json
-from ..utils.names import LISTS, are_class_names, case_files, case_names, groups, patient_name, structure_names
+from ..utils.files import read_json, sha256_of
+from ..utils.names import (
+    LISTS,
+    are_class_names,
+    case_files,
+    case_names,
+    first_names,
+    groups,
+    patient_name,
+    structure_names,
+)
 from .checks import Case, CaseRule, check_cases
 
 logger = logging.getLogger(__name__)
@@ -37,7 +45,7 @@ def load_datalist(
     in_channels: int,
     num_classes: int,
     dimensions: int,
-    pad_to: Mapping[str, Any] | None = None,
+    needs_spacing: bool = False,
     patient_pattern: str | None = None,
     optional: bool = False,
     checks_dir: str | None = None,
@@ -54,8 +62,7 @@ def load_datalist(
         in_channels: channels that every image must have.
         num_classes: labels must lie in 0 .. num_classes - 1.
         dimensions: spatial axes that every file must have.
-        pad_to: ``size`` in voxels per axis, and ``spacing`` in mm to which volumes are resampled before, or None for
-            their own; smaller volumes are reported once, since they will be padded. None when nothing is padded.
+        needs_spacing: whether volumes are resampled, for which their headers must have a spacing.
         patient_pattern: regular expression that finds the patient, see :func:`custom.utils.names.patient_name`; a
             patient may be in one list only. None when every file is a patient of its own.
         optional: the labeled cases come from elsewhere, so that the file or its labeled cases may be missing.
@@ -73,7 +80,7 @@ def load_datalist(
     if optional and not Path(path).is_file():
         return {name: [] for name in LISTS}
     cases = read_lists(Path(path))
-    if planned_for is not None and hashlib.sha256(Path(path).read_bytes()).hexdigest() not in ensure_tuple(planned_for):
+    if planned_for is not None and sha256_of(path) not in ensure_tuple(planned_for):
         logger.warning("%s has changed since the plan was made; `crossmatch plan` makes a new one.", path)
     problems = [] if class_names is None or optional else _name_problems(Path(path), class_names)
     problems += overlap_problems(cases, patient_pattern, Path(path).parent)
@@ -82,7 +89,7 @@ def load_datalist(
         problems.append("the list 'training' is empty; at least one labeled case is needed.")
     if "training" not in lists and not any(cases[name] for name in lists):
         problems.append(f"nothing to read: the list {' or '.join(map(repr, lists))} is empty.")
-    rule = CaseRule(in_channels, num_classes, dimensions, pad_to)
+    rule = CaseRule(in_channels, num_classes, dimensions, needs_spacing)
     read = [(name, case) for name in lists for case in cases[name]]
     findings = check_cases([case for _, case in read], rule, checks_dir)
     problems += [problem for finding in findings for problem in finding.problems]
@@ -104,9 +111,8 @@ def load_datalist(
 
 def nothing_labeled(labels: Sequence[str]) -> str:
     """Say that labels of the list ``training`` mark no structure, so that nothing can be learned from them."""
-    names = ", ".join(labels[:5]) + (", ..." if len(labels) > 5 else "")
     hint = "label at least one structure, or export the labels again"
-    return f"every voxel is 0 in all {len(labels)} label(s) of the list 'training' ({names}); {hint}."
+    return f"every voxel is 0 in all {len(labels)} label(s) of the list 'training' ({first_names(labels, 5)}); {hint}."
 
 
 def default_evaluation_list(path: str) -> str:
@@ -127,7 +133,7 @@ def read_lists(path: Path) -> dict[str, list[Case]]:
     """
     content = _read_content(path)
     if not isinstance(content, dict) or not any(name in content for name in LISTS):
-        found = ", ".join(list(content)[:5]) if isinstance(content, dict) else f"a {type(content).__name__}"
+        found = first_names(content, 5) if isinstance(content, dict) else f"a {type(content).__name__}"
         raise UserError(
             f"{path}: expected a JSON object with the lists {', '.join(LISTS)}; found {found or 'an empty one'}. "
             "`crossmatch prepare own` makes one from folders of images and labels."
@@ -223,8 +229,8 @@ def _without_labels(lists: Mapping[str, Sequence[Case]], name: str) -> list[str]
     if not lacking:
         return []
     hint = "; or score --evaluation_list validation" if name == "test" and lists["validation"] else ""
-    names = ", ".join(lacking[:5]) + (", ..." if len(lacking) > 5 else "")
-    return [f"{len(lacking)} of {len(lists[name])} cases of '{name}' have no label ({names}); give them one{hint}."]
+    shown = first_names(lacking, 5)
+    return [f"{len(lacking)} of {len(lists[name])} cases of '{name}' have no label ({shown}); give them one{hint}."]
 
 
 def overlap_problems(cases: Mapping[str, Sequence[Case]], patient_pattern: str | None, folder: Path) -> list[str]:

@@ -13,7 +13,7 @@ from monai.utils import ensure_tuple
 
 from ..utils.device import is_out_of_memory, release_freed_memory
 from ..utils.errors import UserError
-from .checks import CaseRule, image_problems, is_small, reading_problem
+from .checks import CaseRule, image_problems, reading_problem
 from .dicom_seg import is_series, segmentation_problem
 
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class CheckScand(MapTransform):
         keys: images as they are stored, CH[WD].
         in_channels: channels that they must have.
         dimensions: spatial axes that they must have.
-        pad_to: see :func:`custom.data.load_datalist`.
+        needs_spacing: whether they are resampled, for which their headers must have a spacing.
         series: whether an image may have a time axis behind its spatial ones, instead of channels.
         dicom_seg: whether a DICOM series must be one to which a DICOM segmentation can refer.
     """
@@ -46,14 +46,13 @@ class CheckScand(MapTransform):
         keys: KeysCollection,
         in_channels: int,
         dimensions: int,
-        pad_to: Mapping[str, Any] | None = None,
+        needs_spacing: bool = False,
         series: bool = False,
         dicom_seg: bool = False,
     ) -> None:
         super().__init__(keys)
         self.dicom_seg = dicom_seg
-        self.told = False
-        self.rule = CaseRule(in_channels, 0, dimensions, pad_to, series)
+        self.rule = CaseRule(in_channels, 0, dimensions, needs_spacing, series)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Return the sample as it is.
@@ -70,9 +69,6 @@ class CheckScand(MapTransform):
                 problems = [text for text in [segmentation_problem(path)] if text is not None]
             if problems:
                 raise UserError(problems[0], problems[1:])
-            if not self.told and is_small(sample[key], self.rule):
-                self.told = True
-                logger.warning("%s is smaller than the patch and is padded; further ones are not named", path)
         return sample
 
 

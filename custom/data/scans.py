@@ -9,13 +9,13 @@ from typing import NamedTuple
 from monai.utils import ensure_tuple
 
 from ..utils.errors import UserError
-from ..utils.names import case_files, case_names, file_stem, groups, same_name, short_stems
+from ..utils.names import case_files, case_names, file_stem, first_names, groups, same_name, short_stems
 from .channels import group_channels
 from .checks import Case
 from .datalist import read_lists
 from .dicom import series_of_slice, slices_beside
 from .dicom_seg import is_series, refuse_without_highdicom
-from .finding import VOLUME_SUFFIXES, first_names, list_scans, tell_left_out
+from .finding import VOLUME_SUFFIXES, list_scans, tell_left_out
 from .photos import PHOTO_SUFFIXES
 from .states import files_of
 
@@ -71,7 +71,9 @@ def find_scans(
         cases = [{key: case[key] for key in ("image", "case")} for case in listed]
     else:
         if isinstance(source, str) and not os.path.exists(os.path.expanduser(source)):
-            raise UserError(f"{source}: no such file or folder; give --dataset_dir a folder of images.")
+            raise UserError(
+                f"{source}: no such file or folder; give --dataset_dir a folder of images, or --files a list."
+            )
         sources = [source] if isinstance(source, str) else source
         cases, problems = _cases(sources, dimensions, in_channels, channels)
     if not cases and not problems:

@@ -35,7 +35,7 @@ EXAMPLES: dict[str, tuple[Any, ...]] = {
     "slice_axis": (2, None),
     "spacing": ([1.0, 1.0, 1.0], None),
     "window": ([-125.0, 275.0],),
-    "pad_to": ({"size": [96, 96, 96], "spacing": [1.0, 1.0, 1.0]}, None),
+    "needs_spacing": (True,),
     "schedule_iterations": (14000,),
     "threshold": (0.95, _RAMP),
     "unsupervised_weight": (1.0, _RAMP),

@@ -429,7 +429,7 @@ def test_inference_uses_the_network_and_the_numbers_of_training(bundle):
         "spacing",
         "window",
         "patch_size",
-        "pad_to",
+        "needs_spacing",
     }
     agreeing |= {"stride", "image_interpolation", "base_filters", "feature_dropout", "network_def"}
     shared = sorted(agreeing & set(inference))

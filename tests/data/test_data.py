@@ -3,7 +3,6 @@
 import builtins
 import gzip
 import json
-import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -25,7 +24,6 @@ def _load(datalist: Path, **changes):
         "in_channels": 1,
         "num_classes": 2,
         "dimensions": 3,
-        "pad_to": {"size": [16, 16, 16], "spacing": None},
     }
     return load_datalist(str(datalist), **(settings | changes))
 
@@ -423,22 +421,6 @@ def test_all_problems_are_listed_together(own_dataset, files):
         _load(own_dataset)
 
 
-def test_volumes_smaller_than_the_patch_are_reported_once(own_dataset, caplog):
-    with caplog.at_level(logging.WARNING):
-        _load(own_dataset, pad_to={"size": [32, 16, 16], "spacing": None})
-    (message,) = caplog.messages
-    assert message.startswith(
-        "5 of 5 volumes are smaller than the patch, [32, 16, 16] voxels, and will be padded: case"
-    )
-
-
-def test_size_is_judged_on_the_training_grid(own_dataset, caplog):
-    with caplog.at_level(logging.WARNING):
-        # The volumes have 16 voxels of 1.25 mm.
-        _load(own_dataset, pad_to={"size": [32, 32, 32], "spacing": [0.625] * 3})
-    assert not caplog.messages
-
-
 def test_evaluation_takes_the_test_list_where_there_is_one(own_dataset, edit):
     assert default_evaluation_list(str(own_dataset)) == "validation"
     edit(own_dataset, lambda content: content.update(test=content.pop("validation")))
@@ -446,7 +428,7 @@ def test_evaluation_takes_the_test_list_where_there_is_one(own_dataset, edit):
 
 
 def _load_hearts(datalist: Path):
-    return _load(datalist, num_classes=4, pad_to=None, patient_pattern=r"patient\d+")
+    return _load(datalist, num_classes=4, patient_pattern=r"patient\d+")
 
 
 def _first(datalist: Path, key: str = "image") -> Path:
