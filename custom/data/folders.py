@@ -14,6 +14,7 @@ from ..utils.ranges import LOSSLESS
 PREPARED = "prepare.json"
 #: What inference writes beside its predictions, or above them where they lie in folders.
 PREDICTION_TABLE, RECORD, PREDICTION_PICTURES = "volumes.csv", "inference.json", "review"
+RESULTS = (PREDICTION_TABLE, "ejection_fraction.csv", "review.csv", "review.html", PREDICTION_PICTURES)
 
 
 def walk(top: Path, skipped: Collection[str] = ()) -> tuple[list[Path], list[str]]:
@@ -52,19 +53,16 @@ def walk(top: Path, skipped: Collection[str] = ()) -> tuple[list[Path], list[str
 
 
 def is_written_by_inference(path: Path) -> bool:
-    """Tell a label map, a segmentation or a picture that inference wrote, by its name and the record beside or above.
-
-    Where there is no record, as inference before 0.3.0 wrote none, its table beside the file is enough.
-    """
-    is_picture = path.parent.name == PREDICTION_PICTURES and (path.parent.parent / PREDICTION_TABLE).is_file()
-    if is_picture or not file_stem(path).endswith("_seg"):
-        return is_picture
+    """Tell a label map, a segmentation or a picture that inference wrote, by its name and the record above it."""
     place = path.absolute()
-    for folder in place.parents:
-        if (folder / PREDICTION_TABLE).is_file() and (folder / RECORD).is_file():
-            written = _written(folder / RECORD, (folder / RECORD).stat().st_mtime_ns)
-            return written is None or place.relative_to(folder).as_posix() in written
-    return (path.parent / PREDICTION_TABLE).is_file()
+    folder = next((f for f in place.parents if (f / PREDICTION_TABLE).is_file() and (f / RECORD).is_file()), None)
+    if folder is None:
+        return False
+    below = place.relative_to(folder)
+    if below.parts[0] == PREDICTION_PICTURES:
+        return True
+    written = _written(folder / RECORD, (folder / RECORD).stat().st_mtime_ns)
+    return file_stem(path).endswith("_seg") and (written is None or below.as_posix() in written)
 
 
 @cache
@@ -72,7 +70,8 @@ def _written(record: Path, _: int) -> frozenset[str] | None:
     """List what a record knows to be written, by paths below its folder; None when it cannot be read."""
     try:
         entries = read_json(record)["scans"].items()
-        outputs = [Path(output).as_posix() for _, entry in entries for output in entry.get("outputs", ())]
+        known = [path for _, entry in entries for key in ("outputs", "earlier") for path in entry.get(key, ())]
+        outputs = [Path(path).as_posix() for path in known]
         begun = [place for place, entry in entries if "outputs" not in entry]
         endings = {".dcm", *chain.from_iterable(LOSSLESS.values())}
         outputs += [f"{place}_seg{ending}" for place in begun for ending in endings]

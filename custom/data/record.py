@@ -13,15 +13,18 @@ from .. import __version__
 from ..utils.config import flat_config
 from ..utils.distributed import gather_in_turn, is_first, raise_in_first
 from ..utils.errors import UserError
-from ..utils.files import atomic_write, read_json
+from ..utils.files import read_json, sha256_of, write_json
 from ..utils.lock import one_at_a_time
+from ..utils.names import first_names, groups
 from .checks import Case
-from .folders import RECORD
+from .folders import PREDICTION_PICTURES, RECORD, RESULTS
 from .states import case_paths, state_of
 
 LOCK = f".{RECORD}.lock"
 #: Of the record's form; a record of another one is not read.
 VERSION = 2
+#: How a record begins, a damaged one too.
+BEGINNING = b'{"version": '
 #: The entry of a scan that is being segmented.
 BEGUN = {"begun": True}
 
@@ -44,6 +47,10 @@ class InferenceRecord:
         endings: of the files that are written for a scan, behind its name.
         overwrite: segment all again, whatever is there.
         shard: the part of the scans that this job segments, such as ``2/8``; None for all.
+
+    Raises:
+        UserError: when the folder has tables or pictures that no inference has written, called as those that this one
+            would write.
     """
 
     def __init__(
@@ -64,9 +71,13 @@ class InferenceRecord:
         self.problems: list[str] = []  #: why scans of this run were left out, of all its processes
         self.kept: list[str] = []  #: the scans that are left out since their results would replace other files
         self.cases = {case["case"]: case for case in cases}
+        self._refuse_others_tables()
         self.begun: dict[str, Any] = {}  #: of scans that this process has begun and not ended, the entries before
         settings = json.dumps([__version__, flat_config(config, frozenset(runtime_keys))], sort_keys=True, default=str)
-        self.made_by = {"weights": [_sha256(path) for path in ensure_tuple(weights)], "settings": _text_hash(settings)}
+        self.made_by = {
+            "weights": [sha256_of(path) for path in ensure_tuple(weights)],
+            "settings": hashlib.sha256(settings.encode()).hexdigest(),
+        }
         #: The states of the files from before they are read.
         self.inputs = {name: state_of(case) for name, case in self.cases.items()}
         self.done = frozenset() if overwrite else frozenset(self.found())
@@ -104,28 +115,33 @@ class InferenceRecord:
             found: what was measured, such as volumes; numbers, texts, lists and dictionaries of them.
         """
         states = {os.path.relpath(path, self.folder): _state(Path(path)) for path in outputs}
-        about = {"case": name, "files": case_paths(self.cases[name]), "input": self.inputs[name]}
+        before = self.begun.pop(_place(self.cases[name]), None) or {}
+        others = {path: state for path, state in _known(before).items() if path not in states}
+        earlier = {path: state for path, state in others.items() if _state(self.folder / path) == state}
+        about: dict[str, Any] = {"case": name, "files": case_paths(self.cases[name]), "input": self.inputs[name]}
+        about |= {"earlier": earlier} if earlier else {}
         self._change({_place(self.cases[name]): about | self.made_by | {"outputs": states, "found": found}})
-        self.begun.pop(_place(self.cases[name]), None)
 
     def found(self) -> dict[str, Any]:
         """Give what was measured in each scan that is segmented, by whichever process, in the order of the cases."""
-        entries = self._read()
-        mine = {name: entries.get(_place(case), {}) for name, case in self.cases.items()}
-        return {
-            name: entry["found"]
-            for name, entry in mine.items()
-            if entry.get("input") == self.inputs[name] and self._is_whole(entry)
-        }
+        return {name: entry["found"] for name, entry in self._finished(self._read()).items()}
 
     def found_in_folder(self) -> dict[str, Any]:
-        """As :meth:`found`, by place, and behind these the others in the folder that were segmented in the same way."""
-        others = self._read()
-        for case in self.cases.values():
-            if self._is_of(case, others.get(_place(case), {})):
-                del others[_place(case)]
-        mine = {_place(self.cases[name]): found for name, found in self.found().items()}
-        return mine | {place: entry["found"] for place, entry in others.items() if self._is_whole(entry)}
+        """As :meth:`found`, by place, and behind these the others in the folder that were segmented in the same way.
+
+        Each has its name in ``case``, which is its place where scans of two runs have one name.
+        """
+        entries = self._read()
+        ours = {_place(case) for case in self.cases.values() if self._is_of(case, entries.get(_place(case), {}))}
+        mine = {_place(self.cases[name]): entry for name, entry in self._finished(entries).items()}
+        found = mine | {p: entry for p, entry in entries.items() if p not in ours and self._is_whole(entry)}
+        double = {place for same in groups(found, key=lambda place: found[place]["case"]) for place in same}
+        return {p: {**entry["found"], "case": p if p in double else entry["case"]} for p, entry in found.items()}
+
+    def _finished(self, entries: Mapping[str, Any]) -> dict[str, Any]:
+        """Give the entries of the cases that are segmented, by their names."""
+        mine = {name: entries.get(_place(case), {}) for name, case in self.cases.items()}
+        return {n: entry for n, entry in mine.items() if entry.get("input") == self.inputs[n] and self._is_whole(entry)}
 
     def leave_out(self, problems: Sequence[str]) -> None:
         """Note which scans were left out; call it in all processes, when they are done.
@@ -149,7 +165,11 @@ class InferenceRecord:
         Raises:
             UserError: names every scan that was left out, and why.
         """
-        others = sum(not self.made_by.items() <= entry.items() for entry in self._read().values() if "found" in entry)
+        entries = self._read().values()
+        earlier = [path for entry in entries for path in entry.get("earlier", ()) if (self.folder / path).exists()]
+        if earlier and is_first():
+            print(f"files of earlier settings, which this inference has not written again: {first_names(earlier)}")
+        others = sum(not self.made_by.items() <= entry.items() for entry in entries if "found" in entry)
         if others and is_first():
             print(
                 f"{others} scan(s) in {self.folder} were segmented with other weights or settings; "
@@ -160,6 +180,22 @@ class InferenceRecord:
             summary = f"{count} scan(s) segmented; left out, with {len(self.problems)} problem(s):"
             nothing = f"{len(self.problems)} problem(s), nothing was segmented:"
             raise_in_first(UserError(summary if count else nothing, self.problems))
+
+    def _refuse_others_tables(self) -> None:
+        pictures = Path(os.path.realpath(self.folder / PREDICTION_PICTURES))
+        inputs = [os.path.realpath(path) for case in self.cases.values() for path in case_paths(case)]
+        lost = [path for path in inputs if Path(path).is_relative_to(pictures)]
+        if lost:
+            raise UserError(f"{lost[0]}: lies where pictures for the review are written; give another --output_dir.")
+        record = self.folder / RECORD
+        others = [self.folder / name for name in RESULTS if (self.folder / name).exists() and not record.exists()]
+        if record.exists() and not record.read_bytes().startswith(BEGINNING):
+            others = [record]
+        if others and not self.overwrite:
+            raise UserError(
+                f"{others[0]}: is there, and no inference has written it; nothing was segmented. Give another "
+                "--output_dir, or --overwrite true."
+            )
 
     def _is_of(self, case: Case, entry: Mapping[str, Any]) -> bool:
         """Say whether an entry is of this scan, though its file may have been moved, or changed."""
@@ -179,7 +215,7 @@ class InferenceRecord:
         return self._unknown(_place(case), entry if self._is_of(case, entry) else {})
 
     def _unknown(self, place: str, entry: Mapping[str, Any]) -> list[Path]:
-        known = entry.get("outputs", {})
+        known = _known(entry)
         paths = [self.folder / f"{place}{ending}" for ending in self.endings]
         return [p for p in paths if (state := _state(p)) and state != known.get(os.path.relpath(p, self.folder))]
 
@@ -190,8 +226,7 @@ class InferenceRecord:
         with one_at_a_time(self.folder / LOCK):
             scans = {place: entry for place, entry in {**self._read(), **entries}.items() if entry is not None}
             left_out = self._left_out() | ({} if problems is None else {self.job: list(problems)})
-            with atomic_write(self.folder / RECORD) as part:
-                part.write_text(json.dumps({"version": VERSION, "scans": scans, "left_out": left_out}))
+            write_json(self.folder / RECORD, {"version": VERSION, "scans": scans, "left_out": left_out}, indent=None)
 
     def _read(self) -> dict[str, Any]:
         """Read the entries by their places."""
@@ -212,6 +247,11 @@ class InferenceRecord:
             return {}
 
 
+def _known(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Give the states of all files that were written for a scan, with these settings or with earlier ones."""
+    return {**entry.get("earlier", {}), **entry.get("outputs", {})}
+
+
 def _place(case: Case) -> str:
     """Give the path of a scan's results below the folder, without their ending."""
     return str(case.get("prediction", case["case"]))
@@ -224,12 +264,3 @@ def _state(path: Path) -> list[int] | None:
     except OSError:
         return None
     return [found.st_size, found.st_mtime_ns]
-
-
-def _sha256(path: str) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _text_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()

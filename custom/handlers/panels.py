@@ -14,6 +14,7 @@ from ..data.checks import read_image
 from ..data.photos import is_photo
 from ..losses import IGNORE_INDEX
 from ..report.drawing import Panel, case_panels, draw_panels, largest_slice
+from ..report.pages import beside
 from ..utils.files import atomic_write
 from ..utils.names import case_of
 
@@ -102,11 +103,12 @@ class CasePanels:
     Of several channels that are no photograph's the first is drawn.
 
     Args:
-        folder: where the pictures are written.
+        folder: of the evaluation; the pictures go to ``panels`` in it.
+        table: file of the metrics; with ``metrics_ema.csv`` the pictures go to ``panels_ema``.
     """
 
-    def __init__(self, folder: str) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str, table: str = "metrics.csv") -> None:
+        self.folder = Path(folder) / beside(Path(table), "panels")
 
     def attach(self, engine: Engine) -> None:
         """Draw at each iteration of an evaluator whose ``pred`` and ``label`` are one-hot, NH[WD]."""

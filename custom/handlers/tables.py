@@ -1,6 +1,5 @@
 """Handlers that write a CSV about every case and print it as a table."""
 
-import json
 import logging
 import re
 from collections.abc import Mapping, Sequence
@@ -19,9 +18,9 @@ from ..metrics import case_metrics
 from ..report.ranking import structure_volumes
 from ..utils.distributed import any_rank, gather_in_turn, is_first
 from ..utils.errors import UserError
-from ..utils.files import atomic_write
+from ..utils.files import write_json
 from ..utils.lock import one_at_a_time
-from ..utils.names import ALL, MEAN, case_of
+from ..utils.names import ALL, MEAN, case_of, first_names
 from ..utils.tables import Row, _columns, format_table, write_csv
 
 logger = logging.getLogger(__name__)
@@ -90,8 +89,7 @@ class CaseTable:
             rows = [row for rows in by_file.values() for row in rows]
             rows += self._means(rows)
             write_csv(self.path, rows)
-            with atomic_write(self.path.with_suffix(".json")) as part:
-                part.write_text(json.dumps(self.scored, indent=2) + "\n")
+            write_json(self.path.with_suffix(".json"), self.scored)
             print("\n" + format_table(rows) + f"\n\nMetrics: {self.path}")
 
     def _means(self, scored: Sequence[Row]) -> list[Row]:
@@ -151,15 +149,16 @@ class VolumeTable:
         for output in engine.state.output:
             pred = output["pred"]
             case = case_of(pred.meta)
-            frames = [self._frame_row(case, number, labels) for number, labels in enumerate(pred, start=1)]
+            frames = [self._frame_row(number, labels) for number, labels in enumerate(pred, start=1)]
             lost_spacing = pred.ndim > 3 and lacks_spacing(pred.meta)
-            self.found[case] = {"frames": frames, "lost_spacing": lost_spacing, "review": output.get("review")}
+            found = {"frames": frames, "lost_spacing": lost_spacing, "review": output.get("review")}
+            self.found[case] = {"case": case, **found}
             if self.record is not None:
-                self.record.add(case, output["written"], self.found[case])
+                self.record.add(case, output["written"], found)
         self._write()  # now, since the program may be killed
 
-    def _frame_row(self, case: str, number: int, labels: MetaTensor) -> Row:
-        row: Row = {"case": case, "frame": number}
+    def _frame_row(self, number: int, labels: MetaTensor) -> Row:
+        row: Row = {"frame": number}
         for name, (column, volume) in zip(
             self.class_names, structure_volumes(labels, self.class_names).items(), strict=True
         ):
@@ -175,7 +174,7 @@ class VolumeTable:
                 self.found = self.record.found_in_folder()
             if not self.found:
                 return []  # and what is there stays
-            cases = [case["frames"] for case in self.found.values()]
+            cases = [[{"case": scan["case"], **row} for row in scan["frames"]] for scan in self.found.values()]
             functions = [
                 ejection_fraction(frames, name) for frames in cases if len(frames) > 1 for name in self.ventricles
             ]
@@ -193,12 +192,11 @@ class VolumeTable:
         if functions:
             print("\n" + format_table(functions) + f"\n\nEjection fractions: {self.folder / 'ejection_fraction.csv'}")
         print(f"\nVolumes: {self.folder / 'volumes.csv'}")
-        lost = [name for name, case in self.found.items() if case["lost_spacing"]]
+        lost = [scan["case"] for scan in self.found.values() if scan["lost_spacing"]]
         if lost:
-            shown = ", ".join(lost[:3]) + (", ..." if len(lost) > 3 else "")
             logger.warning(
                 "%d scan(s) have no spacing in their headers; their volumes are counts of voxels, in thousands: %s",
-                *(len(lost), shown),
+                *(len(lost), first_names(lost)),
             )
 
 

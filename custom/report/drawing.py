@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -35,6 +36,11 @@ def new_figure(width: float, height: float) -> Figure:
     from matplotlib.figure import Figure
 
     return Figure(figsize=(width, height), layout="constrained")
+
+
+def structure_colors(structures: Iterable[str]) -> list[tuple[str, str]]:
+    """Give each structure, in the order of the labels, the color in which it is drawn."""
+    return list(zip(structures, cycle(COLORS), strict=False))
 
 
 def draw_panels(rows: Sequence[Sequence[Panel]], row_titles: Sequence[str] = ()) -> Figure:

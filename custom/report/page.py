@@ -8,7 +8,6 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
-from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +15,19 @@ from monai.utils import ensure_tuple, optional_import
 
 from ..utils.errors import UserError
 from ..utils.files import read_json
-from ..utils.names import ALL, MEAN
-from .drawing import COLORS
-from .pages import Curve, draw_curves, embedded, overall, read_curves, read_rows, saved, write_page
+from ..utils.names import MEAN
+from .pages import (
+    Curve,
+    beside,
+    class_colors,
+    draw_curves,
+    embedded,
+    overall,
+    read_curves,
+    read_rows,
+    saved,
+    write_page,
+)
 from .record import older_metrics, read_run_record, training_seconds
 
 #: Curves by picture: title, patterns of the names of TensorBoard's scalars.
@@ -58,29 +67,30 @@ def report(run_dir: str, metrics: str | None = None) -> None:
     cases = overall(rows)
     content = {
         "name": "/".join(folder.resolve().parts[-2:]),
-        "iterations": max((curve[-1][0] for curve in curves.values()), default=None),
+        "iterations": record.get("sessions", [{}])[-1].get("iteration"),
         "older": older,
         "scored": _scored(table, folder) if rows else {},
         "means": [row for row in rows if row["case"] == MEAN],
         "rows": [row for row in rows if row["case"] != MEAN],
         "cases": cases,
-        "colors": list(
-            zip(dict.fromkeys(row["class"] for row in rows if row["class"] != ALL), cycle(COLORS), strict=False)
-        ),
-        "galleries": _galleries(cases, folder / "panels"),
+        "colors": class_colors(rows),
+        "galleries": _galleries(cases, folder / beside(table, "panels")),
         "curves": _draw_curves(curves, folder / "curves.png"),
         "record": record,
         "seconds": training_seconds(record),
         "settings": {name: text for name, value in record.get("config", {}).items() if (text := _setting(value))},
     }
-    page = write_page(folder / f"{table.stem.replace('metrics', 'report')}.html", content, "report.html")
+    page = write_page(folder / f"{beside(table, 'report')}.html", content, "report.html")
     print(f"Report:  {page}" + (f" ({older})" if older else ""))
 
 
 def _scored(table: Path, folder: Path) -> dict[str, str]:
     """Say of which weights and which list the metrics are, as the evaluation has noted beside them."""
     path = table.with_suffix(".json")
-    noted = read_json(path) if path.is_file() else {}
+    try:
+        noted = read_json(path) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path}: is not JSON ({error}); take it away, or run `evaluating` again.") from error
     weights = [os.path.relpath(file, folder) for file in ensure_tuple(noted.get("weights", ()))]
     about = {"weights": ", ".join(weights), "list": str(noted.get("list", "")), "table": table.name}
     return {name: text for name, text in about.items() if text}

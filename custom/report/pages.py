@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from ..utils.files import FILE_NAMES, atomic_write
 from ..utils.names import ALL, MEAN
-from .drawing import new_figure
+from .drawing import new_figure, structure_colors
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 Row = dict[str, str]
 #: Iteration and value.
 Curve = list[tuple[int, float]]
+
+
+def beside(table: Path, what: str) -> str:
+    """Name what goes with a table: ``panels_ema`` with ``metrics_ema.csv``, ``panels_test`` with ``test.csv``."""
+    return table.stem.replace("metrics", what) if "metrics" in table.stem else f"{what}_{table.stem}"
 
 
 def write_page(path: Path, content: Mapping[str, Any], template: str | None = None) -> Path:
@@ -42,6 +47,11 @@ def read_rows(path: Path) -> list[Row]:
         return list(csv.DictReader(file))
 
 
+def class_colors(rows: Sequence[Row]) -> list[tuple[str, str]]:
+    """Give the structures of a table of metrics, with the color in which each is drawn."""
+    return structure_colors(dict.fromkeys(row["class"] for row in rows if row["class"] != ALL))
+
+
 def overall(rows: Sequence[Row]) -> list[Row]:
     """Take one row per case, over all classes, the best first."""
     classes = {row["class"] for row in rows}
@@ -56,10 +66,11 @@ def read_curves(folder: Path) -> dict[str, Curve]:
         return {}
     from tensorboard.backend.event_processing.event_accumulator import SCALARS, EventAccumulator
 
-    logging.getLogger("tensorboard").setLevel(logging.WARNING)  # it reports every file that it opens
+    logging.getLogger("tensorboard").setLevel(logging.ERROR)  # it reports every file that it opens, and each restart
     events = EventAccumulator(str(folder), size_guidance={SCALARS: 0})
     events.Reload()
-    return {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()[SCALARS]}
+    curves = {name: [(event.step, event.value) for event in events.Scalars(name)] for name in events.Tags()[SCALARS]}
+    return {name: curve for name, curve in curves.items() if curve}  # what a training that started anew has not drawn
 
 
 def draw_curves(pictures: Mapping[str, Mapping[str, Sequence[Curve]]], logarithmic: Collection[str] = ()) -> Figure:

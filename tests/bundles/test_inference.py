@@ -380,10 +380,10 @@ def test_a_scan_without_picture_is_in_the_review_all_the_same(untrained, run_bun
         raise ValueError("no plane")
 
     write_nifti(tmp_path / "scans" / "scan.nii.gz", _noise())
-    (tmp_path / "eval" / "review").mkdir(parents=True)
-    (tmp_path / "eval" / "review" / "scan.png").write_bytes(b"an earlier prediction's")
+    options = {"dataset_dir": str(tmp_path / "scans"), "ckpt_path": untrained} | RAW
+    run_bundle("inference", ["inference"], **options)
     monkeypatch.setattr("custom.handlers.review.plane_picture", broken)
-    run_bundle("inference", ["inference"], dataset_dir=str(tmp_path / "scans"), ckpt_path=untrained, **RAW)
+    run_bundle("inference", ["inference"], overwrite=True, **options)
     assert "scan: there is no picture for the review (no plane)." in "".join(capsys.readouterr())
     assert 'data-case="scan"' in (tmp_path / "eval" / "review.html").read_text()
     assert not list((tmp_path / "eval" / "review").iterdir())

@@ -128,6 +128,55 @@ def test_tables_and_review_are_of_all_scans_that_lie_in_the_folder(segment, scan
 
 
 @LEFT_ATRIUM
+def test_scans_of_one_name_from_two_sources_are_told_apart(segment, tmp_path):
+    for source, patient in (("one", "p1"), ("two", "p2")):
+        write_nifti(tmp_path / source / patient / "mr.nii.gz", _noise(len(source)))
+        segment(dataset_dir=str(tmp_path / source))
+    folder, places = tmp_path / "eval", {"p1/mr", "p2/mr"}
+    assert {row["case"] for row in read_csv(folder / "volumes.csv")} == places
+    rows = read_csv(folder / "review.csv")
+    assert {row["case"] for row in rows} == places
+    assert {row["prediction"] for row in rows} == {f"{place}_seg.nii.gz" for place in places}
+    assert {str(path.relative_to(folder / "review")) for path in folder.rglob("review/*/*.png")} == {
+        f"{place}.png" for place in places
+    }
+    assert (folder / "review.html").read_text().count("data:image/jpeg") == 2
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize("name", ["volumes.csv", "review.csv", "review.html", "review/a.png", RECORD])
+def test_tables_that_no_inference_has_written_are_kept(name, segment, tmp_path):
+    mine = tmp_path / "eval" / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("my own")
+    with refused(f"{name.partition('/')[0]}: is there, and no inference has written it; nothing was segmented."):
+        segment()
+    assert mine.read_text() == "my own"
+    segment(overwrite=True)
+    assert len(read_csv(tmp_path / "eval" / "volumes.csv")) == 5
+
+
+@LEFT_ATRIUM
+def test_scans_where_pictures_are_written_are_kept(segment, scans, tmp_path):
+    scans.rename(tmp_path / "review")
+    with refused("a.nii.gz: lies where pictures for the review are written"):
+        segment(dataset_dir=str(tmp_path / "review"), output_dir=str(tmp_path), overwrite=True)
+
+
+@LEFT_ATRIUM
+def test_files_of_earlier_settings_are_known_and_named(segment, scans, tmp_path, capsys):
+    segment(save_probabilities=True)
+    capsys.readouterr()
+    segment(keep_largest=[])
+    assert "files of earlier settings, which this inference has not written again: a_probs.nii.gz," in (
+        capsys.readouterr().out
+    )
+    segment(save_probabilities=True)
+    assert list_scans(tmp_path / "eval").scans == []
+    assert "files of earlier settings" not in capsys.readouterr().out
+
+
+@LEFT_ATRIUM
 def test_tables_stay_as_they_were_where_nothing_could_be_segmented(segment, tmp_path):
     segment()
     before = _contents(tmp_path / "eval")

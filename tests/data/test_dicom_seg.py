@@ -337,7 +337,8 @@ def test_our_segmentations_beside_a_series_or_below_it_are_no_scans(tmp_path):
     series = tmp_path / "scan"
     write_dicom(series, np.zeros(SIZE), edit=_place(AXIAL))
     path = _save(series, _labels(), tmp_path / "predictions")
-    (series / "volumes.csv").touch()
+    for name in ("volumes.csv", "inference.json"):
+        (series / name).touch()
     (series / "scan_seg.dcm").write_bytes(path.read_bytes())
     assert list_scans(tmp_path).scans == [series]
     assert read_image(str(series))[1] == []

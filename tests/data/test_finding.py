@@ -327,11 +327,12 @@ def test_an_empty_label_may_be_linked_to_for_many_scans(touch):
 
 def test_earlier_predictions_are_no_scans_and_no_labels(touch):
     names = ["a.nii", "a_probs.nii", "predictions/a_seg.nii", "out/volumes.csv", "out/a_seg.nii", "out/review/a.png"]
+    names += ["out/inference.json", "out/review/p/a.png"]
     found = list_scans(touch(*names), endings=(".nii", ".png"))
     assert _names(found.scans, touch()) == ["a.nii"]
     assert found.labels == []
     earlier = [text for text in found.left_out if "earlier prediction" in text]
-    expected = ("a_probs.nii", "out/a_seg.nii", "out/review/a.png", "predictions/a_seg.nii")
+    expected = ("a_probs.nii", "out/a_seg.nii", "out/review/a.png", "out/review/p/a.png", "predictions/a_seg.nii")
     assert sorted(earlier) == [f"{name} (earlier prediction)" for name in expected]
 
 
@@ -419,11 +420,12 @@ def test_what_is_left_out_is_counted_and_the_first_are_named(capsys):
 
 
 def test_results_in_folders_are_known_by_the_table_and_the_record_above_them(tmp_path):
-    label = tmp_path / "patient" / "scan_seg.nii.gz"
-    label.parent.mkdir()
-    label.write_bytes(b"")
+    labels = [tmp_path / "patient" / "scan_seg.nii.gz", tmp_path / "scan_seg.nii.gz"]
+    labels[0].parent.mkdir()
+    for label in labels:
+        label.write_bytes(b"")
     (tmp_path / "volumes.csv").write_text("case,frame\n")
-    assert list_scans(tmp_path).labels == [label]  # a table of volumes may be anybody's
+    assert sorted(list_scans(tmp_path).labels) == labels  # a table of volumes may be anybody's
     (tmp_path / "inference.json").write_text("{}")
     found = list_scans(tmp_path)
     assert (found.scans, found.labels) == ([], [])

@@ -3,6 +3,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from custom.report.drawing import COLORS, case_panels, draw_panels, new_figure
 from custom.report.page import report
-from custom.report.pages import draw_curves
+from custom.report.pages import draw_curves, read_curves
 from custom.report.record import read_run_record
 from custom.utils.errors import UserError
 
@@ -21,7 +22,7 @@ from custom.utils.errors import UserError
 @SHORT_AXIS
 def test_evaluating_ends_with_a_page_that_a_browser_shows(run_bundle, tiny_dataset, tmp_path):
     """Every picture of the page is drawn, its tables are those of metrics.csv, and it needs nothing from elsewhere."""
-    settings = {"datalist": str(tiny_dataset), "max_iterations": 20, "panel_interval": 10}
+    settings = {"datalist": str(tiny_dataset), "max_iterations": 21, "panel_interval": 10}
     run_bundle("training", ["train"], **settings)
     run_bundle("evaluating", ["train", "evaluate"], **settings)
     folder = tmp_path / "eval"
@@ -36,6 +37,7 @@ def test_evaluating_ends_with_a_page_that_a_browser_shows(run_bundle, tiny_datas
         assert page.count(f"<figcaption>{case}") == 1
     record = read_run_record(folder)
     assert all(text in page for text in (record["data_list"]["sha256"], record["sessions"][0]["versions"]["monai"]))
+    assert "<b>21</b>iterations" in page
     assert "<td>learning_rate</td><td><code>0.01</code>" in page
 
     os.utime(folder / "metrics.csv", (0, 0))
@@ -67,12 +69,16 @@ def test_a_page_is_made_of_what_there_is(tmp_path, capsys):
     assert f"Report:  {tmp_path / 'report.html'}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("name", "page"), [("metrics", "report"), ("metrics_ema", "report_ema"), ("m2", "m2")])
+@pytest.mark.parametrize(("name", "page"), [("metrics", "report"), ("metrics_ema", "report_ema"), ("m2", "report_m2")])
 def test_a_page_says_what_was_scored_and_each_table_has_one(name, page, tmp_path):
     (tmp_path / f"{name}.csv").write_text("case,class,dice\na,cyst,0.5\nmean,cyst,0.5\n")
     (tmp_path / f"{name}.json").write_text(json.dumps({"weights": str(tmp_path / "w" / "ema.pt"), "list": "training"}))
+    panels = tmp_path / page.replace("report", "panels")
+    panels.mkdir()
+    Image.new("RGB", (8, 8)).save(panels / "a.png")
     report(str(tmp_path), str(tmp_path / f"{name}.csv"))
     text = (tmp_path / f"{page}.html").read_text()
+    assert "data:image/png" in text
     assert f"weights: w/ema.pt &middot; list: training &middot; table: {name}.csv" in text
 
 
@@ -83,6 +89,13 @@ def test_a_training_without_evaluation_has_a_page(run_bundle, tiny_dataset, tmp_
     page = (tmp_path / "eval" / "report.html").read_text()
     assert "No evaluation yet" in page
     assert "Configuration" in page
+
+
+def test_damaged_notes_beside_a_table_are_named(tmp_path):
+    (tmp_path / "metrics.csv").write_text("case,class,dice\na,cyst,0.5\nmean,cyst,0.5\n")
+    (tmp_path / "metrics.json").write_text("{")
+    with pytest.raises(UserError, match=r"metrics.json: is not JSON .* run `evaluating` again"):
+        report(str(tmp_path))
 
 
 def test_the_curves_show_a_class_that_is_lost_at_zero(tmp_path, monkeypatch):
@@ -101,6 +114,17 @@ def test_the_curves_show_a_class_that_is_lost_at_zero(tmp_path, monkeypatch):
     assert list(lines["confident_share_2"].get_ydata()) == [0, 0]
     assert axes["Pseudo-labels"].get_ylim()[0] <= 0
     assert [line.get_label() for line in axes["Loss"].lines] == ["loss"]
+
+
+def test_curves_that_a_new_start_has_taken_back_are_left_out(tmp_path):
+    for first in (100, 1):  # the second training stops before its first validation
+        with SummaryWriter(str(tmp_path), purge_step=first if first == 1 else None) as writer:
+            if first == 100:
+                writer.add_scalar("val_mean_dice", 0.5, 100)
+            writer.add_scalar("loss", 0.5, first)
+        time.sleep(1.1)  # the names of the files have seconds
+    assert set(read_curves(tmp_path)) == {"loss"}
+    report(str(tmp_path))
 
 
 def test_wrong_use_is_refused(tmp_path):

@@ -58,18 +58,25 @@ def folder(tmp_path):
     return tmp_path / "out"
 
 
+def _pictures(folder) -> dict:
+    return {row["case"]: folder / "review" / f"{row['case']}.png" for row in ROWS}
+
+
 def test_the_page_needs_no_other_file_and_escapes_names(folder):
-    page = " ".join(review_page(folder, ROWS).read_text().split())
+    page = " ".join(review_page(folder, ROWS, _pictures(folder), ["cyst"]).read_text().split())
     assert re.findall(r'src="(.{23})', page) == ["data:image/jpeg;base64,"] * 2
     assert "http" not in page
+    assert f'background: {COLORS[0]}"></span>cyst' in page
     assert "<i>x</i>" not in page
     assert "boundary none, removed 1.3 %, volume none" in page
     assert "boundary 0.200, removed 1.3 %, volume -2.4" in page
 
 
 def test_the_page_says_which_scans_were_left_out_and_why(folder):
-    assert "left out" not in review_page(folder, ROWS).read_text()
-    page = review_page(folder, ROWS, ["a & b.nii: cannot be read.", "c.nii: NaN"]).read_text()
+    assert "left out" not in review_page(folder, ROWS, _pictures(folder), ["cyst"]).read_text()
+    page = review_page(
+        folder, ROWS, _pictures(folder), ["cyst"], ["a & b.nii: cannot be read.", "c.nii: NaN"]
+    ).read_text()
     assert "Scans were left out, with 2 problems:" in page
     assert re.findall("<li>(.*?)</li>", page) == ["a &amp; b.nii: cannot be read.", "c.nii: NaN"]
     assert page.index("<h1>") < page.index("<li>") < page.index("<table")
@@ -77,7 +84,7 @@ def test_the_page_says_which_scans_were_left_out_and_why(folder):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine to look at the page")
 def test_a_browser_filters_keeps_the_ticks_and_saves_them(folder, tmp_path):
-    page = review_page(folder, ROWS).read_text().replace("</body>", READER + "</body>")
+    page = review_page(folder, ROWS, _pictures(folder), ["cyst"]).read_text().replace("</body>", READER + "</body>")
     names = [row["case"] for row in ROWS]
     for ticked in ([False] * 3, [False, True, False]):  # the second time the page is opened it remembers
         shown, _ = look_at(page, tmp_path)

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from custom.report.pages import write_page
+from custom.report.pages import class_colors, write_page
 from custom.report.record import training_seconds
 from custom.utils.errors import UserError
 from custom.utils.files import refuse_unwritable
@@ -92,6 +92,7 @@ def compare_arms(
         "differences": [{name: _text(value) for name, value in row.items()} for row in differences],
         "pictures": {title: picture for title, picture in pictures.items() if picture},
         "gallery": gallery_pictures(by_group, output),
+        "colors": class_colors(runs[0].rows),
         "settings": _settings(runs),
         "runs": [_about(run) for run in runs],
     }
