@@ -18,7 +18,7 @@ from ignite.engine import Engine, Events
 from ..utils.config import flat_config
 from ..utils.distributed import any_rank, gather_in_turn, is_first
 from ..utils.errors import UserError
-from ..utils.weights import Stateful, save_tensors, save_weights
+from ..utils.weights import Stateful, save_tensors, save_weights, settings_path
 from .stopping import EXIT_STOPPED, StopRequest
 
 _PATTERN = "iteration_*.pt"
@@ -115,6 +115,7 @@ class Checkpoints:
         if is_first():
             for name, path in self._weights().items():
                 save_weights(self.parts[name], path, self.settings)
+                print(f"Weights: {path}")
         self.save(finished=True)
         self.finished = True
 
@@ -196,10 +197,10 @@ class Checkpoints:
     def _write_missing_weights(self, parts: Mapping[str, dict[str, Any]]) -> None:
         """Write the final weights of a finished training again where somebody has removed them."""
         for name, path in self._weights().items():
-            if is_first() and not path.exists():
+            if is_first() and not (path.exists() and settings_path(path).exists()):
                 self.parts[name].load_state_dict(parts[name])
                 save_weights(self.parts[name], path, self.settings)
-                print(f"{path}: was missing; written again, from the last checkpoint.")
+                print(f"{path}: was missing, or its settings; written again, from the last checkpoint.")
 
     def _agree(self) -> None:
         places = gather_in_turn([(self.trainer.state.iteration, self.finished)])

@@ -1,10 +1,8 @@
 """What is needed to repeat a run, in one file: ``run.json``."""
 
-import hashlib
 import json
 import os
 import platform
-import shlex
 import subprocess
 import sys
 import time
@@ -20,9 +18,12 @@ from monai.utils import ensure_tuple
 from .. import __version__
 from ..utils.distributed import is_first
 from ..utils.errors import UserError
-from ..utils.files import atomic_write
+from ..utils.files import sha256_of, write_json
+from ..utils.settings import quoted
 
 RECORD = "run.json"
+#: What a training writes at its end.
+LAST_WEIGHTS = ("model.pt", "model_ema.pt")
 _PACKAGES = ("torch", "monai", "pytorch-ignite", "numpy", "scipy", "nibabel", "itk")
 
 
@@ -31,7 +32,8 @@ def write_run_record(
 ) -> None:
     """Write ``run.json`` as a training starts; a training that goes on adds a session to what is there.
 
-    How long a session has taken so far, ``seconds``, is written anew with each checkpoint.
+    How long a session has taken so far, ``seconds``, and the ``iteration`` that it has reached are written anew with
+    each checkpoint.
 
     Args:
         folder: the run's folder.
@@ -49,7 +51,7 @@ def write_run_record(
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": 0.0,
         "after_iteration": iteration,
-        "command": shlex.join([sys.executable, *sys.orig_argv[1:]]),
+        "command": " ".join(map(quoted, [sys.executable, *sys.orig_argv[1:]])),
         "host": platform.node(),
         "platform": platform.platform(),
         "processes": num_ranks,
@@ -70,8 +72,8 @@ def write_run_record(
 
     def write() -> None:
         session["seconds"] = round(time.monotonic() - start, 1)
-        with atomic_write(path) as part:
-            part.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        session["iteration"] = checkpoints.trainer.state.iteration
+        write_json(path, record)
 
     write()
     checkpoints.saved.append(write)
@@ -99,6 +101,30 @@ def refuse_other_run(output_dir: str, weights: str | Sequence[str]) -> None:
         )
 
 
+def refuse_older_weights(output_dir: str, weights: str | Sequence[str]) -> None:
+    """Keep weights from before a training out of the scores of that training, which has not reached its end.
+
+    Args:
+        output_dir: where scores are to be written; ``run.json`` there says when the sessions of the training began.
+        weights: file, or files, that are to be scored.
+
+    Raises:
+        UserError: when the last weights are older than the last session, or others, such as the best, than the first.
+    """
+    sessions = read_run_record(output_dir).get("sessions", [])
+    for path in map(Path, ensure_tuple(weights) if sessions else ()):
+        session = sessions[-1] if path.name in LAST_WEIGHTS else sessions[0]
+        if path.stat().st_mtime < _started(session):
+            raise UserError(
+                f"{path}: is from before the training that {Path(output_dir) / RECORD} is about, which has not written "
+                "such weights yet; run that training to its end, or choose another --output_dir for these."
+            )
+
+
+def _started(session: Mapping[str, Any]) -> float:
+    return datetime.fromisoformat(session["started"]).timestamp()
+
+
 def _is_in(path: str, folder: str) -> bool:
     return os.path.realpath(os.path.dirname(path)) == os.path.realpath(folder)
 
@@ -108,8 +134,7 @@ def older_metrics(metrics: Path, record: Mapping[str, Any]) -> str | None:
     sessions = record.get("sessions")
     if not sessions or not metrics.is_file():
         return None
-    started = datetime.fromisoformat(sessions[-1]["started"]).timestamp()
-    is_older = metrics.stat().st_mtime < started
+    is_older = metrics.stat().st_mtime < _started(sessions[-1])
     return f"{metrics.name} is older than the training; run `evaluating` again." if is_older else None
 
 
@@ -131,7 +156,7 @@ def read_run_record(folder: str | Path) -> dict[str, Any]:
 def data_list_record(datalist: str) -> dict[str, str | None]:
     """Name a data list and give its checksum; None where there is no such file, as with a client's own cases."""
     path = Path(datalist)
-    return {"path": str(datalist), "sha256": hashlib.sha256(path.read_bytes()).hexdigest() if path.is_file() else None}
+    return {"path": str(datalist), "sha256": sha256_of(path) if path.is_file() else None}
 
 
 def _versions() -> dict[str, str]:

@@ -8,6 +8,7 @@ a tuple; and it takes ``#`` for the start of a comment.
 import math
 import os
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -72,7 +73,12 @@ def shown(value: Any) -> str:
         return "{" + ", ".join(f"{name}: {shown(item)}" for name, item in value.items()) + "}"
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return "nothing" if value == "" else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def quoted(word: str) -> str:
+    """Quote a word for a shell; a list in double quotes where nothing in it needs others, since it has single ones."""
+    return f'"{word}"' if word.startswith("[") and not set(word) & set('"$`!\\') else shlex.quote(word)
 
 
 def guess(text: str) -> Any:

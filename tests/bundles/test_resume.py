@@ -303,6 +303,30 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(damage, run_bu
 
 
 @SHORT_AXIS
+def test_weights_from_before_a_training_are_not_scored_as_its_own(run_bundle, tiny_dataset, tmp_path):
+    _run_times(run_bundle, tiny_dataset)
+    record = tmp_path / "eval" / "run.json"
+    content = json.loads(record.read_text())
+    content["sessions"][0]["started"] = "2099-01-01T00:00:00+00:00"  # as if a second training had begun and stopped
+    record.write_text(json.dumps(content))
+    with refused("model.pt: is from before the training that"):
+        run_bundle("evaluating", ["train", "evaluate"], datalist=str(tiny_dataset))
+    assert not (tmp_path / "eval" / "metrics.csv").exists()
+    other = str(tmp_path / "other")
+    run_bundle("evaluating", ["train", "evaluate"], datalist=str(tiny_dataset), output_dir=other)
+
+
+@SHORT_AXIS
+def test_settings_of_a_finished_training_are_written_again(run_bundle, tiny_dataset, tmp_path):
+    _run_times(run_bundle, tiny_dataset)
+    settings = tmp_path / "models" / "model.json"
+    before = settings.read_bytes()
+    settings.unlink()
+    _run_times(run_bundle, tiny_dataset)
+    assert settings.read_bytes() == before
+
+
+@SHORT_AXIS
 def test_where_all_checkpoints_are_damaged_nothing_is_trained_unless_asked(run_bundle, tiny_dataset, tmp_path):
     _run_times(run_bundle, tiny_dataset)
     folder, weights = tmp_path / "models" / "checkpoints", tmp_path / "models" / "model.pt"

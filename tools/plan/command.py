@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shlex
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -18,6 +17,7 @@ from custom.report import data_list_record
 from custom.utils.device import MixedPrecision
 from custom.utils.errors import UserError
 from custom.utils.files import atomic_write, read_json, refuse_unwritable
+from custom.utils.settings import quoted
 
 from ..numbers import refuse_not_positive
 from .choices import Choice, Plan, bundle_of, choose, main_memory_gb, minutes
@@ -112,7 +112,7 @@ def seconds(budget: str) -> float:
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]+)\s*", str(budget).lower())
     if not match or match[2] not in UNITS or float(match[1]) == 0:
-        raise UserError(f"--budget: expected a duration, such as 20min, 8h or 2d; got {budget}.")
+        raise UserError(f"--budget: expected a number and its unit, such as 20min, 8h or 2d; got {budget}.")
     return float(match[1]) * UNITS[match[2]]
 
 
@@ -186,12 +186,7 @@ def _folds(datalist: Path) -> list[Path]:
 def _command(run_id: str, files: list[str], arguments: list[str]) -> str:
     listed = files[0] if len(files) == 1 else f"[{','.join(map(repr, files))}]"
     words = ["python", "-m", "monai.bundle", "run", run_id, "--config_file", listed, *arguments]
-    return " ".join(map(_quoted, words))
-
-
-def _quoted(word: str) -> str:
-    """Quote a word for a shell; a list in double quotes where nothing in it needs others, since it has single ones."""
-    return f'"{word}"' if word.startswith("[") and not set(word) & set('"$`!\\') else shlex.quote(word)
+    return " ".join(map(quoted, words))
 
 
 def _scans(folder: Path) -> Path:
