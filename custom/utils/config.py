@@ -57,17 +57,19 @@ def check_config() -> None:
     if workflow is None:
         raise RuntimeError("check_config must be called from a MONAI bundle config.")
     config = workflow.parser.get()
-    _refuse_stray_words(workflow)
+    typed = typed_settings(sys.argv[1:]) if is_command else {}
+    if is_command:
+        _refuse_stray_words(workflow, typed)
+        _refuse_other_order(_config_files(typed))
     _refuse_other_step(workflow.run_id, config)
     if "help" in config:
         _show_settings(workflow.config_root_path)
     refuse_newer_bundle(config.get(ConfigParser.meta_key) or {})
     files = [ConfigParser.load_config_file(path) for path in sorted(workflow.config_root_path.glob("*.yaml"))]
-    typed = typed_settings(sys.argv[1:]) if is_command else {}
     known = (
         {re.split("#|::", key)[0].lstrip("+") for file in files for key in file}
         | _referenced_keys(config)
-        | _macros(typed.get("config_file"))
+        | _macros(_config_files(typed))
         | CLIENT_KEYS
     )
     unknown = [key for key in config if key not in known and key != ConfigParser.meta_key]
@@ -90,14 +92,32 @@ def check_config() -> None:
         raise UserError("these settings cannot be taken, nothing was run:", problems)
 
 
-def _refuse_stray_words(workflow: ConfigWorkflow) -> None:
+def _refuse_stray_words(workflow: ConfigWorkflow, typed: Mapping[str, Any]) -> None:
     """Refuse words that belong to no flag, as of a pattern of files; MONAI takes them for the names of its steps."""
-    steps = {workflow.init_id, workflow.final_id} - {"initialize", "finalize", "", None}
-    stray = sorted(word for word in steps if word not in workflow.parser)
+    steps = {"init_id": workflow.init_id, "final_id": workflow.final_id}
+    usual = ("initialize", "finalize", "", None)
+    stray = [str(word) for name, word in steps.items() if word not in usual and name not in typed]
     if stray:
         raise UserError(
             f"the command line has words that belong to no setting: {' '.join(stray)}; nothing was run. Put a path "
-            "with spaces into quotes; give several files as --files \"['a.nii.gz','b.nii.gz']\", or their folder."
+            'with spaces, or a list, into quotes: --stride "[8, 8, 8]"; give several files as --files '
+            "\"['a.nii.gz','b.nii.gz']\", or their folder."
+        )
+
+
+def _config_files(typed: Mapping[str, Any]) -> list[str]:
+    """List the config files as the command line names them; MONAI keeps their folder alone."""
+    given = typed.get("config_file")
+    return read_as(given, [["a.yaml"]]) if isinstance(given, str) else []
+
+
+def _refuse_other_order(files: Sequence[str]) -> None:
+    """Refuse config files behind which the bundle's own stands: it would take back what they set."""
+    names = [Path(path).name for path in files]
+    first = next((name for name in ("train.yaml", "inference.yaml") if name in names[1:]), None)
+    if first is not None:
+        raise UserError(
+            f"--config_file: later files override earlier ones, so {first} comes first; got {', '.join(names)}."
         )
 
 
@@ -267,9 +287,8 @@ def _referenced_keys(config: Any) -> set[str]:
     return {key for text in _strings(config) for key in re.findall(r"[@%](\w+)", text)}
 
 
-def _macros(config_file: Any) -> set[str]:
-    """List the keys that config files, as the command line names them, copy with ``%``; MONAI has replaced them."""
-    files = read_as(config_file, [["a.yaml"]]) if isinstance(config_file, str) else []
+def _macros(files: Sequence[str]) -> set[str]:
+    """List the keys that config files copy with ``%``; MONAI has replaced them."""
     return _referenced_keys([ConfigParser.load_config_file(path) for path in files if Path(path).is_file()])
 
 

@@ -137,6 +137,8 @@ def _name_problems(parser: ConfigParser) -> Iterator[str]:
             f"--class_names: must be the names of the structures labeled 1, 2, ..., all different, none called {ALL}, "
             f"such as --class_names liver,tumor; got {shown(names)}."
         )
+    elif known and (number := _value(parser, "num_classes")) not in (None, len(names) + 1):
+        yield f"--num_classes: is {len(names) + 1}, background and {shown(names)}; give --class_names, got {number}."
     channels, number = parser.get("channels"), _value(parser, "in_channels")
     if isinstance(channels, list) and not (are_channel_names(channels) and len(channels) == number):
         yield (
@@ -151,10 +153,11 @@ def _output_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> Itera
         yield f"--output: must be {known[0]} or {known[1]}, got {shown(parser.get('output'))}."
     writer, ending = _value(parser, "writer"), _value(parser, "output_ext")
     endings = LOSSLESS.get(str(getattr(writer, "__name__", writer)).rpartition(".")[2])
+    got = f"got {shown(ending)}."
     if isinstance(ending, str) and endings is not None and ending not in endings:
-        yield f"--output_ext: must be {' or '.join(endings)}, as {writer} writes labels without loss; got {ending}."
+        yield f"--output_ext: must be {' or '.join(endings)}, as {writer} writes labels without loss; {got}"
     elif isinstance(ending, str) and not ending.startswith("."):
-        yield f"--output_ext: must begin with a dot, such as .nii.gz; got {ending}."
+        yield f"--output_ext: must begin with a dot, such as .nii.gz; {got}"
 
 
 def _choice_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> Iterator[str]:

@@ -64,13 +64,28 @@ def test_several_unknown_settings_are_listed_together(tmp_path):
     ("run", "files"),
     [("training", ["train"]), ("evaluating", ["train", "evaluate"]), ("inference", ["inference"])],
 )
-def test_a_word_that_belongs_to_no_setting_is_refused(name, run, files, tmp_path):
+@pytest.mark.parametrize("word", ["b.nii.gz", 8, "dataset"])
+def test_a_word_that_belongs_to_no_setting_is_refused(word, name, run, files, tmp_path, monkeypatch):
     """As of ``--dataset_dir scans/*.nii.gz``, whose second file takes the place of ``initialize``."""
     configs = [str(BUNDLES[name].configs / f"{file}.yaml") for file in files]
     places = {"output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path / "models")}
-    with refused("the command line has words that belong to no setting: b.nii.gz; nothing was run"):
-        ConfigWorkflow(configs, run_id=run, init_id="b.nii.gz", dataset_dir="a.nii.gz", **places).run()
+    _as_on_a_command_line(monkeypatch)
+    with refused(f"the command line has words that belong to no setting: {word}; nothing was run"):
+        ConfigWorkflow(configs, run_id=run, init_id=word, dataset_dir="a.nii.gz", **places).run()
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("bundle", BUNDLES)
+def test_an_overlay_before_the_bundle_s_own_file_is_refused(bundle, tmp_path, monkeypatch):
+    configs = [str(BUNDLES[bundle].configs / f"{file}.yaml") for file in ("quick", "train")]
+    _as_on_a_command_line(monkeypatch, "--config_file", str(configs))
+    with refused("so train.yaml comes first; got quick.yaml, train.yaml."):
+        ConfigWorkflow(configs, run_id="training", output_dir=str(tmp_path / "out")).run()
+    assert not list(tmp_path.iterdir())
+
+
+def _as_on_a_command_line(monkeypatch, *words: str) -> None:
+    monkeypatch.setattr(sys, "argv", ["monai/bundle/__main__.py", "run", *words])
 
 
 @pytest.mark.parametrize("bundle", BUNDLES)
@@ -367,6 +382,7 @@ def test_a_number_that_follows_from_one_out_of_range_is_not_told(typed):
         ("--stride 18,18,96", "--stride: must not be larger than the patch, [112, 112, 80], on any axis"),
         ("--class_names 2", "--class_names: must be the names of the structures labeled 1, 2, ..., all different"),
         ("--class_names a,a", "--class_names: must be the names"),
+        ("--num_classes 4", "--num_classes: is 2, background and [left_atrium]; give --class_names, got 4."),
         ("--class_names liver,all", "--class_names: must be the names"),
         (
             "--channels t1,t2",
