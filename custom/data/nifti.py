@@ -8,13 +8,37 @@ import numpy as np
 from monai.data import NibabelWriter
 from monai.data.utils import to_affine_nd
 
+from ..utils.errors import UserError
 from .geometry import lacks_spacing
 
+#: By which share the sizes of voxels may differ between two fields of a header.
+SIZE_TOLERANCE = 0.01
 #: What a NIfTI header says about where its voxels are.
 _GEOMETRY = (
     *("qform_code", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y", "qoffset_z"),
     *("sform_code", "srow_x", "srow_y", "srow_z", "pixdim", "xyzt_units"),
 )
+
+
+def refuse_two_sizes(path: str) -> None:
+    """Refuse a header whose affine and sizes of voxels differ; readers take one or the other, MONAI without a word.
+
+    Args:
+        path: of a NIfTI file. A qform in use settles it, as in files whose sform leads to an atlas; and an sform of
+            1 mm, as in ACDC's files, was never set, so that the sizes are those of pixdim, which MONAI takes.
+
+    Raises:
+        UserError: says both.
+    """
+    header = nib.load(path).header
+    if not isinstance(header, nib.Nifti1Header) or header["qform_code"] > 0 or header["sform_code"] <= 0:
+        return
+    affine, sizes = (np.linalg.norm(header.get_sform()[:3, :3], axis=0), np.asarray(header["pixdim"][1:4]))
+    axes = min(3, int(header["dim"][0]))
+    is_set = affine[:axes].all() and not np.allclose(affine[:axes], 1)
+    if is_set and not np.allclose(affine[:axes], sizes[:axes], rtol=SIZE_TOLERANCE, atol=0):
+        found, other = ("x".join(f"{size:.4g}" for size in values[:axes]) for values in (affine, sizes))
+        raise UserError(f"{path}: its header says voxels of {found} mm in sform, but {other} mm in pixdim; mend it.")
 
 
 class NiftiWriter(NibabelWriter):

@@ -19,6 +19,7 @@ from .dicom import SeriesReader
 from .geometry import foreign_unit, grid_problem
 from .kinds import refuse_other_kind
 from .labels import to_label
+from .nifti import refuse_two_sizes
 from .photos import PhotoReader
 
 
@@ -32,10 +33,12 @@ class NiftiReader(NibabelReader):
         """Read the header of a file, or of several.
 
         Raises:
-            UserError: when voxels are complex numbers, whose imaginary part would be lost.
+            UserError: when voxels are complex numbers, whose imaginary part would be lost; and when nothing but two
+                fields that contradict each other says how large they are.
         """
         images = super().read(data, **kwargs)
         for image in ensure_tuple(images):
+            refuse_two_sizes(image.get_filename())
             kind = image.get_data_dtype()
             if kind.kind == "c":
                 hint = "expected real ones; save the magnitude"

@@ -8,6 +8,7 @@ from scan_files import OBLIQUE, write_dicom, write_itk
 
 from custom.data.nifti import NiftiWriter, SeriesWriter
 from custom.data.readers import LoadScan, LoadScand
+from custom.utils.errors import UserError
 
 SHEARED = np.array([[1.0, 0.2, 0.1, 5], [0, 1.5, 0.3, 6], [0, 0, 3, 7], [0, 0, 0, 1]])
 
@@ -49,6 +50,30 @@ def test_written_labels_have_the_geometry_of_the_image(shape, tmp_path):
     assert saved.header.get_xyzt_units() == ("mm", "msec")
     np.testing.assert_allclose(saved.header.get_zooms(), image.header.get_zooms(), atol=1e-6)
     assert (np.asarray(saved.dataobj) == 1).all()
+
+
+def _header(affine: np.ndarray, sizes, qform: bool = False) -> nib.Nifti1Image:
+    image = nib.Nifti1Image(np.zeros((4, 4, 4), np.float32), affine)
+    image.set_qform(np.diag([*sizes, 1]) if qform else None, int(qform))
+    image.set_sform(affine, 1)
+    image.header["pixdim"][1:4] = sizes
+    return image
+
+
+@pytest.mark.parametrize("scale", [2.0, 0.5, 1.02])
+def test_a_header_that_says_two_sizes_of_voxels_is_refused(scale, tmp_path):
+    affine = np.diag([-scale, -scale, 4.0, 1.0])
+    nib.save(_header(affine, (1.0, 1.0, 4.0)), tmp_path / "a.nii.gz")
+    found = f"voxels of {scale:g}x{scale:g}x4 mm in sform, but 1x1x4 mm in pixdim; mend it."
+    with pytest.raises(UserError, match=found):
+        LoadScan()(tmp_path / "a.nii.gz")
+
+
+@pytest.mark.parametrize(("scale", "qform"), [(2.0, True), (1.0, False), (1.0001, False)])
+def test_a_header_with_a_qform_or_a_rounded_affine_is_taken(scale, qform, tmp_path):
+    nib.save(_header(np.diag([scale, scale, 4.0, 1.0]), (1.0, 1.0, 4.0), qform), tmp_path / "a.nii.gz")
+    affine = LoadScan()(tmp_path / "a.nii.gz").affine
+    np.testing.assert_allclose(np.abs(np.diag(affine))[:3], (1, 1, 4), rtol=1e-3)
 
 
 @pytest.mark.parametrize("axes", ["LAS", "PIR", "ASL", "SRA"])

@@ -19,8 +19,6 @@ from custom.data.scans import find_scans
 from custom.utils.errors import UserError
 from custom.utils.names import case_name
 
-GRID = {"size": [8, 8, 8], "spacing": [1.0, 1.0, 1.0]}
-
 
 def _find(source, dimensions=3, **options):
     return find_scans(str(source) if isinstance(source, Path) else source, 1, dimensions, **options).cases
@@ -100,7 +98,9 @@ def test_files_of_different_series_in_one_folder_are_scans(tmp_path):
 
 
 def test_missing_input_folder_is_named(tmp_path):
-    with pytest.raises(UserError, match="nowhere: no such file or folder; give --dataset_dir a folder of images"):
+    with pytest.raises(
+        UserError, match="nowhere: no such file or folder; give --dataset_dir a folder of images, or --files a list"
+    ):
         _find(str(tmp_path / "nowhere"))
 
 
@@ -191,7 +191,7 @@ def test_a_bad_scan_is_named_and_the_others_areread_scans(write, message, tmp_pa
     for name in ("a_good", "z_good"):
         write_nifti(tmp_path / f"{name}.nii.gz", _noise())
     write(tmp_path / "bad.nii.gz")
-    good, (problem,) = read_scans(tmp_path, pad_to=GRID)
+    good, (problem,) = read_scans(tmp_path, needs_spacing=True)
     assert good == ["a_good", "z_good"]
     assert re.search(message, problem)
 
@@ -255,15 +255,7 @@ def test_a_scan_is_read_while_the_one_before_is_used_and_no_further(tmp_path):
 
 def test_voxels_without_spacing_are_taken_as_they_are_where_nothing_is_resampled(tmp_path):
     _without_spacing(tmp_path / "plain.nii.gz")
-    assert read_scans(tmp_path, pad_to=GRID | {"spacing": None}) == (["plain"], [])
-
-
-def test_the_first_scan_that_is_padded_is_named(tmp_path, caplog):
-    for name in "abc":
-        write_nifti(tmp_path / f"{name}.nii.gz", _noise((12, 10, 8) if name == "a" else (7, 10, 8)))
-    assert read_scans(tmp_path, pad_to=GRID) == (["a", "b", "c"], [])
-    assert caplog.text.count("is smaller than the patch and is padded") == 1
-    assert "b.nii.gz is smaller" in caplog.text
+    assert read_scans(tmp_path, needs_spacing=False) == (["plain"], [])
 
 
 def test_a_metaimage_without_spacing_is_told_from_one_of_1_mm(tmp_path):
@@ -272,7 +264,7 @@ def test_a_metaimage_without_spacing_is_told_from_one_of_1_mm(tmp_path):
     header = tmp_path / "silent.mhd"
     lines = [line for line in header.read_text().splitlines() if not line.startswith("ElementSpacing")]
     header.write_text("\n".join(lines) + "\n")
-    good, problems = read_scans(tmp_path, pad_to=GRID)
+    good, problems = read_scans(tmp_path, needs_spacing=True)
     assert good == ["one_mm"]
     assert "silent.mhd: its header has no spacing" in problems[0]
 
