@@ -7,6 +7,7 @@ from typing import Any
 
 from ignite.engine import Engine, Events
 from monai.handlers import CheckpointLoader
+from monai.utils import ensure_tuple
 from torch import nn
 
 from ..networks import MeanEnsemble
@@ -83,12 +84,8 @@ class WeightsCheckpointLoader(CheckpointLoader):
             UserError: when a file does not exist, cannot be read, or belongs to another network.
         """
         (network,) = self.load_dict.values()
-        if isinstance(self.load_path, str):
-            read_weights(self.load_path, network)
-            super().__call__(engine)
-            engine.network = fold_batch_norm(network)
-            return
-        members = [network, *(deepcopy(network) for _ in self.load_path[1:])]
-        for path, member in zip(self.load_path, members, strict=True):
+        paths = ensure_tuple(self.load_path)
+        members = [network, *(deepcopy(network) for _ in paths[1:])]
+        for path, member in zip(paths, members, strict=True):
             member.load_state_dict(read_weights(path, member))
-        engine.network = fold_batch_norm(MeanEnsemble(members))
+        engine.network = fold_batch_norm(network if len(members) == 1 else MeanEnsemble(members))
