@@ -32,6 +32,10 @@ def run(commands: Command | Mapping[str, Command]) -> None:
     typed, known = sys.argv[1:], commands if isinstance(commands, Mapping) else {}
     words = [word for word in typed[:1] if word in known]
     asks = bool({"--help", "-h"} & set(typed))  # whatever else is typed; behind the dashes no command takes it
+    command = commands if callable(commands) else known.get(words[0]) if words else None
+    problems = _unknown(typed_settings(typed[len(words) :]), inspect.signature(command)) if command and not asks else []
+    if problems:
+        raise UserError("the command cannot be understood, nothing was done:", problems)
     fire.Fire(
         _typed(commands) if callable(commands) else {name: _typed(command) for name, command in known.items()},
         command=[*words, "--", "--help"] if asks else [*words, *map(_quoted, typed[len(words) :])],
@@ -58,8 +62,8 @@ def _typed(command: Command) -> Command:
     signature = inspect.signature(command, eval_str=True)
 
     def read_and_call(*args: Any, **kwargs: Any) -> Any:
-        given, typed = signature.bind(*args, **kwargs), typed_settings(sys.argv[1:])
-        problems = _unknown(typed, signature)
+        given = signature.bind(*args, **kwargs)
+        problems = []
         for name, value in given.arguments.items():
             examples = _examples(signature.parameters[name].annotation)
             value = given.arguments[name] = below_home(value)
@@ -79,7 +83,10 @@ def _typed(command: Command) -> Command:
 
 
 def _unknown(typed: Mapping[str, Any], signature: inspect.Signature) -> list[str]:
-    """Say which flags a command does not have, which Fire would say too late; ``-o`` is ``--output``."""
+    """Say which flags a command does not have; Fire would first ask for those that are missing.
+
+    ``-o`` is ``--output``.
+    """
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in signature.parameters.values()):
         return []
     letters = Counter(name[0] for name in signature.parameters)

@@ -223,7 +223,9 @@ def _plan(facts: DataFacts, size: Size, times: StepTimes, budget: float, iterati
         "max_iterations": Choice(iterations, cut),
         "schedule_iterations": Choice("@max_iterations", "the learning rate ends at 0"),
         "val_interval": Choice(max(1, iterations // max(1, validations)), "iterations; monitors only"),
-        "ckpt_interval": Choice(max(1, min(iterations, round(CHECKPOINT_SECONDS / step))), "iterations, ten minutes"),
+        "ckpt_interval": Choice(
+            max(1, min(iterations, round(CHECKPOINT_SECONDS / step))), "iterations, 10 min at most"
+        ),
         "num_workers": Choice(workers, f"a batch takes {times.load:.2f} s to load, a step {times.crossmatch:.2f} s"),
         "unsupervised_weight": Choice(fading, "learns from labels first"),
         "batch_norm_recalibration": Choice(20, "batches, as quick.yaml"),

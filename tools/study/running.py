@@ -117,11 +117,11 @@ class Runner:
         if time.monotonic() < self.next_progress:
             return
         self.next_progress = time.monotonic() + PROGRESS
-        bars = {
-            name: re.findall(r"\d+%(?=\|)", _tail(run.folder / "log.txt")) for name, (run, *_) in self.active.items()
-        }
-        if any(bars.values()):
-            print("  " + ", ".join(f"{name} {bar[-1]}" for name, bar in bars.items() if bar), flush=True)
+        logs = {name: _tail(run.folder / "log.txt") for name, (run, *_) in self.active.items()}
+        bars = {name: re.findall(r"(Training|Evaluating):\s+(\d+%)\|", log) for name, log in logs.items()}
+        shown = [f"{name} {bar[-1][0].lower()} {bar[-1][1]}" for name, bar in bars.items() if bar]
+        if shown:
+            print("  " + ", ".join(shown), flush=True)
 
     def _look(self, name: str) -> None:
         run, run_id, process, start = self.active[name]
