@@ -46,9 +46,9 @@ SHOWN = 4
 
 
 def report(run_dir: str, metrics: str | None = None) -> None:
-    """Write ``report.html``, which needs no other file, and ``curves.png``; without metrics older than the training.
+    """Write ``report.html``, one self-contained page, and ``curves.png``; metrics older than the training are left out.
 
-    The page about another table is called as that is: ``report_ema.html`` of ``metrics_ema.csv``.
+    Another table gets a page of its own, such as ``report_ema.html`` for ``metrics_ema.csv``.
 
     Args:
         run_dir: a run's ``output_dir``.
@@ -63,7 +63,7 @@ def report(run_dir: str, metrics: str | None = None) -> None:
     older = older_metrics(table, record)
     rows = read_rows(table) if older is None else []
     if not (record or curves or rows):
-        raise UserError(f"{folder}: neither run.json, metrics.csv nor TensorBoard events; give a run's output_dir.")
+        raise UserError(f"{folder}: has neither run.json, metrics.csv nor TensorBoard events; give a run's output_dir.")
     cases = overall(rows)
     content = {
         "name": "/".join(folder.resolve().parts[-2:]),

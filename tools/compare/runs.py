@@ -126,7 +126,7 @@ def run_problems(runs: Sequence[Run]) -> list[str]:
     problems = []
     for run in runs:
         if not {"seed", "data_list", "sessions", "config"} <= set(run.record):
-            problems.append(f"{run.folder}: no run.json that can be read; give a run's output_dir.")
+            problems.append(f"{run.folder}: no run.json that can be read; give the output_dir of a training.")
         elif not run.rows:
             problems.append(f"{run.folder}: no metrics.csv; run `evaluating` first.")
         elif not {"case", "class", "dice"} <= set(run.rows[0]):

@@ -35,8 +35,8 @@ def plan(
 ) -> None:
     """Choose a bundle and its settings from the scans, and from how fast this machine is.
 
-    Writes a config to lay over the bundle's, with the reason of every choice, and prints the commands that train, score
-    and segment with it.
+    Writes a config that comes after the bundle's in the config list, with a reason for every setting, and prints the
+    commands that train, score and segment with it.
 
     Args:
         data: dataset folder, or a data list in it; of several lists, datalist.json is taken.
@@ -44,13 +44,13 @@ def plan(
         budget: how long a training may take on this machine, such as 20min, 8h or 2d. Never more iterations than the
             published protocol has.
         memory_gb: of the device, in GB; what it has by default.
-        overwrite: replace a plan that is there.
+        overwrite: replace an existing plan.
     """
     refuse_not_positive(memory_gb=memory_gb)
     datalist = _datalist(Path(data))
     path = datalist.parent / PLAN if output is None else Path(output)
     if path.exists() and not overwrite:
-        raise UserError(f"{path} is there, perhaps with changes of yours; --overwrite true makes it anew.")
+        raise UserError(f"{path} exists, perhaps with changes of yours; --overwrite true makes a new one.")
     plan_dataset(datalist, path, budget, memory_gb)
 
 
