@@ -117,9 +117,10 @@ class Runner:
         if time.monotonic() < self.next_progress:
             return
         self.next_progress = time.monotonic() + PROGRESS
-        logs = {name: _tail(run.folder / "log.txt") for name, (run, *_) in self.active.items()}
-        bars = {name: re.findall(r"(Training|Evaluating):\s+(\d+%)\|", log) for name, log in logs.items()}
-        shown = [f"{name} {bar[-1][0].lower()} {bar[-1][1]}" for name, bar in bars.items() if bar]
+        shown = []
+        for name, (run, run_id, *_) in self.active.items():
+            if bars := re.findall(rf"{run_id.capitalize()}:\s+(\d+%)\|", _tail(run.folder / "log.txt")):
+                shown.append(f"{name} {run_id} {bars[-1]}")
         if shown:
             print("  " + ", ".join(shown), flush=True)
 
