@@ -83,7 +83,7 @@ def compare_arms(
     if len({run.labeled for run in runs}) > 1 and None not in {run.labeled for run in runs}:
         pictures["Dice against the number of labeled cases"] = label_picture(by_group, output)
     content = {
-        "name": output.resolve().parent.name,
+        "name": f"Comparison of {output.resolve().parent.name}",
         "baseline": baseline,
         "cases": len(runs[0].scores),
         "patients": len(set(runs[0].patients.values())),

@@ -17,7 +17,11 @@ from .differences import by_case, summary_row
 from .runs import Run
 
 #: Curves of all arms, by title.
-CURVES = {"Validation": "val_mean_dice", "Supervised loss": "supervised", "Pseudo-labels": "confident_share"}
+CURVES = {
+    "Dice in training, on the validation list": "val_mean_dice",
+    "Supervised loss": "supervised",
+    "Share of voxels with a pseudo-label": "confident_share",
+}
 #: Cases whose pictures are shown.
 SHOWN = 4
 
