@@ -153,7 +153,7 @@ def test_a_plan_is_a_short_config_of_the_bundle_with_a_reason_for_every_choice(n
     assert [line for line in chosen if "# " not in line] == []
     assert settings["patch_size"] == [32, 32] or max(settings["patch_size"]) <= 64
     assert settings["max_iterations"] >= 50
-    with pytest.raises(UserError, match="--overwrite true makes it anew"):
+    with pytest.raises(UserError, match="--overwrite true makes a new one"):
         plan(str(datalist), budget="2h")
 
 
@@ -221,7 +221,7 @@ def test_scans_of_several_channel_counts_are_refused(tmp_path):
 
 @pytest.mark.parametrize("budget", ["2", "soon", "-1h", "0h", "2 weeks"])
 def test_a_budget_is_a_duration(tmp_path, budget):
-    with pytest.raises(UserError, match="--budget: expected a duration"):
+    with pytest.raises(UserError, match="--budget: expected a number and its unit"):
         plan(str(_dataset(tmp_path, {"one": _scan(0)})), budget=budget)
 
 

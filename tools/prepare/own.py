@@ -160,7 +160,7 @@ def _lists(
 
 def _plan(folder: Path, path: Path, budget: str, memory_gb: float | None) -> None:
     if path.exists():
-        print(f"{path} is kept; `crossmatch plan {folder} --overwrite true` makes it anew.")
+        print(f"{path} is kept; `crossmatch plan {folder} --overwrite true` makes a new one.")
     else:
         plan_dataset(folder / "datalist.json", path, budget, memory_gb)
 
