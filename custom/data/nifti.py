@@ -7,6 +7,7 @@ import nibabel as nib
 import numpy as np
 from monai.data import NibabelWriter
 from monai.data.utils import to_affine_nd
+from nibabel.openers import ImageOpener
 
 from ..utils.errors import UserError
 from .geometry import lacks_spacing
@@ -20,18 +21,23 @@ _GEOMETRY = (
 )
 
 
-def refuse_two_sizes(path: str) -> None:
+def refuse_two_sizes(image: nib.Nifti1Image) -> None:
     """Refuse a header whose affine and sizes of voxels differ; readers take one or the other, MONAI without a word.
 
     Args:
-        path: of a NIfTI file. A qform in use settles it, as in files whose sform leads to an atlas; and an sform of
-            1 mm, as in ACDC's files, was never set, so that the sizes are those of pixdim, which MONAI takes.
+        image: as MONAI has read it, which makes the header in memory agree; that of the file is read again. A qform in
+            use settles it, as in files whose sform leads to an atlas; and an sform of 1 mm, as in ACDC's files, was
+            never set, so that the sizes are those of pixdim, which MONAI takes.
 
     Raises:
         UserError: says both.
     """
-    header = nib.load(path).header
-    if not isinstance(header, nib.Nifti1Header) or header["qform_code"] > 0 or header["sform_code"] <= 0:
+    path, kind = image.get_filename(), type(image.header)
+    if not issubclass(kind, nib.Nifti1Header):
+        return
+    with ImageOpener(path) as file:
+        header = kind.from_fileobj(file, check=False)
+    if header["qform_code"] > 0 or header["sform_code"] <= 0:
         return
     affine, sizes = (np.linalg.norm(header.get_sform()[:3, :3], axis=0), np.asarray(header["pixdim"][1:4]))
     axes = min(3, int(header["dim"][0]))

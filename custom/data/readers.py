@@ -38,7 +38,7 @@ class NiftiReader(NibabelReader):
         """
         images = super().read(data, **kwargs)
         for image in ensure_tuple(images):
-            refuse_two_sizes(image.get_filename())
+            refuse_two_sizes(image)
             kind = image.get_data_dtype()
             if kind.kind == "c":
                 hint = "expected real ones; save the magnitude"
