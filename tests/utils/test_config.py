@@ -61,11 +61,14 @@ def test_several_unknown_settings_are_listed_together(tmp_path):
 
 @pytest.mark.parametrize("name", BUNDLES)
 @pytest.mark.parametrize(
-    ("run", "files"),
-    [("training", ["train"]), ("evaluating", ["train", "evaluate"]), ("inference", ["inference"])],
+    ("run", "files", "word"),
+    [
+        ("training", ["train"], "b.nii.gz"),
+        ("evaluating", ["train", "evaluate"], 8),
+        ("inference", ["inference"], "dataset"),
+    ],
 )
-@pytest.mark.parametrize("word", ["b.nii.gz", 8, "dataset"])
-def test_a_word_that_belongs_to_no_setting_is_refused(word, name, run, files, tmp_path, monkeypatch):
+def test_a_word_that_belongs_to_no_setting_is_refused(name, run, files, word, tmp_path, monkeypatch):
     """As of ``--dataset_dir scans/*.nii.gz``, whose second file takes the place of ``initialize``."""
     configs = [str(BUNDLES[name].configs / f"{file}.yaml") for file in files]
     places = {"output_dir": str(tmp_path / "out"), "ckpt_dir": str(tmp_path / "models")}
