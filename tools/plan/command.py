@@ -136,7 +136,7 @@ def _text(found: Plan, facts: DataFacts, datalist: Path, device: str, budget: st
     lines = [
         f"# For {datalist.name}: {facts.kind}, {counts}. Lay it over {found.bundle},",
         f"# after {', '.join(f'{name}.yaml' for name in found.files)}. Made for {device} and --budget {budget}.",
-        "# Change what you like: `crossmatch plan` makes it anew only with --overwrite true.",
+        "# Change what you like: `crossmatch plan` replaces it only with --overwrite true.",
     ]
     lists = [datalist, *_folds(datalist)]
     chosen = {"planned_for": Choice([data_list_record(str(path))["sha256"] for path in lists], ""), **found.settings}

@@ -40,7 +40,7 @@ def find_patients(places: Mapping[str, Path], pattern: str | None, splits: bool)
     if pattern is None and splits:
         _tell_shared_beginnings(list(places))
     if alone:
-        print(f"--patient_pattern finds no patient in {len(alone)} scan(s), each then its own: {', '.join(alone[:20])}")
+        print(f"--patient_pattern finds no patient in {len(alone)} scan(s), each then its own: {first_names(alone)}")
     return patients
 
 
