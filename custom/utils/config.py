@@ -11,7 +11,8 @@ import sys
 from collections.abc import Container, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+from weakref import WeakSet
 
 from monai.bundle import ConfigParser, ConfigWorkflow
 from monai.utils import version_leq
@@ -25,7 +26,10 @@ from .settling import EXAMPLES, settle_all
 from .weights import read_settings
 
 logger = logging.getLogger(__name__)
+T = TypeVar("T")
 
+#: Parsers whose config has been checked.
+_checked: WeakSet[ConfigParser] = WeakSet()
 #: Top-level keys that MONAI's own clients set, whether a bundle reads them or not: federated, Label with tracking.
 CLIENT_KEYS = {"run_name", "tracking_uri", "experiment_name", "save_execute_config"}
 #: What MONAI's ``run`` reads itself.
@@ -53,19 +57,23 @@ def check_config() -> None:
     is_command = Path(sys.argv[0]).parts[-3:] == ("monai", "bundle", "__main__.py")
     if is_command:  # a program that runs a bundle shows its errors as it likes
         show_user_errors_plainly()
-    workflow = _running_workflow()
-    if workflow is None:
+    parser, workflow = _running(ConfigParser), _running(ConfigWorkflow)
+    if parser is None:
         raise RuntimeError("check_config must be called from a MONAI bundle config.")
-    config = workflow.parser.get()
+    config = parser.get()
+    folder = workflow.config_root_path if workflow else Path(parser.get_parsed_content("bundle_root"), "configs")
     typed = typed_settings(sys.argv[1:]) if is_command else {}
-    if is_command:
+    if workflow and is_command:
         _refuse_stray_words(workflow, typed)
         _refuse_other_order(_config_files(typed))
-    _refuse_other_step(workflow.run_id, config)
+    if workflow:
+        _refuse_other_step(workflow.run_id, config)
     if "help" in config:
-        _show_settings(workflow.config_root_path)
+        _show_settings(folder)
     refuse_newer_bundle(config.get(ConfigParser.meta_key) or {})
-    files = [ConfigParser.load_config_file(path) for path in sorted(workflow.config_root_path.glob("*.yaml"))]
+    files = [ConfigParser.load_config_file(path) for path in sorted(folder.glob("*.yaml"))]
+    if not files:
+        raise UserError(f"{folder}: no configs; set parser['bundle_root'] to the folder of the bundle.")
     known = (
         {re.split("#|::", key)[0].lstrip("+") for file in files for key in file}
         | _referenced_keys(config)
@@ -81,15 +89,17 @@ def check_config() -> None:
     for name in _unused(typed, rest):
         logger.warning("--%s has no effect: nothing in this run uses it.", name)
     problems += settle_all(config, defaults, typed)
-    _mend_tracking(workflow.parser)
-    workflow.parser.parse(reset=True)  # it had been parsed before the first expression was evaluated
+    _mend_tracking(parser)
+    config["bundle_root"] = str(folder.parent)  # the expression finds it only while a workflow runs
+    parser.parse(reset=True)  # it had been parsed before the first expression was evaluated
     if problems:  # sizes that hang together cannot be judged where one of them is not known
-        problems += number_problems(workflow.parser)
+        problems += number_problems(parser)
     else:
-        _take_trained_settings(workflow.parser, defaults, typed)
-        problems = range_problems(workflow.parser, defaults)
+        _take_trained_settings(parser, defaults, typed)
+        problems = range_problems(parser, defaults)
     if problems:
         raise UserError("these settings cannot be taken, nothing was run:", problems)
+    _checked.add(parser)
 
 
 def _refuse_stray_words(workflow: ConfigWorkflow, typed: Mapping[str, Any]) -> None:
@@ -148,10 +158,10 @@ def _show_settings(folder: Path) -> None:
 
 def client_gives_cases() -> bool:
     """Say whether a client, such as MONAI Label, has put cases, or a data set, in the place of the data list's."""
-    workflow = _running_workflow()
-    if workflow is None:
+    parser = _running(ConfigParser)
+    if parser is None:
         return False
-    dataset = workflow.parser["train::dataset"]
+    dataset = parser["train::dataset"]
     return not isinstance(dataset, Mapping) or isinstance(dataset["data"], list)
 
 
@@ -160,11 +170,16 @@ def resolved_config() -> dict[str, Any]:
 
     Components (what has a ``_target_``, or refers to something that has) stay as they are written; the references in
     them point to resolved values.
+
+    Raises:
+        UserError: when the config has not been checked; the settings of the weights are not in it yet.
     """
-    workflow = _running_workflow()
-    if workflow is None:
-        raise RuntimeError("resolved_config must be called from a MONAI bundle config.")
-    parser = workflow.parser
+    parser = _running(ConfigParser)
+    if parser is None or parser not in _checked:
+        raise UserError(
+            "the config has not been checked, nor the settings of its weights taken; first call "
+            "workflow.initialize(), or parser.get_parsed_content('checks')."
+        )
     config = {key: value for key, value in parser.get().items() if key != ConfigParser.meta_key}
     resolved = {}
     for key, value in config.items():
@@ -272,12 +287,12 @@ def _mend_tracking(parser: ConfigParser) -> None:
         handler |= {"output_transform": "@scalars", "iteration_log": "$lambda engine, event: event % 10 == 0"}
 
 
-def _running_workflow() -> ConfigWorkflow | None:
-    """Find the workflow that is instantiating us; MONAI hands its components no reference to it."""
+def _running(kind: type[T]) -> T | None:
+    """Find the parser or the workflow that is instantiating us; MONAI hands its components no reference to it."""
     frame: FrameType | None = sys._getframe()
     while frame is not None:
         caller = frame.f_locals.get("self")
-        if isinstance(caller, ConfigWorkflow):
+        if isinstance(caller, kind):
             return caller
         frame = frame.f_back
     return None
