@@ -72,6 +72,7 @@ class InferenceRecord:
         self.kept: list[str] = []  #: the scans that are left out since their results would replace other files
         self.cases = {case["case"]: case for case in cases}
         self._refuse_others_tables()
+        self._last: tuple[Any, dict[str, Any]] = None, {}  #: what the file held, and its state by then
         self.begun: dict[str, Any] = {}  #: of scans that this process has begun and not ended, the entries before
         settings = json.dumps([__version__, flat_config(config, frozenset(runtime_keys))], sort_keys=True, default=str)
         self.made_by = {
@@ -226,7 +227,9 @@ class InferenceRecord:
         with one_at_a_time(self.folder / LOCK):
             scans = {place: entry for place, entry in {**self._read(), **entries}.items() if entry is not None}
             left_out = self._left_out() | ({} if problems is None else {self.job: list(problems)})
-            write_json(self.folder / RECORD, {"version": VERSION, "scans": scans, "left_out": left_out}, indent=None)
+            content = {"version": VERSION, "scans": scans, "left_out": left_out}
+            write_json(self.folder / RECORD, content, indent=None)
+            self._last = _state(self.folder / RECORD), content
 
     def _read(self) -> dict[str, Any]:
         """Read the entries by their places."""
@@ -240,8 +243,11 @@ class InferenceRecord:
 
     def _part(self, name: str) -> dict[str, Any]:
         """Read a part of the record; nothing from a file that is damaged or of another form."""
+        state = _state(self.folder / RECORD)
         try:
-            content = read_json(self.folder / RECORD)
+            if state != self._last[0]:  # another process has written it; of a thousand scans reading takes long
+                self._last = state, read_json(self.folder / RECORD)
+            content = self._last[1]
             return dict(content[name]) if content["version"] == VERSION else {}
         except (FileNotFoundError, ValueError, KeyError, TypeError):
             return {}

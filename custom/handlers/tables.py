@@ -2,6 +2,7 @@
 
 import logging
 import re
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ from ..utils.names import ALL, MEAN, case_of, first_names
 from ..utils.tables import Row, _columns, format_table, write_csv
 
 logger = logging.getLogger(__name__)
+
+#: Tables of a run are written anew after so many times the seconds that it takes, which grow with the scans.
+SELDOM = 20
 
 
 class CaseTable:
@@ -107,7 +111,8 @@ class VolumeTable:
     """Measure what was segmented: volumes per frame, and the ejection fraction of a series.
 
     Args:
-        folder: where ``volumes.csv`` and, if there is a series, ``ejection_fraction.csv`` are written after each scan.
+        folder: where ``volumes.csv`` and, if there is a series, ``ejection_fraction.csv`` are written after each scan,
+            after some where there are thousands.
         class_names: foreground classes, in the order of their labels.
         densities: g/ml by class whose mass is wanted too.
         ventricles: classes whose ejection fraction is wanted: (EDV - ESV) / EDV, where EDV is the largest and ESV the
@@ -133,6 +138,7 @@ class VolumeTable:
         self.ventricles = tuple(ventricles)
         self.record = record
         self.found: dict[str, Any] = {}
+        self.written, self.seconds = 0.0, 0.0  #: when the tables were written last, and how long it took
 
     def attach(self, engine: Engine) -> None:
         """Measure at each iteration of an evaluator whose ``pred`` holds class indices, TH[WD] for T frames."""
@@ -155,7 +161,11 @@ class VolumeTable:
             self.found[case] = {"case": case, **found}
             if self.record is not None:
                 self.record.add(case, output["written"], found)
-        self._write()  # now, since the program may be killed
+        started = time.monotonic()
+        if started - self.written > SELDOM * self.seconds:
+            self._write()  # now, since the program may be killed
+            self.written = time.monotonic()
+            self.seconds = self.written - started
 
     def _frame_row(self, number: int, labels: MetaTensor) -> Row:
         row: Row = {"frame": number}

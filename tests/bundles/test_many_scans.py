@@ -226,6 +226,24 @@ def test_what_was_written_of_a_scan_that_then_failed_is_no_other_s_file(is_writt
     assert third.remaining([case]) == ([case] if is_written else [])
 
 
+def test_a_record_is_read_again_only_where_another_process_has_written_it(weights, tmp_path, monkeypatch):
+    for name in "abc":
+        (tmp_path / f"{name}.nii.gz").write_bytes(b"scan")
+    cases = [{"case": name, "image": str(tmp_path / f"{name}.nii.gz")} for name in "abc"]
+    reads = []
+    monkeypatch.setattr("custom.data.record.read_json", lambda path: reads.append(path) or json.loads(path.read_text()))
+    ours, theirs = (InferenceRecord(str(tmp_path / "out"), cases, weights, {}) for _ in range(2))
+    for name in "ab":
+        ours.begin(name)
+        ours.add(name, [], {"of": name})
+        assert list(ours.found()) == list("ab")[: "ab".index(name) + 1]
+    assert reads == []
+    theirs.begin("c")
+    theirs.add("c", [], {"of": "c"})
+    assert ours.found() == theirs.found() == {name: {"of": name} for name in "abc"}
+    assert len(reads) == 2
+
+
 @LEFT_ATRIUM
 def test_results_within_the_folder_of_a_series_leave_it_as_it_was(segment, tmp_path):
     series = tmp_path / "series"
