@@ -254,7 +254,9 @@ def _take_trained_settings(parser: ConfigParser, defaults: Mapping[str, Any], ty
         return
     weights = parser.get_parsed_content("ckpt_path")
     config, problems = parser.get(), []
-    for name, trained in read_settings(weights).items():
+    settings = read_settings(weights)
+    _refuse_other_bundle(weights, settings, config)
+    for name, trained in settings.items():
         given = _plain(parser.get_parsed_content(name)) if name in config else trained
         if given == trained:
             continue
@@ -269,6 +271,20 @@ def _take_trained_settings(parser: ConfigParser, defaults: Mapping[str, Any], ty
             problems,
         )
     parser.parse(reset=True)
+
+
+def _refuse_other_bundle(weights: str | Sequence[str], settings: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """Refuse weights of another bundle, whose network may be the same, but not what is done to its input."""
+    file = weights if isinstance(weights, str) else weights[0]
+    trained, ours = settings.get("bundle"), config.get("bundle")
+    if trained is not None and ours is not None and trained != ours:
+        raise UserError(f"{file}: was trained with {trained}, and this is {ours}; run the configs of {trained}.")
+    missing = [f"{name} {shown(value)}" for name, value in settings.items() if name not in config and value is not None]
+    if missing and "bundle" not in settings:
+        raise UserError(
+            f"{file}: was trained with settings that {ours} does not have, {', '.join(missing)}; run the "
+            "configs of the bundle that it was trained with."
+        )
 
 
 def _mend_tracking(parser: ConfigParser) -> None:

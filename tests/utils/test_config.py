@@ -1,4 +1,5 @@
 import json
+import re
 import shlex
 import sys
 
@@ -561,3 +562,29 @@ def test_components_are_left_alone(typed):
     parser = typed(optimizer=scheduler, weak_view=[{"_target_": "Identityd", "keys": ["image"]}], **TINY_3D).parser
     assert parser["optimizer"] == scheduler
     assert parser["weak_view"] == [{"_target_": "Identityd", "keys": ["image"]}]
+
+
+@pytest.mark.parametrize(
+    ("run", "settings", "message"),
+    [
+        (
+            "crossmatch_la",
+            {"bundle": "crossmatch_pancreas"},
+            "was trained with crossmatch_pancreas, and this is crossm",
+        ),
+        ("crossmatch_pancreas", {"bundle": "crossmatch_la"}, "run the configs of crossmatch_la"),
+        ("crossmatch_la", {"window": [-100, 200]}, r"settings that crossmatch_la does not have, window \[-100, 200\]"),
+    ],
+)
+def test_weights_of_another_bundle_are_refused(run, settings, message, tmp_path):
+    torch.save({}, tmp_path / "model.pt")
+    (tmp_path / "model.json").write_text(json.dumps(settings))
+    places = {
+        "ckpt_path": str(tmp_path / "model.pt"),
+        "dataset_dir": str(tmp_path),
+        "output_dir": str(tmp_path / "out"),
+    }
+    config = str(BUNDLES[run].configs / "inference.yaml")
+    with pytest.raises(RuntimeError) as error:
+        ConfigWorkflow(config, run_id="inference", **places).initialize()
+    assert re.search(message, " ".join(_causes(error.value)))
