@@ -195,7 +195,8 @@ class CrossMatchLoss(nn.Module):
             is the weighted sum over its pairs that are given, divided by the weights of all.
 
         Raises:
-            ValueError: for a prediction of an unknown name, and when nothing can be learned from what is given.
+            ValueError: for a prediction of an unknown name, a label of another shape, logits of a single class, and
+                when nothing can be learned from what is given.
         """
         self._check(logits, label, pseudo_labels)
         terms: dict[str, Any] = {}
@@ -229,6 +230,12 @@ class CrossMatchLoss(nn.Module):
             raise ValueError(f"unknown predictions {unknown}; PAIRS has the students {STUDENTS}.")
         if "labeled" in logits and label is None:
             raise ValueError("the prediction 'labeled' needs a label.")
+        if label is not None and "labeled" in logits:
+            found, expected = tuple(label.shape), (len(logits["labeled"]), 1, *logits["labeled"].shape[2:])
+            if found != expected:  # others would be broadcast
+                raise ValueError(f"expected a label of class indices, B1H[WD], {expected}; got {found}.")
+        if any(prediction.shape[1] < 2 for prediction in logits.values()):
+            raise ValueError("expected logits of two classes or more, with the background; got one.")
         if "labeled" not in logits and (pseudo_labels is None or not set(logits) & set(STUDENTS)):
             raise ValueError(
                 f"expected the prediction 'labeled', or students with pseudo-labels; got {sorted(logits)} "

@@ -134,6 +134,19 @@ def test_predictions_that_teach_nothing_are_refused(names, with_label, with_pseu
         CrossMatchLoss(WEIGHTS)(given, label if with_label else None, pseudo_labels if with_pseudo_labels else None)
 
 
+@pytest.mark.parametrize(
+    ("logits", "label", "message"),
+    [
+        ((3, 4, 5, 5), (3, 5, 5), r"label of class indices, B1H\[WD\], \(3, 1, 5, 5\); got \(3, 5, 5\)"),
+        ((2, 4, 5, 5), (2, 4, 5, 5), r"got \(2, 4, 5, 5\)"),
+        ((2, 1, 5, 5), (2, 1, 5, 5), "logits of two classes or more"),
+    ],
+)
+def test_shapes_that_would_be_broadcast_are_refused(logits, label, message):
+    with pytest.raises(ValueError, match=message):
+        CrossMatchLoss(WEIGHTS)({"labeled": torch.zeros(logits)}, torch.zeros(label))
+
+
 def test_teachers_of_strong_views_come_from_the_partner_inside_the_box():
     box = torch.zeros(1, 1, 2, 2, dtype=torch.bool)
     box[..., 0, :] = True
