@@ -23,6 +23,12 @@ from .utils.randomness import derived_seed
 FIRST_PASS = ("labeled", "weak", "weak_fw", "weak_fs")
 SECOND_PASS = ("strong_1", "strong_2", "strong_2_fw", "strong_2_fs")
 
+#: Arguments of MONAI's trainer that the step does not use.
+UNUSED = (
+    *("prepare_batch", "iteration_update", "postprocessing", "key_train_metric", "additional_metrics"),
+    *("metric_cmp_fn", "optim_set_to_none", "amp_kwargs"),
+)
+
 _Tensors = dict[str, torch.Tensor]
 #: Tells the step's random numbers from those of the streams, which count from 0.
 _STEP = 99
@@ -56,6 +62,10 @@ class CrossMatchTrainer(SupervisedTrainer):
         rank: number of this process among those that train together; their dropout differs.
         kwargs: other arguments, see :class:`monai.engines.SupervisedTrainer`. ``network`` must satisfy
             :class:`custom.networks.PerturbedNetwork` with two feature dropouts, weak and strong.
+
+    Raises:
+        UserError: for arguments that would have no effect, another kind of network or loss, and an optimizer of
+            another network's parameters.
     """
 
     def __init__(
@@ -69,16 +79,19 @@ class CrossMatchTrainer(SupervisedTrainer):
         rank: int = 0,
         **kwargs: Any,
     ) -> None:
+        _refuse_unused(kwargs)
         # Streams of different batch size cannot be decollated, and our scalars need not be.
         super().__init__(loss_function=loss_function, amp=False, decollate=False, **kwargs)
         _refuse_plain_network(self.network)
+        _refuse_plain_loss(loss_function)
+        _refuse_other_optimizer(self.optimizer, self.network)
         self.cutmix = cutmix
         self.predictor = torch.compile(self.network) if compile else self.network
         self.mixed_precision = MixedPrecision(self.state.device, amp)
         self.seed = seed
         self.rank = rank
         self.state.views = {}
-        self.state.threshold = 0.0
+        self.state.threshold = None
         self.state.unsupervised_weight = 1.0
         # Ignite hands an exception to the handlers of the event instead of raising it; this one comes last.
         self.add_event_handler(Events.EXCEPTION_RAISED, _raise)
@@ -119,6 +132,11 @@ class CrossMatchTrainer(SupervisedTrainer):
         Pseudo-labels carry no gradient, so the first pass need not wait for the students of the second: it is
         backpropagated at once, and the features of only one pass are in memory at a time.
         """
+        if self.state.threshold is None:
+            raise UserError(
+                "nothing has set the threshold of pseudo-labels; keep train::method_handlers, or attach "
+                "custom.handlers.SigmoidRampUp(name='threshold', value=0.95)."
+            )
         image, label = self._to_device(batchdata["labeled"], "image", "label")
         weak, *strong = self._to_device(batchdata["unlabeled"], "image", "strong_1", "strong_2")
 
@@ -170,12 +188,47 @@ class CrossMatchTrainer(SupervisedTrainer):
         return [batch[name].to(self.state.device, non_blocking=self.non_blocking, **self.to_kwargs) for name in names]
 
 
+def _refuse_unused(arguments: Mapping[str, Any]) -> None:
+    """Refuse what MONAI's trainer takes and this step has no use for; None and the like may be given."""
+    found = [name for name in UNUSED if arguments.get(name)]
+    if found:
+        raise UserError(
+            f"train::trainer: {', '.join(found)} would have no effect: the step takes two streams, and its output is the "
+            "terms of the loss; score in validate::evaluator, and attach handlers for the rest."
+        )
+
+
 def _refuse_plain_network(network: torch.nn.Module) -> None:
     bare = getattr(network, "module", network)  # of several processes' DistributedDataParallel
+    if hasattr(bare, "_orig_mod"):
+        raise UserError("network: is compiled; give the network itself, and compile=True.")
     if not isinstance(bare, PerturbedNetwork):
         raise UserError(
             f"network_def: {type(bare).__name__} cannot decode perturbed features; expected a subclass of "
             "custom.networks.PerturbedNetwork, as docs/backbone.md makes one."
+        )
+    if len(bare.feature_dropout) != 2:
+        raise UserError(
+            f"feature_dropout: expected two, weak and strong, such as [0.25, 0.75]; {type(bare).__name__} has "
+            f"{len(bare.feature_dropout)}."
+        )
+
+
+def _refuse_plain_loss(loss: Any) -> None:
+    if not isinstance(loss, CrossMatchLoss):
+        raise UserError(
+            f"loss: {type(loss).__name__} is not of pairs of predictions; expected custom.losses.CrossMatchLoss, or a "
+            "subclass of it."
+        )
+
+
+def _refuse_other_optimizer(optimizer: torch.optim.Optimizer, network: torch.nn.Module) -> None:
+    """Refuse an optimizer that would leave the network as it is."""
+    own = {id(parameter) for parameter in network.parameters()}
+    if not all(id(parameter) in own for group in optimizer.param_groups for parameter in group["params"]):
+        raise UserError(
+            "optimizer: has parameters that are not of the network that is trained; build it with "
+            "$@network.parameters(), and again where the network is another."
         )
 
 

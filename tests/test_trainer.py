@@ -37,16 +37,17 @@ def _batch(labeled: int = 1, unlabeled: int = 3) -> dict[str, dict[str, torch.Te
 def _trainer(batches, **arguments) -> CrossMatchTrainer:
     torch.manual_seed(1)
     network = arguments.pop("network", None) or VNet(base_filters=2)
-    return CrossMatchTrainer(
-        device="cpu",
-        max_epochs=arguments.pop("max_epochs", 1),
-        train_data_loader=batches,
-        network=network,
-        optimizer=torch.optim.SGD(network.parameters(), lr=0.1),
-        loss_function=CrossMatchLoss(WEIGHTS),
-        cutmix=CutMix(),
-        **arguments,
+    threshold = arguments.pop("threshold", 0.0)
+    defaults = {
+        "max_epochs": 1,
+        "optimizer": torch.optim.SGD(network.parameters(), lr=0.1),
+        "loss_function": CrossMatchLoss(WEIGHTS),
+    }
+    trainer = CrossMatchTrainer(
+        device="cpu", train_data_loader=batches, network=network, cutmix=CutMix(), **defaults | arguments
     )
+    trainer.state.threshold = threshold
+    return trainer
 
 
 class _Recorder(VNet):
@@ -65,6 +66,26 @@ def test_a_network_that_cannot_decode_perturbed_features_is_refused_before_the_f
     network = torch.nn.Conv3d(1, 2, 1)
     with pytest.raises(UserError, match=r"network_def: Conv3d cannot .* docs/backbone.md"):
         _trainer([_batch()], network=network)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"loss_function": torch.nn.CrossEntropyLoss()}, "loss: CrossEntropyLoss is not of pairs of predictions"),
+        ({"network": VNet(base_filters=2, feature_dropout=(0.25,))}, r"feature_dropout: expected two, .* VNet has 1"),
+        ({"optimizer": torch.optim.Adam(VNet(base_filters=2).parameters())}, "parameters that are not of the network"),
+        ({"prepare_batch": print, "optim_set_to_none": True}, "prepare_batch, optim_set_to_none would have no effect"),
+        ({"postprocessing": print}, "postprocessing would have no effect"),
+    ],
+)
+def test_what_the_step_cannot_use_is_refused_before_it(arguments, message):
+    with pytest.raises(UserError, match=message):
+        _trainer([_batch()], **arguments)
+
+
+def test_no_step_is_done_without_a_threshold():
+    with pytest.raises(UserError, match=r"nothing has set the threshold .* train::method_handlers"):
+        _trainer([_batch()], threshold=None).run()
 
 
 def test_streams_may_have_different_batch_sizes():
