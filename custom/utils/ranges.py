@@ -35,7 +35,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "n_saved": (2, math.inf),
     "num_classes": (2, math.inf),
     "keep_largest": (1, math.inf),
-    "slice_axis": (0, 2),
+    "slice_axis": (2, 2),
     "seed": (0, 2**32 - 1),  # numpy's
 }
 _VOLUMES, _PICTURES = (".nii.gz", ".nii"), (".png", ".bmp", ".tif", ".tiff")
@@ -98,6 +98,8 @@ def _number_problems(key: str, value: Any) -> Iterator[str]:
 
 
 def _words(least: float, most: float) -> str:
+    if least == most:
+        return f"{least:g}"
     lower = "more than 0" if least == _POSITIVE else f"at least {least:g}"
     if most == math.inf:
         return lower
@@ -170,6 +172,9 @@ def _choice_problems(parser: ConfigParser, defaults: Mapping[str, Any]) -> Itera
     is_own = name is None and kept == defaults.get("keep_largest")
     if isinstance(kept, list) and isinstance(number, int) and not is_own and any(label >= number for label in kept):
         yield f"--keep_largest: must be labels out of {list(range(1, number))}; got {shown(kept)}."
+    dropout = _value(parser, "feature_dropout")
+    if isinstance(dropout, list) and len(dropout) != 2:
+        yield f"--feature_dropout: must have 2 numbers, weak and strong, such as [0.25, 0.75]; got {shown(dropout)}."
     flips, patch = _value(parser, "test_time_flips"), _value(parser, "patch_size")
     if isinstance(flips, list) and isinstance(patch, list):
         axes = list(range(len(patch)))

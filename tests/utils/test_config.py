@@ -362,6 +362,11 @@ def test_a_number_that_follows_from_one_out_of_range_is_not_told(typed):
         ("--learning_rate 0", "--learning_rate: must be more than 0, got 0."),
         ("--eta 1.5", "--eta: must be at least 0 and at most 1, got 1.5."),
         ("--feature_dropout 0.25,1", "--feature_dropout: must be at least 0 and below 1, got [0.25, 1]."),
+        (
+            "--feature_dropout 0.2,0.5,0.7",
+            "--feature_dropout: must have 2 numbers, weak and strong, such as [0.25, 0.75]; got",
+        ),
+        ("--slice_axis 1", "--slice_axis: must be 2, got 1."),
         ("--ema_decay 1", "--ema_decay: must be more than 0 and below 1, got 1."),
         ("--n_saved 1", "--n_saved: must be at least 2, got 1."),
         ("--num_workers -1", "--num_workers: must be at least 0, got -1."),
