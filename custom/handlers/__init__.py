@@ -2,7 +2,7 @@
 
 from .batch_norm import BatchNormRecalibration
 from .best_weights import BestWeights, WeightsCheckpointLoader
-from .checkpoints import Checkpoints, Stateful
+from .checkpoints import Checkpoints, Stateful, has_checkpoint
 from .guards import CollapseWarning, NonFiniteGuard, SizeAdvice
 from .panels import CasePanels, TensorBoardSession, ViewPanels
 from .precision import PrecisionCheck

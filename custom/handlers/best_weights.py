@@ -12,6 +12,7 @@ from torch import nn
 
 from ..networks import MeanEnsemble
 from ..utils.distributed import is_first
+from ..utils.errors import UserError
 from ..utils.weights import read_weights, save_weights
 from .folding import fold_batch_norm
 
@@ -46,8 +47,17 @@ class BestWeights:
         self.best: dict[str, Any] = {"metric": None, "iteration": 0}
 
     def attach(self, trainer: Engine) -> None:
-        """Compare after each validation of ``trainer``, before batch norm goes back to the statistics of training."""
+        """Compare after each validation of ``trainer``, before batch norm goes back to the statistics of training.
+
+        Raises:
+            UserError: when another network is validated.
+        """
         if self.validator is not None:
+            if getattr(self.validator, "network", self.network) is not self.network:
+                raise UserError(
+                    "another network is validated than trained; initialize() makes all parts anew, so do not put back "
+                    "an evaluator from before it."
+                )
             self.validator.add_event_handler(Events.EPOCH_COMPLETED, self._compare, trainer)
 
     def _compare(self, validator: Engine, trainer: Engine) -> None:

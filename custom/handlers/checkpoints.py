@@ -25,6 +25,15 @@ _PATTERN = "iteration_*.pt"
 logger = logging.getLogger(__name__)
 
 
+def has_checkpoint(folder: str) -> bool:
+    """Say whether there is a training to resume in a folder."""
+    return bool(_checkpoints(Path(folder)))
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob(_PATTERN), reverse=True)
+
+
 class Checkpoints:
     """Write the state of a training at regular intervals, and start it from the newest one.
 
@@ -81,15 +90,17 @@ class Checkpoints:
         self.stop_request = StopRequest()
         self.saved: list[Callable[[], None]] = []  #: called after each checkpoint
 
-    def attach(self, trainer: Engine) -> None:
+    def attach(self, trainer: Any) -> None:
         """Restore the newest checkpoint, and write new ones while ``trainer`` runs.
 
         Afterwards ``finished`` says that there is nothing left to do.
 
         Raises:
             UserError: when the newest checkpoint is of another configuration, or past ``max_iterations``; when there
-                are checkpoints and none can be read; when processes that train together find different ones.
+                are checkpoints and none can be read; when processes that train together find different ones; when the
+                trainer has another network or optimizer than the checkpoints.
         """
+        self._refuse_other_parts(trainer)
         self.trainer = trainer
         if self.resume:
             self._restore()
@@ -98,6 +109,17 @@ class Checkpoints:
         self._agree()
         trainer.add_event_handler(Events.STARTED, self._start)
         trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+
+    def _refuse_other_parts(self, trainer: Any) -> None:
+        """What a program has taken from a workflow before it was initialized again is none of its parts any more."""
+        found = {"network": getattr(trainer.network, "module", trainer.network), "optimizer": trainer.optimizer}
+        others = [name for name, part in found.items() if name in self.parts and self.parts[name] is not part]
+        if others:
+            raise UserError(
+                f"the trainer has another {' and '.join(others)} than those whose state is kept; initialize() makes all "
+                "parts anew, so do not put back objects from before it. Give a config, such as "
+                "workflow.parser['optimizer'] = {'_target_': ...}."
+            )
 
     def train(self) -> None:
         """Run the trainer; a request to stop is heard meanwhile.
@@ -141,7 +163,7 @@ class Checkpoints:
 
     def _files(self) -> list[Path]:
         """All checkpoints, newest first."""
-        return sorted(self.folder.glob(_PATTERN), reverse=True)
+        return _checkpoints(self.folder)
 
     def _weights(self) -> dict[str, Path]:
         """Files of the final weights, by the part that they are of."""

@@ -79,6 +79,7 @@ def check_config() -> None:
         | _referenced_keys(config)
         | _macros(_config_files(typed))
         | CLIENT_KEYS
+        | MONAI_KEYS
     )
     unknown = [key for key in config if key not in known and key != ConfigParser.meta_key]
     defaults = _defaults(files, config)
@@ -207,7 +208,7 @@ def _has_components(key: str, config: Mapping[str, Any], seen: frozenset[str] = 
     if key in seen or key not in config:
         return key not in config  # a reference that this cannot follow
     node = config[key]
-    own = key in ("imports", "initialize", "run", "training", "finalize") or contains_target(node)
+    own = key in ("imports", "bundle_imports", "initialize", "run", "training", "finalize") or contains_target(node)
     return own or any(_has_components(other, config, seen | {key}) for other in _referenced_keys(node))
 
 

@@ -132,7 +132,7 @@ class _Settling:
     def _read(self, value: Any, examples: Sequence[Any], default: Any, path: str, in_component: bool) -> Any:
         """Read a value that is no mapping, or note that it is of another kind."""
         guessed = guess(value) if isinstance(value, str) and path in self.typed else value
-        if not examples and not _is_structure(default):
+        if not examples and (not _is_structure(default) or value == []):
             return guessed
         try:
             if examples:

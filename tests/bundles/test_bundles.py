@@ -15,6 +15,7 @@ from monai.handlers import StatsHandler
 from monai.inferers import SimpleInferer
 from PIL import Image
 from starter import Done, run_command
+from torch.optim import Adam
 
 from custom.networks import UNet
 from custom.utils.names import case_name
@@ -474,6 +475,64 @@ def test_a_program_s_own_objects_take_part_in_a_training(bundle, tiny_dataset, t
     assert json.loads((tmp_path / "eval" / "run.json").read_text())["config"]["network_def"] == type(network).__name__
     trained = torch.load(tmp_path / "models" / "model.pt", weights_only=True)
     assert all(torch.equal(value.cpu(), trained[name]) for name, value in network.state_dict().items())
+
+
+def test_handlers_of_a_user_s_own_take_the_place_of_those_that_only_show(bundle, run_bundle, tiny_dataset, tmp_path):
+    stats = {"_target_": "StatsHandler", "name": "train", "output_transform": "$lambda terms: terms['loss']"}
+    for number, handlers in enumerate(([stats], [])):
+        places = {"ckpt_dir": str(tmp_path / str(number)), "output_dir": str(tmp_path / str(number))}
+        settings = {"train::handlers": handlers, "threshold": 0.9, "datalist": str(tiny_dataset)}
+        trainer = run_bundle("training", ["train"], **settings, **places).parser.get_parsed_content("train::trainer")
+        assert trainer.state.threshold == 0.9
+        assert trainer.optimizer.param_groups[0]["lr"] < trainer.optimizer.defaults["lr"]
+        assert (tmp_path / str(number) / "model_best.pt").is_file()
+
+
+@SHORT_AXIS
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        (lambda w: setattr(w, "trainer", w.trainer), "the trainer has another network and optimizer than those whose"),
+        (lambda w: setattr(w, "evaluator", w.evaluator), "another network is validated than trained"),
+        (
+            lambda w: w.parser.__setitem__("optimizer", Adam(w.parser.get_parsed_content("network").parameters())),
+            "optimizer: has parameters that are not of the network that is trained",
+        ),
+    ],
+)
+def test_parts_from_before_a_workflow_was_initialized_again_are_refused(how, message, bundle, tiny_dataset, tmp_path):
+    data = {"datalist": str(tiny_dataset), "ckpt_dir": str(tmp_path / "models"), "output_dir": str(tmp_path / "eval")}
+    settings = bundle.settings("training", **data)
+    workflow = ConfigWorkflow(str(bundle.configs / "train.yaml"), workflow_type="train", **settings)
+    workflow.initialize()
+    how(workflow)
+    workflow.initialize()
+    with refused(message):
+        workflow.run()
+
+
+@SHORT_AXIS
+def test_the_same_seed_gives_the_same_first_weights_whatever_was_drawn_before(bundle, tiny_dataset):
+    def first_weights(draw: bool) -> dict:
+        settings = bundle.settings("training", datalist=str(tiny_dataset))
+        workflow = ConfigWorkflow(str(bundle.configs / "train.yaml"), workflow_type="train", **settings)
+        workflow.initialize()
+        if draw:
+            torch.rand(3)
+        return workflow.parser.get_parsed_content("network").state_dict()
+
+    plain, drawn = first_weights(False), first_weights(True)
+    assert all(torch.equal(value, drawn[name]) for name, value in plain.items())
+
+
+@SHORT_AXIS
+def test_imports_of_a_user_s_own_come_beside_the_bundle_s(bundle, run_bundle, tiny_dataset, tmp_path):
+    overlay = tmp_path / "mine.yaml"
+    overlay.write_text("imports: ['$import random']\nmax_iterations: $random.Random(0).randint(2, 2)\n")
+    run_bundle(
+        "training", ["train", str(overlay).removesuffix(".yaml")], datalist=str(tiny_dataset), max_iterations=...
+    )
+    assert torch.load(tmp_path / "models" / "model.pt", weights_only=True)
 
 
 def test_inference_works_with_an_inferer_of_monai(trained, run_bundle, tiny_dataset, bundle, tmp_path):

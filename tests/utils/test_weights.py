@@ -81,8 +81,18 @@ def test_the_pancreas_starts_from_the_left_atrium_s_weights(run_bundle, tiny_dat
 def test_a_training_that_began_otherwise_does_not_resume_with_other_weights(run_bundle, tiny_dataset, tmp_path):
     run_bundle("training", ["train"], datalist=str(tiny_dataset))
     source = _save(VNet(base_filters=BUNDLES["crossmatch_la"].tiny["base_filters"]), tmp_path / "la.pt")
-    with refused("is of another configuration", f'init_weights: there null, now "{source}"'):
+    with refused("is of another configuration", f'init_weights: there null, now "{source.name}"'):
         run_bundle("training", ["train"], datalist=str(tiny_dataset), init_weights=str(source), max_iterations=9)
+
+
+@pytest.mark.parametrize("bundle", ["crossmatch_la"], indirect=True)
+def test_a_training_resumes_though_the_weights_that_it_started_from_have_moved(run_bundle, tiny_dataset, tmp_path):
+    source = _save(VNet(base_filters=BUNDLES["crossmatch_la"].tiny["base_filters"]), tmp_path / "la.pt")
+    run_bundle("training", ["train"], datalist=str(tiny_dataset), init_weights=str(source))
+    source.unlink()
+    moved = {"init_weights": str(tmp_path / "elsewhere" / source.name), "max_iterations": 5}
+    trainer = run_bundle("training", ["train"], datalist=str(tiny_dataset), schedule_iterations=3, **moved)
+    assert trainer.parser.get_parsed_content("train::trainer").state.iteration == 5
 
 
 @pytest.mark.parametrize("bundle", ["crossmatch_la"], indirect=True)
