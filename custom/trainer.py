@@ -193,8 +193,8 @@ def _refuse_unused(arguments: Mapping[str, Any]) -> None:
     found = [name for name in UNUSED if arguments.get(name)]
     if found:
         raise UserError(
-            f"train::trainer: {', '.join(found)} would have no effect: the step takes two streams, and its output is the "
-            "terms of the loss; score in validate::evaluator, and attach handlers for the rest."
+            f"train::trainer: {', '.join(found)} would have no effect: the step takes two streams, and its output is "
+            "the terms of the loss; score in validate::evaluator, and attach handlers for the rest."
         )
 
 

@@ -116,8 +116,8 @@ class Checkpoints:
         others = [name for name, part in found.items() if name in self.parts and self.parts[name] is not part]
         if others:
             raise UserError(
-                f"the trainer has another {' and '.join(others)} than those whose state is kept; initialize() makes all "
-                "parts anew, so do not put back objects from before it. Give a config, such as "
+                f"the trainer has another {' and '.join(others)} than those whose state is kept; initialize() makes "
+                "all parts anew, so do not put back objects from before it. Give a config, such as "
                 "workflow.parser['optimizer'] = {'_target_': ...}."
             )
 
