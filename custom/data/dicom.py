@@ -48,9 +48,13 @@ def dicom_files(folder: Path) -> list[Path]:
 
     Hidden ones, a disc's table of contents and our own segmentations are passed over.
     """
+    return [path for path in _files_of_scans(folder) if _is_dicom(path)]
+
+
+def _files_of_scans(folder: Path) -> list[Path]:
+    """List the files in a folder that may be slices, by their names and what our record knows of them."""
     files = (path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith("."))
-    scans = (path for path in files if path.name.upper() != "DICOMDIR" and not is_written_by_inference(path))
-    return [path for path in scans if _is_dicom(path)]
+    return [path for path in files if path.name.upper() != "DICOMDIR" and not is_written_by_inference(path)]
 
 
 def _is_dicom(path: Path) -> bool:
@@ -88,7 +92,25 @@ def check_series(path: Path) -> Series:
         raise UserError(f"{path}: is one of {count} slices of one series; give its folder, {path.parent}.")
     if not files:
         raise UserError(f"{path}: holds no DICOM files.")
+    if path.is_dir():
+        _refuse_lost_slices(path, files)
     return read_series(path, files)
+
+
+def _refuse_lost_slices(folder: Path, files: Sequence[Path]) -> None:
+    """Refuse a folder with a file that is named as its slices are, and is empty or may not be read."""
+    kinds = {_kind_of_name(path) for path in files}
+    for path in _files_of_scans(folder):  # those with .dcm are among the files
+        if _kind_of_name(path) in kinds and not os.access(path, os.R_OK):
+            raise UserError(f"{path}: no permission to read it; have the permission changed, or remove it.")
+        if _kind_of_name(path) in kinds and not path.stat().st_size:
+            raise UserError(f"{path}: is empty; copy it again, or remove it.")
+
+
+def _kind_of_name(path: Path) -> str:
+    """Give the ending of a file's name; none where it is a number, as in IM.0001 and in names that are UIDs."""
+    ending = path.suffix.lower()
+    return "" if ending[1:].isdecimal() else ending
 
 
 def series_of_slice(path: Path) -> str | None:

@@ -12,7 +12,7 @@ from .states import name_of
 
 CHECKS_FILE = "checks.json"
 #: Of the checks; raise it when they find something else in the same file. So does another version of the package.
-VERSION = f"{__version__}, checks 5"
+VERSION = f"{__version__}, checks 6"
 
 
 class KeptFindings:

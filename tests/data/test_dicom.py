@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from functools import partial
 from pathlib import Path
 
@@ -230,7 +231,7 @@ def _shorten(path: Path) -> None:
 
 @pytest.mark.parametrize("compressed", [False, True])
 @pytest.mark.parametrize(
-    "damage", [_shorten, lambda path: path.write_bytes(path.read_bytes()[:300]), lambda path: path.write_bytes(b"")]
+    "damage", [_shorten, lambda path: path.write_bytes(path.read_bytes()[:300]), lambda path: path.write_bytes(b"DICM")]
 )
 def test_a_damaged_file_is_named(damage, compressed, tmp_path):
     write_dicom(tmp_path / "a", _volume())
@@ -275,6 +276,42 @@ def test_files_without_preamble_or_ending_are_found_and_others_are_not_taken_for
     assert dicom_files(tmp_path / "a") == expected
     assert series_folders(tmp_path) == [tmp_path / "a", tmp_path / "a" / "below"]
     _assert_read(tmp_path / "a", _volume())
+
+
+@pytest.mark.parametrize(
+    ("names", "lost"),
+    [("slice{:03d}.dcm", "slice008.dcm"), ("IM{:03d}", "IM008"), ("1.2.840.{}", "1.2.840.8"), ("a{}.IMA", "a8.ima")],
+)
+def test_an_empty_file_named_as_the_slices_is_refused(names, lost, tmp_path):
+    _write_named(tmp_path / "a", names)
+    (tmp_path / "a" / lost).touch()
+    image, problems = read_image(str(tmp_path / "a"))
+    assert image is None
+    assert problems == [f"{tmp_path / 'a' / lost}: is empty; copy it again, or remove it."]
+
+
+def test_a_file_named_as_the_slices_that_may_not_be_read_is_refused(tmp_path, monkeypatch):
+    _write_named(tmp_path / "a", "IM{:03d}")
+    lost = tmp_path / "a" / "IM003"
+    lost.write_bytes(bytes(200))  # as nobody sees what is in it
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != lost and allowed(path, mode))
+    image, problems = read_image(str(tmp_path / "a"))
+    assert image is None
+    assert problems == [f"{lost}: no permission to read it; have the permission changed, or remove it."]
+
+
+def test_empty_files_of_other_kinds_do_not_matter(tmp_path):
+    write_dicom(tmp_path / "a", _volume())
+    for name in ("done", "notes.txt", ".lock.dcm", "DICOMDIR"):
+        (tmp_path / "a" / name).touch()
+    _assert_read(tmp_path / "a", _volume())
+
+
+def _write_named(folder: Path, names: str) -> None:
+    write_dicom(folder, _volume())
+    for k, path in enumerate(sorted(folder.iterdir())):
+        path.rename(folder / names.format(k))
 
 
 def test_linked_folders_are_found_once(tmp_path):
