@@ -113,6 +113,9 @@ def read_image(
 
 def reading_problem(path: str | Sequence[str], error: BaseException) -> str:
     """Say why files could not be read; every reader fails in its own way, so what it says is quoted."""
+    denied = [file for file in ensure_tuple(path) if os.path.exists(file) and not os.access(file, os.R_OK)]
+    if denied:
+        return f"{denied[0]}: no permission to read it; have the permission changed."
     plain = first_cause(error, UserError)
     if plain is not None:
         return str(plain)

@@ -1,8 +1,10 @@
 """Bad data is refused before the first iteration, in words that help."""
 
 import builtins
+import errno
 import gzip
 import json
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ import numpy as np
 import pytest
 
 from custom.data.caching import cached_dataset
+from custom.data.checks import read_image
 from custom.data.datalist import default_evaluation_list, load_datalist
 from custom.data.readers import LoadScan, LoadScand
 from custom.utils.errors import UserError
@@ -126,6 +129,18 @@ def test_missing_file_is_named(own_dataset, files):
     files["image"].unlink()
     with pytest.raises(UserError, match=f"{files['image'].name}: no such file"):
         _load(own_dataset)
+
+
+def test_a_file_that_may_not_be_read_is_not_called_truncated(own_dataset, files, monkeypatch):
+    allowed = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: Path(path) != files["image"] and allowed(path, mode))
+
+    def refuse(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", str(files["image"]))
+
+    monkeypatch.setattr(LoadScan, "__call__", refuse)  # root may read everything
+    expected = f"{files['image']}: no permission to read it; have the permission changed."
+    assert read_image([str(files["unlabeled"]), str(files["image"])])[1] == [expected]
 
 
 def test_truncated_nifti_is_named(own_dataset, files):
