@@ -19,8 +19,10 @@ from monai.data import get_track_meta, list_data_collate, set_track_meta
 from monai.transforms import Randomizable
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from ..utils.errors import UserError
 from ..utils.names import case_name
 from ..utils.randomness import derived_seed, private_generators
+from .checks import reading_problem
 
 logger = logging.getLogger(__name__)
 
@@ -66,7 +68,18 @@ class SeededDataset(Dataset):
         self.cases = [case.get("case") or case_name(case["image"]) for case in getattr(volumes, "data", ())]
 
     def _depth(self, volume: int) -> int:
-        return 1 if self.slice_axis is None else self.volumes[volume]["image"].shape[self.slice_axis + 1]
+        return 1 if self.slice_axis is None else self._volume(volume)["image"].shape[self.slice_axis + 1]
+
+    def _volume(self, volume: int) -> Mapping[str, torch.Tensor]:
+        """Read a volume, which may have vanished since it was checked."""
+        try:
+            return self.volumes[volume]
+        except Exception as error:  # every reader fails in its own way
+            files = _paths(getattr(self.volumes, "data", ()), volume)
+            if not files:
+                raise
+            hint = "Put this right; then the same command resumes from the last checkpoint."
+            raise UserError(f"{reading_problem(files, error)} {hint}") from error
 
     def __len__(self) -> int:
         return len(self.places)
@@ -87,12 +100,20 @@ class SeededDataset(Dataset):
 
     def _sample(self, index: int) -> dict[str, Any]:
         volume, k = self.places[index]
-        sample: dict[str, Any] = dict(self.volumes[volume])
+        sample: dict[str, Any] = dict(self._volume(volume))
         if self.slice_axis is not None:
             sample = {key: array.select(self.slice_axis + 1, k) for key, array in sample.items()}
         if self.cases:
             sample["case"] = self.cases[volume] + ("" if self.slice_axis is None else f", slice {k}")
         return sample
+
+
+def _paths(cases: Sequence[Mapping[str, Any]], index: int) -> list[str]:
+    """List the files of a case; none where it holds arrays, or nothing is known of it."""
+    case = cases[index] if index < len(cases) else {}
+    files = [case[key] for key in ("image", "label") if key in case]
+    files = [file for part in files for file in (part if isinstance(part, list | tuple) else [part])]
+    return [str(file) for file in files] if all(isinstance(file, str | os.PathLike) for file in files) else []
 
 
 @contextmanager

@@ -23,11 +23,14 @@ class UserError(ValueError):
     """Wrong input; the message says what was expected, what was found and what to do.
 
     Args:
-        summary: one line that names the file or the setting.
+        summary: one line that names the file or the setting. Of the text that PyTorch makes of an error in a worker
+            process, with its traceback, the message is taken.
         problems: listed below the summary, one line each.
     """
 
     def __init__(self, summary: str, problems: Sequence[str] = ()) -> None:
+        if summary.startswith("Caught ") and "Traceback" in summary:
+            summary = summary.rpartition(f"{type(self).__name__}: ")[2].rstrip()
         super().__init__("\n  - ".join([summary, *problems]))
 
 

@@ -13,6 +13,7 @@ from custom.data.streams import (
     TwoStreamLoader,
     default_num_workers,
 )
+from custom.utils.errors import UserError, _print_user_error
 from custom.utils.randomness import derived_seed, private_generators
 
 
@@ -162,3 +163,36 @@ def test_a_batch_tells_its_cases():
     volumes.data = [{"image": "images/heart.nii.gz"}]
     samples = SeededDataset(volumes, lambda sample: sample, slice_axis=2)
     assert [samples[i]["case"] for i in range(2)] == ["heart, slice 0", "heart, slice 1"]
+
+
+class _Volumes(torch.utils.data.Dataset):
+    """One volume that cannot be read, and what is known of it."""
+
+    def __init__(self, case: dict, error: Exception) -> None:
+        self.data, self.error = [case], error
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getitem__(self, _: int) -> dict:
+        raise RuntimeError("applying transform") from self.error  # as MONAI does
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_scan_that_vanishes_in_a_training_is_named_in_one_line(num_workers, tmp_path, capsys):
+    case = {"image": str(tmp_path / "a.nii.gz"), "label": str(tmp_path / "b.nii.gz")}
+    (tmp_path / "b.nii.gz").touch()
+    volumes = _Volumes(case, FileNotFoundError(2, "No such file or directory", case["image"]))
+    loader = StreamLoader(SeededDataset(volumes, dict), 1, seed=7, stream=0, num_workers=num_workers)
+    with pytest.raises(UserError) as found:
+        next(iter(loader))
+    _print_user_error(found.type, found.value, found.tb)
+    hint = "Put this right; then the same command resumes from the last checkpoint."
+    assert capsys.readouterr().err == f"\nerror: {case['image']}: no such file. {hint}\n"
+
+
+@pytest.mark.parametrize("case", [{"image": torch.zeros(1, 2, 2)}, {"image": [torch.zeros(1, 2, 2)]}, {"case": "a"}])
+def test_volumes_without_files_fail_as_they_do(case):
+    samples = SeededDataset(_Volumes({"case": "a"} | case, ValueError("reason")), dict)
+    with pytest.raises(RuntimeError, match="applying transform"):
+        samples[0]
