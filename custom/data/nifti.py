@@ -21,30 +21,39 @@ _GEOMETRY = (
 )
 
 
-def refuse_two_sizes(image: nib.Nifti1Image) -> None:
-    """Refuse a header whose affine and sizes of voxels differ; readers take one or the other, MONAI without a word.
+def refuse_unclear_sizes(image: nib.Nifti1Image) -> None:
+    """Refuse a header that says two sizes of voxels, or for some axes none; readers go on with one without a word.
+
+    Where the affine and the sizes differ, MONAI takes either; a size of 0 nibabel replaces by 1 mm.
 
     Args:
         image: as MONAI has read it, which makes the header in memory agree; that of the file is read again. A qform in
             use settles it, as in files whose sform leads to an atlas; and an sform of 1 mm, as in ACDC's files, was
-            never set, so that the sizes are those of pixdim, which MONAI takes.
+            never set, so that the sizes are those of pixdim, which MONAI takes. Where pixdim has no size at all, the
+            scan has no spacing, see :func:`custom.data.geometry.lacks_spacing`.
 
     Raises:
-        UserError: says both.
+        UserError: says what is in the header.
     """
     path, kind = image.get_filename(), type(image.header)
     if not issubclass(kind, nib.Nifti1Header):
         return
     with ImageOpener(path) as file:
         header = kind.from_fileobj(file, check=False)
-    if header["qform_code"] > 0 or header["sform_code"] <= 0:
-        return
-    affine, sizes = (np.linalg.norm(header.get_sform()[:3, :3], axis=0), np.asarray(header["pixdim"][1:4]))
     axes = min(3, int(header["dim"][0]))
-    is_set = affine[:axes].all() and not np.allclose(affine[:axes], 1)
-    if is_set and not np.allclose(affine[:axes], sizes[:axes], rtol=SIZE_TOLERANCE, atol=0):
-        found, other = ("x".join(f"{size:.4g}" for size in values[:axes]) for values in (affine, sizes))
+    affine = np.linalg.norm(header.get_sform()[:3, :3], axis=0)[:axes]
+    sizes = np.asarray(header["pixdim"][1 : axes + 1])
+    by_sform = header["qform_code"] <= 0 < header["sform_code"] and affine.all() and not np.allclose(affine, 1)
+    if by_sform and not np.allclose(affine, sizes, rtol=SIZE_TOLERANCE, atol=0):
+        found, other = map(_product, (affine, sizes))
         raise UserError(f"{path}: its header says voxels of {found} mm in sform, but {other} mm in pixdim; mend it.")
+    lacking = sizes[np.asarray(header["dim"][1 : axes + 1]) > 1] == 0
+    if not by_sform and lacking.any() and not lacking.all():
+        raise UserError(f"{path}: its header says voxels of {_product(sizes)} mm; mend it.")
+
+
+def _product(sizes: np.ndarray) -> str:
+    return "x".join(f"{size:.4g}" for size in sizes)
 
 
 class NiftiWriter(NibabelWriter):

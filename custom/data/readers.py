@@ -19,7 +19,7 @@ from .dicom import SeriesReader
 from .geometry import foreign_unit, grid_problem
 from .kinds import refuse_other_kind
 from .labels import to_label
-from .nifti import refuse_two_sizes
+from .nifti import refuse_unclear_sizes
 from .photos import PhotoReader
 
 
@@ -34,11 +34,11 @@ class NiftiReader(NibabelReader):
 
         Raises:
             UserError: when voxels are complex numbers, whose imaginary part would be lost; and when nothing but two
-                fields that contradict each other says how large they are.
+                fields that contradict each other, or a field with zeros in it, says how large they are.
         """
         images = super().read(data, **kwargs)
         for image in ensure_tuple(images):
-            refuse_two_sizes(image)
+            refuse_unclear_sizes(image)
             kind = image.get_data_dtype()
             if kind.kind == "c":
                 hint = "expected real ones; save the magnitude"

@@ -76,6 +76,30 @@ def test_a_header_with_a_qform_or_a_rounded_affine_is_taken(scale, qform, tmp_pa
     np.testing.assert_allclose(np.abs(np.diag(affine))[:3], (1, 1, 4), rtol=1e-3)
 
 
+def _write_pixdim(path, shape, pixdim, qform_code, sform_code, sform=1.0) -> None:
+    """Write a header as it is, which nibabel would mend."""
+    image = nib.Nifti1Image(np.random.default_rng(0).random(shape).astype(np.float32), np.diag([sform] * 3 + [1]))
+    nib.save(image, path)
+    content = bytearray(path.read_bytes())
+    content[80:92] = np.array(pixdim, np.float32).tobytes()
+    content[252:256] = np.array([qform_code, sform_code], np.int16).tobytes()
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("codes", [(1, 0), (1, 1), (0, 0), (0, 1)])
+@pytest.mark.parametrize(("pixdim", "found"), [((2, 2, 0), "2x2x0"), ((0, 2, 2), "0x2x2"), ((0, 0, 1.5), "0x0x1.5")])
+def test_a_header_without_the_size_of_some_axes_is_refused(codes, pixdim, found, tmp_path):
+    _write_pixdim(tmp_path / "a.nii", (4, 4, 4), pixdim, *codes)
+    with pytest.raises(UserError, match=f"a.nii: its header says voxels of {found} mm; mend it."):
+        LoadScan()(tmp_path / "a.nii")
+
+
+@pytest.mark.parametrize(("shape", "pixdim"), [((4, 4, 1), (2, 2, 0)), ((4, 4), (2, 2, 0)), ((4, 4, 4), (0, 0, 0))])
+def test_zeros_in_the_header_of_axes_of_one_voxel_or_of_all_axes_are_taken(shape, pixdim, tmp_path):
+    _write_pixdim(tmp_path / "a.nii", shape, pixdim, 0, 0)
+    assert LoadScan()(tmp_path / "a.nii").shape == (1, *shape)
+
+
 @pytest.mark.parametrize("axes", ["LAS", "PIR", "ASL", "SRA"])
 @pytest.mark.parametrize("shape", [(6, 5, 4), (6, 5, 4, 1)], ids=str)
 def test_a_volume_with_a_last_axis_of_one_is_written_in_any_orientation(axes, shape, tmp_path):
