@@ -44,17 +44,22 @@ class ReviewPage:
             self._draw(output["pred"])
 
     def _draw(self, pred: Any) -> None:
-        """Draw the first frame on the scan's own grid; the prediction is worth more than its picture."""
+        """Draw the first frame on the scan's own grid; the prediction is worth more than its picture.
+
+        What writing raises ends the run, as elsewhere: the scan is not done then, and the next run draws it.
+        """
         path = self._picture(prediction_of(pred.meta))
         path.unlink(missing_ok=True)  # of an earlier prediction
         try:
             image, problems = read_image(pred.meta["filename_or_obj"], in_channels=3)
             if image is None:
                 raise ValueError("; ".join(problems))
-            with atomic_write(path) as part:
-                plane_picture(image, pred[:1]).save(part)
+            picture = plane_picture(image, pred[:1])
         except Exception as error:  # whatever it is, it must not end the run
             logger.warning("%s: there is no picture for the review (%s).", case_of(pred.meta), error)
+            return
+        with atomic_write(path) as part:
+            picture.save(part)
 
     def finish(self) -> None:
         """Write the list and the page, when the record knows of what all processes left out; call it in all of them."""

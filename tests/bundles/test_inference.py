@@ -1,6 +1,7 @@
 """Scans as they come from scanners and archives are segmented on their own grid, with the options of the config."""
 
 import csv
+import errno
 import json
 import os
 import subprocess
@@ -20,6 +21,7 @@ from starter import run_command
 
 from benchmarks.bundle import bundle_config
 from custom.networks import VNet
+from custom.utils.errors import _print_user_error
 
 GRIDS = {
     "oblique": OBLIQUE,
@@ -387,6 +389,29 @@ def test_a_scan_without_picture_is_in_the_review_all_the_same(untrained, run_bun
     assert "scan: there is no picture for the review (no plane)." in "".join(capsys.readouterr())
     assert 'data-case="scan"' in (tmp_path / "eval" / "review.html").read_text()
     assert not list((tmp_path / "eval" / "review").iterdir())
+
+
+class _FullDisk:
+    def save(self, _: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
+@LEFT_ATRIUM
+def test_a_disk_that_is_full_at_a_picture_ends_the_run_and_the_next_one_draws_it(
+    untrained, run_bundle, tmp_path, monkeypatch, capsys
+):
+    write_nifti(tmp_path / "scans" / "scan.nii.gz", _noise())
+    options = {"dataset_dir": str(tmp_path / "scans"), "ckpt_path": untrained} | RAW
+    with monkeypatch.context() as patch, refused("No space left on device") as found:
+        patch.setattr("custom.handlers.review.plane_picture", lambda *_: _FullDisk())
+        run_bundle("inference", ["inference"], **options)
+    _print_user_error(found.type, found.value, found.tb)
+    picture = tmp_path / "eval" / "review" / "scan.png"
+    assert capsys.readouterr().err.endswith(
+        f"error: {picture}: the disk is full; make space, or choose another place.\n"
+    )
+    run_bundle("inference", ["inference"], **options)
+    assert picture.is_file()
 
 
 @LEFT_ATRIUM
