@@ -73,6 +73,7 @@ class InferenceRecord:
         self.cases = {case["case"]: case for case in cases}
         self._refuse_others_tables()
         self._last: tuple[Any, dict[str, Any]] = None, {}  #: what the file held, and its state by then
+        self.added: list[str] = []  #: the scans that this process has segmented
         self.begun: dict[str, Any] = {}  #: of scans that this process has begun and not ended, the entries before
         settings = json.dumps([__version__, flat_config(config, frozenset(runtime_keys))], sort_keys=True, default=str)
         self.made_by = {
@@ -122,6 +123,7 @@ class InferenceRecord:
         about: dict[str, Any] = {"case": name, "files": case_paths(self.cases[name]), "input": self.inputs[name]}
         about |= {"earlier": earlier} if earlier else {}
         self._change({_place(self.cases[name]): about | self.made_by | {"outputs": states, "found": found}})
+        self.added.append(name)
 
     def found(self) -> dict[str, Any]:
         """Give what was measured in each scan that is segmented, by whichever process, in the order of the cases."""
@@ -164,8 +166,9 @@ class InferenceRecord:
         """End the program with the scans that were left out, if any; call it in all processes, last.
 
         Raises:
-            UserError: names every scan that was left out, and why.
+            UserError: names every scan that was left out, and why, or whose results are not there any more.
         """
+        problems = [*self.problems, *gather_in_turn(self._lost())]
         entries = self._read().values()
         earlier = [path for entry in entries for path in entry.get("earlier", ()) if (self.folder / path).exists()]
         if earlier and is_first():
@@ -176,11 +179,17 @@ class InferenceRecord:
                 f"{others} scan(s) in {self.folder} were segmented with other weights or settings; "
                 "they are not in its tables, nor in the review."
             )
-        if self.problems:
+        if problems:
             count = len(self.found())
-            summary = f"{count} scan(s) segmented; left out, with {len(self.problems)} problem(s):"
-            nothing = f"{len(self.problems)} problem(s), nothing was segmented:"
-            raise_in_first(UserError(summary if count else nothing, self.problems))
+            summary = f"{count} scan(s) segmented; left out, with {len(problems)} problem(s):"
+            nothing = f"{len(problems)} problem(s), nothing was segmented:"
+            raise_in_first(UserError(summary if count else nothing, problems))
+
+    def _lost(self) -> list[str]:
+        """Name the scans that this process has segmented, and whose results are not as it left them."""
+        whole = self._finished(self._read())
+        hint = "are gone or were changed while this ran; run the same command again."
+        return [f"{name}: its results in {self.folder} {hint}" for name in self.added if name not in whole]
 
     def _refuse_others_tables(self) -> None:
         pictures = Path(os.path.realpath(self.folder / PREDICTION_PICTURES))

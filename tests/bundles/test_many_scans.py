@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -92,6 +93,32 @@ def test_a_second_start_does_nothing_and_says_so(segment, tmp_path, capsys):
     assert _read_by(segment(overwrite=True)) == list("abcde")
     assert _contents(tmp_path / "eval") == first
     assert all(time > times[name] for name, time in _times(tmp_path / "eval").items())
+
+
+def _move_away_after(monkeypatch, count: int, change) -> None:
+    """Change the results as soon as so many scans are noted."""
+    add = InferenceRecord.add
+
+    def add_and_change(record, *arguments):
+        add(record, *arguments)
+        if len(record.added) == count:
+            change()
+
+    monkeypatch.setattr(InferenceRecord, "add", add_and_change)
+
+
+@LEFT_ATRIUM
+@pytest.mark.parametrize("whole_folder", [True, False])
+def test_results_that_vanish_meanwhile_are_not_called_done(whole_folder, segment, tmp_path, monkeypatch):
+    out, lost = tmp_path / "eval", "ab" if whole_folder else "b"
+    hint = "are gone or were changed while this ran; run the same command again."
+    lines = [f"{5 - len(lost)} scan(s) segmented; left out, with {len(lost)} problem(s):"]
+    lines += [f"{name}: its results in {out} {hint}" for name in lost]
+    with monkeypatch.context() as patch, refused(*lines):
+        change = partial(out.rename, tmp_path / "moved") if whole_folder else (out / "b_seg.nii.gz").unlink
+        _move_away_after(patch, 2, change)
+        segment()
+    assert _read_by(segment()) == list(lost)
 
 
 @LEFT_ATRIUM
