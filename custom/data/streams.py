@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from monai.data import get_track_meta, list_data_collate, set_track_meta
 from monai.transforms import Randomizable
+from monai.utils import ensure_tuple
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from ..utils.errors import UserError
@@ -65,7 +66,7 @@ class SeededDataset(Dataset):
         self.transform = transform
         self.slice_axis = slice_axis
         self.places = [(volume, k) for volume in range(len(volumes)) for k in range(self._depth(volume))]
-        self.cases = [case.get("case") or case_name(case["image"]) for case in getattr(volumes, "data", ())]
+        self.cases = [_name(case, number) for number, case in enumerate(getattr(volumes, "data", ()))]
 
     def _depth(self, volume: int) -> int:
         return 1 if self.slice_axis is None else self._volume(volume)["image"].shape[self.slice_axis + 1]
@@ -75,7 +76,8 @@ class SeededDataset(Dataset):
         try:
             return self.volumes[volume]
         except Exception as error:  # every reader fails in its own way
-            files = _paths(getattr(self.volumes, "data", ()), volume)
+            cases = getattr(self.volumes, "data", ())
+            files = _paths(cases[volume], "image", "label") if volume < len(cases) else []
             if not files:
                 raise
             hint = "Put this right; then the same command resumes from the last checkpoint."
@@ -101,19 +103,32 @@ class SeededDataset(Dataset):
     def _sample(self, index: int) -> dict[str, Any]:
         volume, k = self.places[index]
         sample: dict[str, Any] = dict(self._volume(volume))
+        _refuse_arrays(sample)
         if self.slice_axis is not None:
-            sample = {key: array.select(self.slice_axis + 1, k) for key, array in sample.items()}
+            tensors = {key: value for key, value in sample.items() if isinstance(value, torch.Tensor)}
+            sample |= {key: tensor.select(self.slice_axis + 1, k) for key, tensor in tensors.items()}
         if self.cases:
             sample["case"] = self.cases[volume] + ("" if self.slice_axis is None else f", slice {k}")
         return sample
 
 
-def _paths(cases: Sequence[Mapping[str, Any]], index: int) -> list[str]:
-    """List the files of a case; none where it holds arrays, or nothing is known of it."""
-    case = cases[index] if index < len(cases) else {}
-    files = [case[key] for key in ("image", "label") if key in case]
-    files = [file for part in files for file in (part if isinstance(part, list | tuple) else [part])]
+def _refuse_arrays(sample: Mapping[str, Any]) -> None:
+    """Refuse what a program's own data set gives and the views cannot take."""
+    kinds = {key: type(sample.get(key)) for key in ("image", "label") if key == "image" or key in sample}
+    wrong = [f"{key}: {kind.__name__}" for key, kind in kinds.items() if not issubclass(kind, torch.Tensor)]
+    if wrong:
+        raise UserError(f"a data set must give image and label as tensors, CH[WD]; got {', '.join(wrong)}.")
+
+
+def _paths(case: Mapping[str, Any], *keys: str) -> list[str]:
+    """List the files of a case; none where it holds arrays."""
+    files = [file for key in keys if key in case for file in ensure_tuple(case[key])]
     return [str(file) for file in files] if all(isinstance(file, str | os.PathLike) for file in files) else []
+
+
+def _name(case: Mapping[str, Any], number: int) -> str:
+    files = _paths(case, "image")
+    return case.get("case") or (case_name(files) if files else f"sample {number}")
 
 
 @contextmanager

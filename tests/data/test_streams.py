@@ -3,6 +3,7 @@ import logging
 import numpy as np
 import pytest
 import torch
+from monai.data import Dataset as MonaiDataset
 from monai.transforms import Compose, RandFlipd, RandGaussianNoised
 
 from custom.data.streams import (
@@ -196,3 +197,24 @@ def test_volumes_without_files_fail_as_they_do(case):
     samples = SeededDataset(_Volumes({"case": "a"} | case, ValueError("reason")), dict)
     with pytest.raises(RuntimeError, match="applying transform"):
         samples[0]
+
+
+def test_a_data_set_of_tensors_with_further_entries_is_cut_into_slices():
+    cases = [{"image": torch.rand(1, 4, 4, 3), "label": torch.zeros(1, 4, 4, 3), "patient": "p1"}]
+    samples = SeededDataset(MonaiDataset(cases), transform=lambda sample: sample, slice_axis=2)
+    assert torch.equal(samples[2]["image"], cases[0]["image"][..., 2])
+    assert samples[2]["patient"] == "p1"
+    assert samples[2]["case"] == "sample 0, slice 2"
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ({"image": np.zeros((1, 4, 4))}, "image: ndarray"),
+        ({"label": torch.zeros(1, 4, 4)}, "image: NoneType"),
+        ({"image": torch.zeros(1, 4, 4), "label": 3}, "label: int"),
+    ],
+)
+def test_a_data_set_that_gives_no_tensors_is_refused(case, message):
+    with pytest.raises(UserError, match=rf"must give image and label as tensors, CH\[WD\]; got {message}"):
+        SeededDataset([case], transform=lambda sample: sample)[0]
