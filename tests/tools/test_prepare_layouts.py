@@ -56,6 +56,74 @@ def test_patients_stay_in_their_lists_and_files_keep_their_names_when_a_second_s
     assert len(list((tmp_path / "out" / "images").iterdir())) == 16
 
 
+def _prepared(folder: Path) -> dict[str, list[str]]:
+    folders = {"images": str(folder / "scans"), "labels": str(folder / "labels")}
+    own(**folders, output=str(folder / "out"), validation=0.25, test=0.25)
+    return _lists(folder / "out")
+
+
+def _rename(folder: Path, names: dict[str, str]) -> None:
+    for part in ("scans", "labels"):
+        for name, other in names.items():
+            (folder / part / other).parent.mkdir(exist_ok=True)
+            (folder / part / f"{name}.nii.gz").rename(folder / part / f"{other}.part")
+        for path in (folder / part).rglob("*.part"):  # names may be swapped
+            path.rename(path.with_suffix(".nii.gz"))
+
+
+@pytest.mark.parametrize("renamed", ["pat_{}", "c{}", "site/c{}"], ids=["new", "swapped", "moved"])
+def test_patients_stay_in_their_lists_when_their_files_are_renamed(renamed, tmp_path, capsys):
+    for number in range(8):
+        _image(tmp_path / "scans" / f"c{number}.nii.gz", number)
+        _label(tmp_path / "labels" / f"c{number}.nii.gz")
+    before = _prepared(tmp_path)
+    _rename(tmp_path, {f"c{number}": renamed.format(7 - number) for number in range(8)})
+    capsys.readouterr()
+    assert _prepared(tmp_path) == before
+    first, last = (Path(renamed.format(number)).name for number in (0, 7))
+    told = capsys.readouterr().out
+    assert "8 scan(s) were renamed since, and keep their names here: " in told
+    assert f"{first} is c7" in told
+    assert f"{last} is c0" in told
+    assert _prepared(tmp_path) == before
+    assert "renamed" not in capsys.readouterr().out
+
+
+def test_a_new_scan_gets_a_name_of_its_own_where_a_renamed_one_keeps_it(tmp_path):
+    for number in range(8):
+        _image(tmp_path / "scans" / f"c{number}.nii.gz", number)
+        _label(tmp_path / "labels" / f"c{number}.nii.gz")
+    before = _prepared(tmp_path)
+    _rename(tmp_path, {"c0": "pat"})
+    _image(tmp_path / "scans" / "c0.nii.gz", 99)
+    after = _prepared(tmp_path)
+    assert after == before | {"unlabeled": ["c0_2"]}
+    assert _prepared(tmp_path) == after
+
+
+def test_of_scans_that_were_prepared_before_fingerprints_none_is_known_by_another_name(tmp_path, capsys):
+    for number in range(2):
+        _image(tmp_path / "scans" / f"c{number}.nii.gz", number)
+    own(str(tmp_path / "scans"), str(tmp_path / "out"))
+    record = json.loads((tmp_path / "out" / "prepare.json").read_text())
+    assert sorted(record.pop("contents")) == ["c0", "c1"]
+    (tmp_path / "out" / "prepare.json").write_text(json.dumps(record))
+    (tmp_path / "scans" / "c0.nii.gz").rename(tmp_path / "scans" / "d0.nii.gz")
+    own(str(tmp_path / "scans"), str(tmp_path / "out"))
+    assert sorted(_lists(tmp_path / "out")["unlabeled"]) == ["c1", "d0"]
+    assert "renamed" not in capsys.readouterr().out
+
+
+def test_scans_that_hold_the_same_are_known_by_their_paths_alone(tmp_path, capsys):
+    first = _image(tmp_path / "scans" / "c0.nii.gz")
+    (tmp_path / "scans" / "c1.nii.gz").write_bytes(first.read_bytes())
+    own(str(tmp_path / "scans"), str(tmp_path / "out"))
+    (tmp_path / "scans" / "c0.nii.gz").rename(tmp_path / "scans" / "d0.nii.gz")
+    own(str(tmp_path / "scans"), str(tmp_path / "out"))
+    assert sorted(_lists(tmp_path / "out")["unlabeled"]) == ["c1", "d0"]
+    assert "renamed" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("spelled", ["scans/", "./scans", "labels/../scans", None])
 def test_the_same_folders_may_be_spelled_otherwise(spelled, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -17,7 +17,7 @@ from custom.utils.names import ALL, are_channel_names, are_class_names
 from ..numbers import refuse_not_positive
 from ..plan.command import PLAN, plan_dataset, seconds
 from .assembling import Lists, prepare_scans
-from .copies import find_copies, refuse_copies_apart
+from .copies import find_copies, quick_fingerprint, refuse_copies_apart
 from .described import Description, refuse_nothing_labeled, segments_in, structures_in
 from .layouts import Files, read_volume, scan_files
 from .pairing import OwnScan, own_scans
@@ -57,7 +57,7 @@ def own(
 
     When scans or labels are added and the command is repeated, patients stay in their lists: a patient of whom a scan,
     labeled or not, was used for training never moves to validation or test. Unlabeled scans of a patient who is kept
-    for validation or test are left out.
+    for validation or test are left out. Scans that were renamed are known by what they hold.
 
     Args:
         images: folder of NIfTI, NRRD, MetaImage files or photographs, or of folders with a DICOM series each, or of
@@ -94,7 +94,8 @@ def own(
     ends = None if channels is None else _channel_names(channels)
     label_folder = None if labels is None else Path(labels)
     scans = own_scans(source, label_folder, folder, ends, len(described.channels) or None)
-    named = named_scans(scans, source, folder)
+    contents = {file: quick_fingerprint(scan.files) for file, scan in scans.items()}
+    named = named_scans(scans, source, folder, contents)
     labeled = [scan.label for scan in scans.values() if scan.label is not None]
     if labels is not None and not labeled:
         raise UserError(f"{labels}: holds no label of these scans, nothing was written; {LABEL_FORMATS}.")
@@ -126,6 +127,7 @@ def own(
         options |= {"channels": ends, "resample": resample}
     record = {"command": "own", "source": str(images), "options": options}
     record["sources"] = {name: str(place) for name, place in places.items()}
+    record["contents"] = {name: text for name, file in named.items() if (text := contents[file]) is not None}
     held = listed_by_folder({name: places[name] for name, files in found.items() if files.label is not None}, patients)
     lists = _lists(found, patients, fractions, folds, int(seed), folder, held)
     paths = {name: scans[path].files for name, path in named.items()}

@@ -31,6 +31,12 @@ def names_before(folder: Path) -> dict[str, str]:
     return {source: name for name, source in sources.items()}
 
 
+def contents_before(folder: Path) -> dict[str, str]:
+    """Read the fingerprints of the scans of an earlier preparation, by their names; empty of old ones."""
+    path = folder / PREPARED
+    return dict(read_json(path).get("contents", {})) if path.is_file() else {}
+
+
 def listed_before(folder: Path, patients: Mapping[str, str]) -> dict[str, set[str]]:
     """Patients by the list that an earlier preparation of this folder has them in; ``training`` with the unlabeled."""
     lists = _patients_of(folder / "datalist.json", patients)

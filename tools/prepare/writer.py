@@ -144,7 +144,7 @@ def refuse_other_data(output: str | Path, record: Mapping[str, Any]) -> None:
 
 def _asked(record: Mapping[str, Any]) -> dict[str, Any]:
     """Take from a record what was asked for, each option by its name; a folder may be spelled in several ways."""
-    made = ("options", "versions", "files", "made_from", "sources")
+    made = ("options", "versions", "files", "made_from", "sources", "contents")
     asked = {name: value for name, value in record.items() if name not in made} | record.get("options", {})
     return {name: os.path.abspath(value) if name in FOLDERS and value else value for name, value in asked.items()}
 
