@@ -70,7 +70,7 @@ def list_scans(
         files = sorted((path for path in here.iterdir() if not path.is_dir()), key=lambda p: (p.is_symlink(), p.name))
         has_header = any(path.name.lower().endswith(HEADER_SUFFIXES) for path in files)
         for path in [*([here] if slices else []), *files]:
-            name, real = str(path.relative_to(folder)), os.path.realpath(path)
+            name, real = str(folder if path == folder else path.relative_to(folder)), os.path.realpath(path)
             if path.name.startswith(".") and path != folder:
                 left_out.append(f"{name} (hidden)")
             elif path == here and (kind := other_object(dicom)) is not None:

@@ -293,3 +293,14 @@ def test_a_series_below_a_patient_s_folder_has_the_patient_s_label(label, tmp_pa
 def _folder(path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     return path
+
+
+@pytest.mark.parametrize("kind", ["SEG", "RTSTRUCT"])
+@pytest.mark.parametrize("folder", ["", "p1"])
+def test_labels_as_other_dicom_objects_are_named_with_what_to_do(kind, folder, tmp_path, capsys):
+    _image(tmp_path / "scans" / "p1.nii.gz")
+    write_dicom(tmp_path / "labels" / folder, np.zeros((4, 4, 1)), edit=lambda h, _: setattr(h, "Modality", kind))
+    hint = "DICOM SEG and RTSTRUCT must be converted to NIfTI first, for example with dcmqi or 3D Slicer."
+    with pytest.raises(UserError, match=f"labels: holds no label of these scans, .*{hint}"):
+        own(str(tmp_path / "scans"), str(tmp_path / "out"), labels=str(tmp_path / "labels"))
+    assert f"left out 1: {folder or tmp_path / 'labels'} ({kind}, no scan)" in capsys.readouterr().out

@@ -31,7 +31,10 @@ from .splitting import (
 )
 
 #: What is said where no label was found.
-LABEL_FORMATS = "expected a label map for some, as NIfTI, NRRD, MetaImage or PNG, called as its scan or NAME_seg"
+LABEL_FORMATS = (
+    "expected a label map for some, as NIfTI, NRRD, MetaImage or PNG, called as its scan or NAME_seg; DICOM SEG and "
+    "RTSTRUCT must be converted to NIfTI first, for example with dcmqi or 3D Slicer"
+)
 
 
 def own(
