@@ -50,6 +50,12 @@ def test_the_same_voxels_under_two_names_are_odd(own_dataset):
     assert "hold the same voxels; they stand in training, validation" in text
 
 
+def test_a_label_that_covers_the_whole_image_is_odd(own_dataset):
+    label = own_dataset.parent / "labels" / "case_000.nii.gz"
+    nib.save(nib.Nifti1Image(np.ones((16, 16, 16), np.uint8), nib.load(label).affine), label)
+    assert _check(own_dataset)["odd"] == [f"{label}: covers the whole image; is it inverted, or filled by mistake?"]
+
+
 def test_another_orientation_spacing_range_or_a_missing_class_is_odd(own_dataset):
     images = sorted((own_dataset.parent / "images").iterdir())
     volume = np.asarray(nib.load(images[3]).dataobj)

@@ -144,12 +144,20 @@ def _check_case(case: Case, rule: CaseRule) -> Row:
         wrong += problems
         if label is not None:
             row |= {"label": case["label"]} | _describe_label(label, rule.num_classes)
-            missing = [k for k, n in row["voxels"].items() if not n]
-            row["odd"] += [
-                Oddity(f"no voxel of class {k}", row["case"], f"{case['label']}: has no voxel of class {k}.")
-                for k in missing
-            ]
+            row["odd"] += _odd_label(row, label.numel())
     return row
+
+
+def _odd_label(row: Row, size: int) -> list[Oddity]:
+    """Tell of a label of so many voxels which classes it lacks; the background is one."""
+    missing = [k for k, n in row["voxels"].items() if not n]
+    found = [
+        Oddity(f"no voxel of class {k}", row["case"], f"{row['label']}: has no voxel of class {k}.") for k in missing
+    ]
+    if sum(row["voxels"].values()) == size:
+        text = f"{row['label']}: covers the whole image; is it inverted, or filled by mistake?"
+        found.append(Oddity("no voxel of background", row["case"], text))
+    return found
 
 
 def _channels(row: Row, *keys: str) -> list[list[Any]]:
