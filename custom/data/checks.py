@@ -138,6 +138,11 @@ def image_problems(files: str | Sequence[str], image: MetaTensor, rule: CaseRule
     path = names[0]
     if image.ndim - 1 != rule.dimensions:
         return [f"{path}: expected {rule.dimensions} dimensions, found shape {_shape(image)}."]
+    least = 2 if rule.dimensions == 2 else 1  # a volume may be a single slice
+    if min(image.shape[1:]) < least:
+        found = "x".join(map(str, image.shape[1:]))
+        hint = "export it again, or take it away"
+        return [f"{path}: has {found} voxels; expected an image, at least {least} along each axis; {hint}."]
     if image.shape[0] != rule.in_channels and not (rule.series and len(names) == 1):
         found = f"found {image.shape[0]} (shape {_shape(image)})"
         problems.append(f"{path}: expected {rule.in_channels} channel(s), {found}{_channels_hint(names, rule)}.")

@@ -4,9 +4,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from monai.data import MetaTensor
 from PIL import Image
 
-from custom.data.checks import CaseRule, check_cases
+from custom.data.checks import CaseRule, check_cases, image_problems
 from custom.data.labels import to_label
 from custom.data.photos import is_colored
 from custom.data.readers import LoadLabel, LoadScan, LoadScand
@@ -165,3 +167,18 @@ def test_pages_and_pixels_without_a_scale_are_refused(tmp_path):
 def test_the_gate_keeps_the_geometry(tmp_path):
     label = LoadScan(as_label=True)(_save(Image.fromarray(MOLE * 255), tmp_path / "m.png"))
     assert to_label(label, "m.png", 2).meta["filename_or_obj"] == str(tmp_path / "m.png")
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (9, 1)])
+def test_a_photograph_of_a_single_row_or_pixel_is_refused(size, tmp_path):
+    Image.new("RGB", size).save(tmp_path / "a.png")
+    (finding,) = check_cases([{"image": str(tmp_path / "a.png")}], CaseRule(3, 2, 2))
+    found = f"{tmp_path / 'a.png'}: has {size[0]}x{size[1]} voxels; expected an image, at least 2 along each axis; "
+    assert finding.problems == [found + "export it again, or take it away."]
+
+
+def test_a_volume_without_voxels_is_refused_and_a_single_slice_is_not():
+    for shape, expected in (((1, 4, 0, 4), ["a.nii: has 4x0x4 voxels; expected"]), ((1, 4, 4, 1), [])):
+        image = MetaTensor(torch.arange(np.prod(shape)).reshape(shape).float())
+        problems = image_problems("a.nii", image, CaseRule(1, 2, 3))
+        assert [problem.partition(" an image")[0] for problem in problems] == expected
