@@ -88,7 +88,8 @@ def load_datalist(
     if "training" in lists and not cases["training"] and not optional:
         problems.append("the list 'training' is empty; at least one labeled case is needed.")
     if "training" not in lists and not any(cases[name] for name in lists):
-        problems.append(f"nothing to read: the list {' or '.join(map(repr, lists))} is empty.")
+        empty = " or ".join(map(repr, lists))
+        problems.append(f"nothing to read: the list {empty} is empty; {_other_list(cases, lists)}.")
     rule = CaseRule(in_channels, num_classes, dimensions, needs_spacing)
     read = [(name, case) for name in lists for case in cases[name]]
     findings = check_cases([case for _, case in read], rule, checks_dir)
@@ -107,6 +108,13 @@ def load_datalist(
         if name in ("validation", "test") and not structures:
             logger.warning("%s: every voxel is 0, so that scores of this case say little.", case["label"])
     return cases
+
+
+def _other_list(cases: Mapping[str, Sequence[Case]], lists: Sequence[str]) -> str:
+    """Say what to score instead of lists that are empty."""
+    others = [n for n in ("test", "validation") if n not in lists and cases[n] and not _without_labels(cases, n)]
+    hint = "list labeled cases there, or prepare the data with --validation 0.2"
+    return f"give --evaluation_list {others[0]}" if others else hint
 
 
 def nothing_labeled(labels: Sequence[str]) -> str:

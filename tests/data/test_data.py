@@ -121,8 +121,21 @@ def test_empty_training_list_is_refused(own_dataset, edit):
 
 
 def test_empty_list_to_evaluate_is_refused(own_dataset):
-    with pytest.raises(UserError, match="the list 'test' is empty"):
+    with pytest.raises(UserError, match="the list 'test' is empty; give --evaluation_list validation"):
         _load(own_dataset, lists=["test"])
+
+
+@pytest.mark.parametrize("labeled", [True, False])
+def test_without_a_validation_list_it_is_said_what_to_score(labeled, own_dataset, edit):
+    def move(content: dict) -> None:
+        content["test"] = content.pop("validation")
+        if not labeled:
+            content["test"][0].pop("label")
+
+    edit(own_dataset, move)
+    hint = "give --evaluation_list test" if labeled else "list labeled cases there, or prepare the data"
+    with pytest.raises(UserError, match=f"nothing to read: the list 'validation' is empty; {hint}"):
+        _load(own_dataset, lists=["validation"])
 
 
 def test_missing_file_is_named(own_dataset, files):
