@@ -180,7 +180,7 @@ BROKEN = {
     ),
     "huge": (_of_size(625, 625, 1250), r"expected 0\.001 to 100 mm; .* Write the affine in millimetres\.$"),
     "voxel": (_not_finite, r"bad\.nii\.gz: 1 voxel\(s\) are NaN or infinite"),
-    "flat": (_flat, r"bad\.nii\.gz: its header has no spacing, or axes that do not span a volume"),
+    "flat": (_flat, r"bad\.nii\.gz: its header says voxels of 1x1x0 mm; mend it\.$"),
     "spacing": (_without_spacing, r"bad\.nii\.gz: its header has no spacing, which resampling needs; .*--spacing null"),
     "truncated": (lambda path: path.write_bytes(b"\x1f\x8b"), r"bad\.nii\.gz: cannot be read"),
 }
