@@ -91,7 +91,8 @@ def check_config() -> None:
         logger.warning("--%s has no effect: nothing in this run uses it.", name)
     problems += settle_all(config, defaults, typed)
     _mend_tracking(parser)
-    config["bundle_root"] = str(folder.parent)  # the expression finds it only while a workflow runs
+    if "bundle_root" in config:  # whose expression finds it only while a workflow runs
+        config["bundle_root"] = parser.get_parsed_content("bundle_root")
     parser.parse(reset=True)  # it had been parsed before the first expression was evaluated
     if problems:  # sizes that hang together cannot be judged where one of them is not known
         problems += number_problems(parser)
