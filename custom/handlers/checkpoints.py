@@ -112,8 +112,9 @@ class Checkpoints:
 
     def _refuse_other_parts(self, trainer: Any) -> None:
         """What a program has taken from a workflow before it was initialized again is none of its parts any more."""
-        found = {"network": getattr(trainer.network, "module", trainer.network), "optimizer": trainer.optimizer}
-        others = [name for name, part in found.items() if name in self.parts and self.parts[name] is not part]
+        found = {name: getattr(trainer, name, None) for name in ("network", "optimizer")}
+        found["network"] = getattr(found["network"], "module", found["network"])  # of several processes' wrapper
+        others = [name for name, part in found.items() if part is not None and self.parts.get(name, part) is not part]
         if others:
             raise UserError(
                 f"the trainer has another {' and '.join(others)} than those whose state is kept; initialize() makes "
