@@ -24,7 +24,7 @@ from tools.plan.command import _command, plan
 from tools.plan.facts import DataFacts, ScanFacts, read_facts
 from tools.plan.sizes import VOLUMES, geometry, is_stack, sizes
 from tools.plan.timing import StepTimes
-from tools.synthetic import make_case, make_photo
+from tools.synthetic import make_case, make_photo, write_hearts
 
 
 def _facts(shape, spacing, extent, ct=False, photo=False, classes=1, scans=3) -> DataFacts:
@@ -166,9 +166,24 @@ def test_the_printed_commands_lead_from_scans_to_predictions(tmp_path):
         _write_photo(tmp_path / "photos" / f"p{number}.png", image)
         if number < 4:
             _write_photo(tmp_path / "masks" / f"p{number}.png", mask)
+    _follow_commands(tmp_path, "--images", "photos", "--labels", "masks", "--validation", "0.3")
+    assert len(list((tmp_path / "runs" / "own" / "predictions").glob("*_seg.png"))) == 6
+
+
+@pytest.mark.slow
+def test_scans_that_count_as_patients_of_their_own_are_trained_and_scored_so(tmp_path):
+    hearts = write_hearts(tmp_path / "hearts", {"training": 3, "unlabeled": 1, "validation": 1, "test": 0}, (48, 44, 3))
+    images = [f"hearts/images/patient00{number}_frame01.nii.gz" for number in (1, 2, 3)]
+    assert all((hearts.parent.parent / image).is_file() for image in images)  # which the short axis's pattern finds
+    _follow_commands(tmp_path, "--images", "hearts/images", "--labels", "hearts/labels", "--validation", "0.4")
+    plan = yaml.safe_load((tmp_path / "own" / "plan.yaml").read_text())
+    assert plan["patient_pattern"] is None
+
+
+def _follow_commands(tmp_path: Path, *arguments: str) -> None:
+    """Prepare scans, and do what is printed then."""
     (tmp_path / "bundles").symlink_to(ROOT / "bundles")
-    own = ["--images", "photos", "--labels", "masks", "--output", "own", "--validation", "0.3", "--budget", "2h"]
-    done = run_command("tools", "prepare", "own", *own, cwd=tmp_path)
+    done = run_command("tools", "prepare", "own", *arguments, "--output", "own", "--budget", "2h", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     commands = [shlex.split(line)[2:] for line in done.stdout.splitlines() if line.startswith("python -m monai.bundle")]
     assert [command[2] for command in commands] == ["training", "evaluating", "inference"]
@@ -176,7 +191,6 @@ def test_the_printed_commands_lead_from_scans_to_predictions(tmp_path):
         short = ["--max_iterations", "2", "--val_interval", "2"] if command[2] == "training" else []
         done = run_command(*command, *short, "--device", "$torch.device('cpu')", cwd=tmp_path)
         assert done.returncode == 0, done.stderr
-    assert len(list((tmp_path / "runs" / "own" / "predictions").glob("*_seg.png"))) == 6
     assert (tmp_path / "runs" / "own" / "metrics.csv").is_file()
 
 

@@ -157,6 +157,10 @@ def settings_of(facts: DataFacts, size: Size) -> dict[str, Choice]:
         chosen["stride"] = Choice([n // 4 for n in grid.patch_size], "voxels, a quarter of a window")
     else:
         chosen["patch_size"] = Choice(grid.patch_size, f"pixels, to which images of {shape} are resized")
+    if "patient_pattern" in facts.prepared and bundle_of(facts) == "crossmatch_acdc":
+        found = facts.prepared["patient_pattern"]
+        whose = "that of `prepare own`" if found else "every scan is a patient, as `prepare own` took them"
+        chosen["patient_pattern"] = Choice(found, whose)
     if facts.kind == "CT":
         chosen["window"] = Choice(facts.window, "HU; 0.5 to 99.5 % of the labeled voxels")
     chosen["base_filters"] = Choice(size.filters, "16 is the published width")

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from custom.data.checks import read_image, read_label
 from custom.data.datalist import read_lists
+from custom.data.folders import PREPARED
 from custom.data.photos import is_photo
 from custom.utils.errors import UserError
 from custom.utils.files import read_json
@@ -74,11 +75,13 @@ class DataFacts:
         class_names: of the structures labeled 1, 2, and so on.
         counts: cases by list.
         scans: of the lists ``training`` and ``unlabeled``.
+        prepared: options of the ``crossmatch prepare own`` that made the folder; empty where another hand did.
     """
 
     class_names: list[str]
     counts: Mapping[str, int]
     scans: Sequence[ScanFacts]
+    prepared: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def labeled(self) -> list[ScanFacts]:
@@ -160,7 +163,12 @@ def read_facts(datalist: Path) -> DataFacts:
         raise UserError(f"{datalist}: no labeled voxel in the list 'training'; nothing can be learned from its labels.")
     _refuse_mixed(datalist, scans)
     counts = {name: len(listed) for name, listed in lists.items()}
-    return DataFacts(names, counts, _settle_kind(datalist, scans, modalities))
+    return DataFacts(names, counts, _settle_kind(datalist, scans, modalities), _options(datalist.parent / PREPARED))
+
+
+def _options(path: Path) -> dict[str, Any]:
+    record = read_json(path) if path.is_file() else {}
+    return dict(record["options"]) if record.get("command") == "own" else {}
 
 
 def _read_scan(case: Mapping[str, Any], num_classes: int) -> tuple[ScanFacts | None, list[str]]:
