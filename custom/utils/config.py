@@ -264,7 +264,7 @@ def _take_trained_settings(parser: ConfigParser, defaults: Mapping[str, Any], ty
             continue
         if name not in typed and config[name] == defaults.get(name):
             config[name] = trained
-        elif name not in ("stride", "channels", "patient_pattern"):  # more or less time, and how files are called
+        elif name not in ("stride", "channels", "patient_pattern"):  # time, and how files are called
             problems.append(f"--{name}: trained with {shown(trained)}, got {shown(given)}.")
     if problems:
         raise UserError(
